@@ -1,0 +1,1 @@
+"""Runners do the arithmetic: torch (reference and GPU) and OpenVINO (CPU). Each imports its library itself."""

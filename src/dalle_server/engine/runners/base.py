@@ -1,0 +1,91 @@
+"""The protocol between the engine and what does the arithmetic. No torch, no OpenVINO here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.models.config import ModelConfig
+
+NAN_TOKEN = -1  # a step's answer for an image whose logits were not finite
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """One tokenised text: `ids` (T,) int32, padded at the end; the first `length` ids are real."""
+
+    ids: NDArray[np.int32]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What runs, where, and why: shown in the log, by /v1/info and by the playground."""
+
+    runner: str  # "torch" | "openvino" | "fake"
+    device: str  # "cpu" | "cuda:0" | "mps"
+    device_name: str
+    dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
+    reason: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One image's part of a step: write the token at `position` of `slot`'s grid.
+
+    The runner remembers each slot's last token, so that a GPU can start step k+1 before the host has
+    read step k. `forced` (an id, or -1) replaces the sampled token.
+    """
+
+    slot: int
+    position: int  # 0…I-1: the position written by this step
+    key: ImageKey
+    sampling: SamplingParams  # resolved
+    forced: int = -1
+
+
+class PendingTokens(Protocol):
+    """The tokens of a launched step."""
+
+    def result(self) -> NDArray[np.int32]:
+        """(N,) ids in the order of the step's rows; NAN_TOKEN where the logits were not finite. May block."""
+        ...
+
+
+class Runner(Protocol):
+    """Two rows a slot: one conditional, one unconditional. Called by the engine's thread only,
+    except `detokenize`, which one other thread may call at the same time."""
+
+    config: ModelConfig
+    info: RunnerInfo
+    num_slots: int
+    lookahead: int  # steps that may be launched before the first is read: 0 on CPU, 1 on CUDA
+    row_buckets: tuple[int, ...]  # batch sizes (in images) that a step is padded to; ascending
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
+        """Encoder states and cross-attention K/V of each text, in this runner's own form."""
+        ...
+
+    def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
+        """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two `encode` results."""
+        ...
+
+    def step(self, rows: Sequence[StepRow]) -> PendingTokens:
+        """Launch one token for each row: embed, decode, guide, cut to the codebook, filter, sample."""
+        ...
+
+    def pin_bucket(self, num_images: int) -> None:
+        """Pad every step to this many images from now on (the self-test found buckets that disagree)."""
+        ...
+
+    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """(N, I) ids → (N, height, width, 3) pixels, clipped and truncated as the reference does."""
+        ...
+
+    def close(self) -> None: ...

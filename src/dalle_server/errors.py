@@ -1,0 +1,98 @@
+"""The one error tree. Every error a user can meet has a code, an HTTP status and a remedy in its text.
+
+    DalleServerError
+    ├── InvalidRequest (400)          a field of the request is wrong; `param` names it
+    │   └── PayloadTooLarge (413)
+    ├── Unauthorized (401)            no key, or a wrong one
+    ├── NotFound (404)                no such model, job, picture or route
+    ├── NotSupported (501)            part of a spoken protocol that this model cannot do
+    ├── RateLimited (429)             this client asks too often
+    ├── Overloaded (503)              the queue is full, or the server is draining
+    │   └── NotReady (503)            the weights are still loading, or the engine is down
+    ├── DeadlineExceeded (504)        the request's own time limit passed
+    ├── GenerationCancelled (499)     the client left or asked to stop
+    ├── GenerationFailed (500)        the engine could not finish this picture
+    ├── CheckpointError (500)         weights that are missing, broken or of a shape we do not know
+    │   └── WeightsNotFound (500)
+    └── ConfigError (500)             a setting that stops start-up
+
+One translator per API family turns these into that API's envelope (`web/errors.py`).
+"""
+
+
+class DalleServerError(Exception):
+    """Base of every error raised on purpose. `str(error)` is safe to show to a client."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(DalleServerError):
+    status = 400
+    code = "invalid_request_error"
+
+
+class PayloadTooLarge(InvalidRequest):
+    status = 413
+    code = "payload_too_large"
+
+
+class Unauthorized(DalleServerError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(DalleServerError):
+    status = 404
+    code = "not_found"
+
+
+class NotSupported(DalleServerError):
+    status = 501
+    code = "not_supported"
+
+
+class RateLimited(DalleServerError):
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(DalleServerError):
+    status = 503
+    code = "overloaded"
+
+
+class NotReady(Overloaded):
+    code = "not_ready"
+
+
+class DeadlineExceeded(DalleServerError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class GenerationCancelled(DalleServerError):
+    status = 499
+    code = "cancelled"
+
+
+class GenerationFailed(DalleServerError):
+    code = "generation_failed"
+
+
+class CheckpointError(DalleServerError):
+    code = "checkpoint_error"
+
+
+class WeightsNotFound(CheckpointError):
+    code = "weights_not_found"
+
+
+class ConfigError(DalleServerError):
+    code = "config_error"
