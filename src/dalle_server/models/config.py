@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
@@ -140,7 +141,7 @@ class ModelConfig:
     @property
     def grid_side(self) -> int:
         """Tokens along one side of the picture."""
-        return round(self.transformer.image_length**0.5)
+        return math.isqrt(self.transformer.image_length)
 
     @property
     def image_px(self) -> int:
