@@ -1,0 +1,59 @@
+# Each target sets up what it needs in .venv, once; the second run starts at once.
+#   make serve            the embedded model and the playground on http://localhost:8000
+#   make test             every test, as CI runs them
+#   make check            ruff and mypy
+#   make bench            every benchmark, peers in the same run
+#   make train-nano PRESET=cpu   the recipe that made the embedded model
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PORT   ?= 8000
+ARGS   ?=
+PRESET ?= cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check bench train-nano clean
+
+help:
+	@sed -n '2,6s/^#   //p' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev,bench]'
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[train]'
+	@touch $@ $(VENV)/.serve
+
+serve: $(VENV)/.serve
+	$(BIN)/dalle-server serve --model_version nano --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m tests.setup_browser
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+train-nano: $(VENV)/.train
+	$(BIN)/python -m training --preset $(PRESET) $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
