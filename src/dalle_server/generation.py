@@ -203,6 +203,9 @@ class Generation:
         self.request = request
         self.sampling = sampling  # resolved: no None left
         self.text_token_count = text_token_count
+        # Tokens between previews, read by the engine at every step. The consumer may change it while the
+        # generation runs: a preview costs a decode to pixels, wasted when nobody watches.
+        self.preview_every = request.preview_every
         self.submitted_at = time.monotonic()
         self.cancel_reason: str | None = None
         self.terminal: Done | Failed | Cancelled | None = None
