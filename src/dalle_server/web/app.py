@@ -1,0 +1,19 @@
+"""The application factory: one blueprint for each API family; nothing happens on import."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from dalle_server.config import Settings
+from dalle_server.web import errors
+from dalle_server.web.service import EXTENSION, Service
+
+
+def create_app(settings: Settings, service: Service) -> Flask:
+    """A WSGI application over `service`, which may still be loading."""
+    app = Flask("dalle_server", static_folder=None)
+    app.extensions[EXTENSION] = service
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_upload_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    errors.install(app)
+    return app

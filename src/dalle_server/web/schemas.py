@@ -1,0 +1,56 @@
+"""Reading request bodies: JSON, whatever the content type says, checked against a pydantic model."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from flask import request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dalle_server.errors import InvalidRequest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Body(BaseModel):
+    """Base of request bodies. Unknown fields are ignored; "3" and true are not numbers."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, protected_namespaces=())
+
+
+def read_json(model: type[M]) -> M:
+    """The current request's body. Raises InvalidRequest naming the field, PayloadTooLarge."""
+    body = request.get_data(cache=True)
+    if not body.strip():
+        raise InvalidRequest("the request has no body; send a JSON object")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def validate(model: type[M], values: dict[str, Any]) -> M:
+    """The same for values that came another way (a form, a query)."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """The first fault, as one sentence that names the field and the value."""
+    fault = error.errors(include_url=False)[0]
+    if fault["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
+    field = ".".join(str(part) for part in fault["loc"])
+    if not field:
+        return InvalidRequest("the body must be a JSON object")
+    if fault["type"] == "missing":
+        return InvalidRequest(f"{field} is required", param=field)
+    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return InvalidRequest(f"{field} must be {reason}, not {_shown(fault['input'])}", param=field)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,109 @@
+"""What the web layer talks to: an engine that is loading, ready, failed or draining."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from flask import current_app
+
+from dalle_server.config import Settings
+from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.errors import DalleServerError, NotReady
+from dalle_server.generation import Generation, GenerationRequest
+from dalle_server.models.config import ModelConfig
+
+State = Literal["loading", "ready", "failed", "draining"]
+EXTENSION = "dalle_server"
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the web layer needs of `engine.Engine`: so much may a test's stand-in or a cluster's proxy offer instead."""
+
+    config: ModelConfig
+    info: RunnerInfo
+    digest: str  # of the weights
+    determinism: str
+
+    def submit(self, request: GenerationRequest) -> Generation: ...
+
+    def stop(self, drain_s: float = 0.0) -> None: ...
+
+
+class Service:
+    """Owns the engine's life. `load` runs once, in a thread of its own; it returns a started engine."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Engine]):
+        self.settings = settings
+        self.failure: DalleServerError | None = None
+        self._load = load
+        self._engine: Engine | None = None
+        self._state: State = "loading"
+        self._changed = threading.Condition()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def start_loading(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run_load, name="load", daemon=True)
+        thread.start()
+        return thread
+
+    def _run_load(self) -> None:
+        try:
+            engine = self._load()
+        except DalleServerError as error:
+            self._fail(error)
+        except Exception as error:
+            logger.exception("loading the model failed")
+            self._fail(NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more"))
+        else:
+            with self._changed:
+                self._engine = engine
+                if self._state == "loading":
+                    self._state = "ready"
+                self._changed.notify_all()
+
+    def _fail(self, error: DalleServerError) -> None:
+        with self._changed:
+            self.failure = error
+            if self._state == "loading":
+                self._state = "failed"
+            self._changed.notify_all()
+
+    def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
+        """True when loading ended within timeout_s, well or not."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._state != "loading", timeout_s)
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded engine, also while draining. Raises NotReady with the reason."""
+        if self._engine is not None and self._state != "failed":
+            return self._engine
+        if self._state == "loading":
+            raise NotReady("the model is still loading; try again shortly", retry_after_s=2)
+        raise NotReady(f"the model is not available: {self.failure.message if self.failure else self._state}")
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Raises NotReady while loading, failed or draining; Overloaded when the queue is full; InvalidRequest."""
+        if self._state == "draining":
+            raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
+        return self.engine.submit(request)
+
+    def drain(self) -> None:
+        """Refuse new work from now on; what is accepted goes on."""
+        with self._changed:
+            self._state = "draining"
+            self._changed.notify_all()
+
+
+def current_service() -> Service:
+    """The service of the app that handles the current request."""
+    service: Service = current_app.extensions[EXTENSION]
+    return service

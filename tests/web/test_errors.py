@@ -1,0 +1,60 @@
+import pytest
+from flask import Flask
+
+from dalle_server.errors import GenerationFailed, InvalidRequest, Overloaded
+
+
+@pytest.fixture
+def raising(app: Flask) -> Flask:
+    @app.post("/<path:anything>")
+    def fail(anything: str) -> str:
+        raise {
+            "invalid": InvalidRequest("n must be …", param="n"),
+            "overloaded": Overloaded("the queue is full", retry_after_s=1.2),
+            "failed": GenerationFailed("not finite"),
+            "crash": RuntimeError("secret"),
+        }[anything.rsplit("/", 1)[-1]]
+
+    return app
+
+
+def test_openai_envelope_names_the_field(raising: Flask) -> None:
+    reply = raising.test_client().post("/v1/x/invalid")
+    assert reply.status_code == 400
+    assert reply.json == {
+        "error": {
+            "message": "n must be …",
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": "invalid_request_error",
+        }
+    }
+
+
+def test_automatic1111_envelope(raising: Flask) -> None:
+    reply = raising.test_client().post("/sdapi/v1/invalid")
+    assert reply.json is not None
+    assert set(reply.json) == {"error", "detail", "body", "errors"}
+    assert reply.json["detail"] == "n must be …"
+
+
+def test_overload_says_when_to_come_back(raising: Flask) -> None:
+    reply = raising.test_client().post("/v1/x/overloaded")
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "2")
+    assert "x-should-retry" not in reply.headers
+
+
+def test_failures_that_would_only_cost_again_are_not_retried(raising: Flask) -> None:
+    reply = raising.test_client().post("/v1/x/failed")
+    assert (reply.status_code, reply.headers["x-should-retry"]) == (500, "false")
+
+
+def test_a_crash_never_shows_its_insides(raising: Flask) -> None:
+    reply = raising.test_client().post("/v1/x/crash")
+    assert reply.status_code == 500
+    assert "secret" not in reply.text and "Traceback" not in reply.text
+
+
+def test_unknown_route_is_json(client) -> None:
+    reply = client.get("/v1/nothing")
+    assert (reply.status_code, reply.json["error"]["code"]) == (404, "not_found")

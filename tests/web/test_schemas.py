@@ -1,0 +1,42 @@
+import pytest
+from flask import Flask
+from pydantic import Field
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.web.schemas import Body, read_json
+
+
+class Order(Body):
+    n: int = Field(1, ge=1, le=4)
+    name: str
+
+
+def read(body: bytes, content_type: str = "text/plain") -> Order:
+    with Flask("t").test_request_context("/", method="POST", data=body, content_type=content_type):
+        return read_json(Order)
+
+
+def test_json_is_read_whatever_the_content_type() -> None:
+    assert read(b'{"name": "x", "unknown": 1}').name == "x"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        (b"", None, "no body"),
+        (b"{", None, "not valid JSON"),
+        (b"[]", None, "JSON object"),
+        (b"{}", "name", "name is required"),
+        (b'{"name": 3}', "name", "string, not 3"),
+        (b'{"name": "x", "n": "3"}', "n", "integer, not '3'"),
+        (b'{"name": "x", "n": true}', "n", "integer, not True"),
+        (b'{"name": "x", "n": 9}', "n", "less than or equal to 4, not 9"),
+        (b'{"name": "\\ud800"}', None, "not valid JSON"),
+        (b'{"name": ' + b"[" * 10_000, None, "not valid JSON"),
+        (b'\xff\xfe{"name"', None, "not valid JSON"),
+    ],
+)
+def test_faults_name_the_field_and_the_value(body: bytes, param: str | None, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        read(body)
+    assert caught.value.param == param
