@@ -73,11 +73,25 @@ class Runner(Protocol):
         ...
 
     def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
-        """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two `encode` results."""
+        """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two `encode` results.
+
+        Comes after every launched step, also of one that is not read yet.
+        """
         ...
 
     def step(self, rows: Sequence[StepRow]) -> PendingTokens:
-        """Launch one token for each row: embed, decode, guide, cut to the codebook, filter, sample."""
+        """Launch one token for each row: embed, decode, guide, cut to the codebook, filter, sample.
+
+        Raises MemoryError (also for an accelerator's own out-of-memory error) before any slot has changed:
+        the engine then tries again with fewer rows.
+        """
+        ...
+
+    def guided_logits(self) -> NDArray[np.float32]:
+        """(N, C) guided logits of the last launched step, before the filters, in the order of its rows.
+
+        For the start-up self-test and for tests: sampled tokens would hide a difference in the last bit.
+        """
         ...
 
     def pin_bucket(self, num_images: int) -> None:
