@@ -1,0 +1,66 @@
+"""sha256 of files, remembered between starts: hashing 5 GB costs seconds.
+
+A remembered digest is used only while size, modification time, change time and inode are all what
+they were, and is only written down for a file that had been at rest for a while before it was hashed:
+a file changed within the clock's granularity could otherwise keep its old digest (git calls such
+entries "racy"). Small files are always hashed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE_NAME = ".digests.json"
+SUMS_NAME = "SHA256SUMS"
+_REMEMBER_FROM_BYTES = 64 << 20
+_AT_REST_S = 5.0
+
+
+def sha256_file(path: Path, report: Callable[[int], None] = lambda done: None) -> str:
+    """Hex digest. Remembered in `.digests.json` beside a large file when that folder is writable."""
+    before = _stamp(path)
+    remember = path.stat().st_size >= _REMEMBER_FROM_BYTES
+    if remember:
+        known = _read_cache(path.parent).get(path.name)
+        if isinstance(known, dict) and known.get("stamp") == before:
+            return str(known["sha256"])
+    digest = hash_file(path, hashlib.sha256(), report)
+    if remember and _stamp(path) == before and time.time() - path.stat().st_mtime > _AT_REST_S:
+        _write_cache(path, before, digest)
+    return digest
+
+
+def hash_file(path: Path, digest: hashlib._Hash, report: Callable[[int], None] = lambda done: None) -> str:
+    """Feed a file to `digest` (which may already hold a prefix), one MiB at a time."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            report(len(block))
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _read_cache(directory: Path) -> dict[str, object]:
+    try:
+        cache = json.loads((directory / CACHE_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}
+
+
+def _write_cache(path: Path, stamp: list[int], digest: str) -> None:
+    cache = _read_cache(path.parent) | {path.name: {"stamp": stamp, "sha256": digest}}
+    temporary = path.parent / f"{CACHE_NAME}.{os.getpid()}"
+    with contextlib.suppress(OSError):  # a read-only folder is hashed at every start
+        temporary.write_text(json.dumps(cache), "utf-8")
+        temporary.replace(path.parent / CACHE_NAME)

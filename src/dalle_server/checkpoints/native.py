@@ -1,0 +1,148 @@
+"""Our own form of a checkpoint: opened strictly, written atomically. See checkpoint.py for the files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dalle_server.checkpoints.atomic import replaced_directory
+from dalle_server.checkpoints.checkpoint import FORMAT, Checkpoint
+from dalle_server.checkpoints.digest import SUMS_NAME, sha256_file
+from dalle_server.checkpoints.model_config import check_config, read_json
+from dalle_server.checkpoints.tensor_file import (
+    Array,
+    LazyTensor,
+    Progress,
+    check_tensors,
+    open_tensors,
+    write_tensors,
+)
+from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.errors import CheckpointError, InvalidRequest
+from dalle_server.models.config import ModelConfig
+
+CONFIG = "config.json"
+TRANSFORMER = "transformer.safetensors"
+VQGAN = "vqgan.safetensors"
+TOKENIZER = "tokenizer.json"
+WORD_FREQUENCY = "enwiki-words-frequency.txt"
+
+Tensors = Mapping[str, Array | LazyTensor]
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a native checkpoint: tensors are views of memory-mapped files.
+
+    Raises CheckpointError naming the file or tensor at fault: missing, unknown, of another shape or
+    dtype, or not matching SHA256SUMS (checked when the folder has one; `write_native` writes it).
+    """
+    path = Path(path)
+    raw = read_json(path / CONFIG)
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / CONFIG}: format is {raw.get('format')!r}, not {FORMAT}; this is not a native checkpoint of"
+            f" this version (Flax and min-dalle folders are converted first)"
+        )
+    config = _model_config(path, raw)
+    if not (path / TOKENIZER).is_file():
+        raise CheckpointError(f"{path / TOKENIZER} is missing")
+    transformer, vqgan = open_tensors(path / TRANSFORMER), open_tensors(path / VQGAN)
+    check_native(str(path), config, transformer, vqgan)
+    return Checkpoint(path, config, transformer, vqgan, _weights_digest(config, _verified_sums(path)))
+
+
+def write_native(
+    target: Path | str,
+    config: ModelConfig,
+    transformer: Tensors,
+    vqgan: Tensors,
+    tokenizer_files: Mapping[str, Path | bytes],
+    *,
+    source: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a native checkpoint whole or not at all, one tensor in memory at a time.
+
+    `tokenizer_files` maps names to files or contents; `tokenizer.json` must be among them. `source`
+    is written down in config.json for the reader's benefit. Raises CheckpointError for tensors that
+    do not fit the config, and for an existing target unless `overwrite`.
+    """
+    target = Path(target)
+    if TOKENIZER not in tokenizer_files:
+        raise CheckpointError(f"cannot write {target}: {TOKENIZER} is missing")
+    check_config(str(target), config)
+    check_native(str(target), config, transformer, vqgan)
+    total = sum(tensor.nbytes for tensors in (transformer, vqgan) for tensor in tensors.values())
+    done = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress("writing", done, total)
+
+    with replaced_directory(target, overwrite=overwrite, needed_bytes=total) as partial:
+        write_tensors(partial / TRANSFORMER, _in_order(transformer, transformer_tensors(config.transformer)), report)
+        stored = vqgan_decoder_tensors(config.vqgan) | vqgan_encoder_tensors(config.vqgan)
+        write_tensors(partial / VQGAN, _in_order(vqgan, stored), report)
+        for name, content in tokenizer_files.items():
+            (partial / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        described = {"format": FORMAT, **({"source": dict(source)} if source else {}), **config.to_dict()}
+        (partial / CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+        sums = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
+        (partial / SUMS_NAME).write_text("".join(f"{sums[name]}  {name}\n" for name in sums), "utf-8", newline="\n")
+    return target
+
+
+def check_native(where: str, config: ModelConfig, transformer: Tensors, vqgan: Tensors) -> None:
+    """Raises CheckpointError unless these are exactly the config's tensors."""
+    check_tensors(f"{where}: {TRANSFORMER}", transformer, transformer_tensors(config.transformer))
+    expected = vqgan_decoder_tensors(config.vqgan)
+    encoder = vqgan_encoder_tensors(config.vqgan)
+    if not vqgan.keys().isdisjoint(encoder):
+        expected = expected | encoder
+    check_tensors(f"{where}: {VQGAN}", vqgan, expected)
+
+
+def _in_order(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
+    # The order of the names, whatever the source's: equal weights give equal files.
+    return {name: tensors[name] for name in names if name in tensors}
+
+
+def _model_config(path: Path, raw: dict[str, Any]) -> ModelConfig:
+    where = str(path / CONFIG)
+    try:
+        config = ModelConfig.from_dict(raw)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, InvalidRequest) as error:
+        raise CheckpointError(f"{where}: malformed ({type(error).__name__}: {error})") from error
+    check_config(where, config)
+    return config
+
+
+def _verified_sums(path: Path) -> dict[str, str]:
+    sums = {name: sha256_file(path / name) for name in (TRANSFORMER, VQGAN)}
+    listed = path / SUMS_NAME
+    if not listed.exists():
+        return sums
+    promised: dict[str, str] = {}
+    for line in listed.read_bytes().decode("ascii", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        promised[name] = digest
+    for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER):
+        found = sums.get(name) or sha256_file(path / name)
+        if promised.get(name) != found:
+            raise CheckpointError(
+                f"{path / name} does not match {SUMS_NAME}: the file is damaged or was changed;"
+                f" copy it again, or delete the folder if it was converted"
+            )
+    return sums
+
+
+def _weights_digest(config: ModelConfig, sums: Mapping[str, str]) -> str:
+    described = {key: value for key, value in config.to_dict().items() if key != "name"}
+    text = json.dumps(described, sort_keys=True) + "".join(sums[name] for name in (TRANSFORMER, VQGAN))
+    return hashlib.sha256(text.encode()).hexdigest()
