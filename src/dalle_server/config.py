@@ -1,43 +1,211 @@
-"""Settings: one definition gives flags, DALLE_* environment, TOML file and docs/configuration.md. A leaf."""
+"""Settings: one definition gives flags, DALLE_* environment, TOML file and docs/configuration.md. A leaf.
+
+A flag beats the environment, which beats the file, which beats the default. A key that nobody knows, or a
+value that makes no sense, stops start-up with a hint (`ConfigError`).
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field
+from platformdirs import user_cache_path, user_data_path
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from dalle_server.errors import ConfigError
 
 DEFAULT_IMG_OUTPUT_DIR = "generations"
+ENV_PREFIX = "DALLE_"
+CONFIG_ENV = "DALLE_CONFIG"  # names the TOML file, as --config does
+
+_TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
+_FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
+
+
+def parse_arg_boolean(value: object) -> bool:
+    """A boolean word, any case. Raises ValueError for anything else (the original read it as false)."""
+    word = str(value).strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError(f"expected a boolean word such as true or false, not {value!r}")
+    return word in _TRUE
+
+
+def parse_arg_dalle_version(value: object) -> str:
+    """The name of a model size, any case, dashes or underscores. Raises ValueError for an unknown one."""
+    version = str(value).strip().lower().replace("-", "_")
+    if version not in get_args(ModelVersion):
+        raise ValueError(f"expected one of {', '.join(get_args(ModelVersion))}, not {value!r}")
+    return version
+
+
+def _split_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _none_if_auto(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() == "auto" else value
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
+Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)]
 
 
 class Settings(BaseModel):
-    """Everything an operator can set. Immutable; `model_copy(update=…)` makes a changed one."""
+    """Everything an operator can set. Immutable; `model_copy(update=…)` makes a changed one.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The order is that of the help and of docs/configuration.md; `json_schema_extra` starts a new group there.
+    """
 
-    host: str = "0.0.0.0"
-    port: int = Field(8000, ge=0, le=65535)
-    model_version: Literal["nano", "mini", "mega", "mega_full"] = "mini"
-    model_dir: Path | None = None
-    save_to_disk: bool = False
-    img_format: Literal["JPEG", "PNG"] = "JPEG"
-    output_dir: Path = Path(DEFAULT_IMG_OUTPUT_DIR)
-    max_images: int = Field(16, ge=1)
-    runner: Literal["auto", "torch", "openvino"] = "auto"
-    device: str = "auto"
-    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
-    num_threads: int | None = Field(None, ge=1)
-    num_slots: int | None = Field(None, ge=1)
-    max_waiting_images: int = Field(64, ge=1)
-    request_timeout_s: float = Field(600.0, gt=0)
-    drain_timeout_s: float = Field(25.0, ge=0)
-    api_keys: tuple[str, ...] = ()
-    rate_limit: int = Field(0, ge=0)
-    cors_origins: tuple[str, ...] = ("*",)
-    max_json_bytes: int = Field(64 * 1024, ge=1024)
-    max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024)
-    data_dir: Path = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False))
-    job_retention_s: float = Field(7 * 86_400.0, gt=0)
-    url_ttl_s: float = Field(3_600.0, gt=0)
-    log_prompts: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=False)
+
+    # fmt: off
+    port: int = Field(8000, ge=0, le=65535, json_schema_extra={"group": "Address and model"},
+        description="TCP port; 0 takes a free one and prints it.")
+    host: str = Field("0.0.0.0", min_length=1,
+        description="Address to listen on: 0.0.0.0 is every interface, 127.0.0.1 this machine only.")
+    model_version: Annotated[ModelVersion, BeforeValidator(parse_arg_dalle_version)] = Field("mini",
+        description="Model size; nano is embedded in the package and needs no download.")
+    model_dir: Path | None = Field(None,
+        description="Directory with weights (native, Flax, or min-dalle form) to serve in place of the published ones.")
+    cache_dir: Path = Field(default_factory=lambda: user_cache_path("dalle-server", appauthor=False),
+        description="Where converted weights are kept. Downloads are kept where HF_HOME says.")
+
+    save_to_disk: Flag = Field(False, json_schema_extra={"group": "Pictures of POST /dalle"},
+        description="Also save every picture under output_dir.")
+    img_format: Annotated[Literal["JPEG", "PNG"],
+        BeforeValidator(lambda value: value.strip().upper() if isinstance(value, str) else value)] = Field("JPEG",
+        description="File format of the pictures.")
+    output_dir: Path = Field(Path(DEFAULT_IMG_OUTPUT_DIR),
+        description="Where save_to_disk puts them, in a directory for each request.")
+    max_images: int = Field(16, ge=1, le=1024,
+        description="Most pictures that one request may ask for.")
+
+    runner: Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_lower)] = Field("auto",
+        json_schema_extra={"group": "Engine"},
+        description="What does the arithmetic; auto takes torch on a GPU and OpenVINO on a CPU.")
+    device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:1, mps.")
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",
+        description="Number format of the weights; auto takes the fastest that is faithful on the device.")
+    num_threads: Count = Field(None,
+        description="CPU threads of the engine; auto takes one for each physical core.")
+    num_slots: Count = Field(None,
+        description="Pictures written at the same time; auto follows the device's memory.")
+    max_waiting_images: int = Field(64, ge=1, le=4096,
+        description="Pictures that may wait for a slot. A request that does not fit is refused with 503.")
+    request_timeout_s: float = Field(600.0, gt=0, le=86_400, allow_inf_nan=False,
+        description="Seconds a request may take, waiting included; then it ends with 504.")
+    drain_timeout_s: float = Field(25.0, ge=0, le=3_600, allow_inf_nan=False,
+        description="Seconds that work in flight may go on after SIGTERM or Ctrl+C. A second signal ends it at once.")
+
+    api_keys: Words = Field((), repr=False, json_schema_extra={"group": "Access"},
+        description="Keys that may use the API: name:key entries, or @FILE with one a line. None: no key is asked for.")
+    rate_limit: int = Field(0, ge=0,
+        description="Generation requests a minute for each key (or address, where no keys are set); 0 = no limit.")
+    queue_share: float = Field(1.0, gt=0, le=1,
+        description="Part of max_waiting_images that one key (or address) may fill.")
+    cors_origins: Words = Field(("*",),
+        description="Web origins whose pages may call the generation routes; * is any, as in the original. "
+            "Credentials are never allowed.")
+    trusted_proxy: str | None = Field(None,
+        description="Address of a reverse proxy whose X-Forwarded-For and X-Forwarded-Proto are believed.")
+    max_json_bytes: int = Field(64 * 1024, ge=1024,
+        description="Largest JSON body; larger ones are refused with 413.")
+    max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024,
+        description="Largest body of a route that takes pictures.")
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
+        json_schema_extra={"group": "Jobs and results"},
+        description="Where jobs and their pictures are kept.")
+    job_retention_s: float = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
+        description="Seconds that a finished job and its pictures are kept.")
+    url_ttl_s: float = Field(3_600.0, gt=0, allow_inf_nan=False,
+        description="Seconds that a result's url works.")
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field("info",
+        json_schema_extra={"group": "Logs"},
+        description="Least severe level that is logged (to standard error).")
+    log_prompts: Flag = Field(False,
+        description="Write prompts into the log. Off, no prompt leaves the request's own answer.")
+    # fmt: on
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config_file: str | Path | None = None,
+) -> Settings:
+    """Settings from flags over environment over file over defaults.
+
+    `flags` maps field names to what was given (None: not given). Raises ConfigError that names where a wrong
+    key or value stands.
+    """
+    environ = os.environ if environ is None else environ
+    path = config_file or environ.get(CONFIG_ENV)
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if path:
+        values |= (found := read_file(path))
+        origin |= {name: f"{name} in {path}" for name in found}
+    values |= (found := read_environment(environ))
+    origin |= {name: f"{ENV_PREFIX}{name.upper()} in the environment" for name in found}
+    values |= (found := {name: value for name, value in (flags or {}).items() if value is not None})
+    origin |= {name: f"--{name}" for name in found}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0])
+        reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        reason = reason.split(", unable to parse")[0].split(", not ")[0].removeprefix("expected ")
+        shown = "" if name == "api_keys" else f", not {fault['input']!r}"
+        raise ConfigError(f"{origin.get(name, name)}: expected {reason}{shown}", param=name) from None
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Every DALLE_* variable that is not empty, by field name. Raises ConfigError for an unknown one."""
+    found = {}
+    for variable, value in environ.items():
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_ENV or not value:
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in Settings.model_fields:
+            hint = did_you_mean(name, lambda known: ENV_PREFIX + known.upper())
+            raise ConfigError(f"the environment variable {variable} is no setting{hint}", param=variable)
+        found[name] = value
+    return found
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """A TOML file of `name = value` lines, dashes or underscores. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    found = {}
+    for key, value in raw.items():
+        name = key.replace("-", "_")
+        if name not in Settings.model_fields:
+            raise ConfigError(f"{key} in {path} is no setting{did_you_mean(name)}", param=key)
+        found[name] = value
+    return found
+
+
+def did_you_mean(name: str, spell: Callable[[str], str] = str, among: Iterable[str] = ()) -> str:
+    """`; did you mean X?` when a known name is near, else where the names are listed."""
+    near = difflib.get_close_matches(name, list(among) or list(Settings.model_fields), n=1, cutoff=0.6)
+    return f"; did you mean {spell(near[0])}?" if near else "; `dalle-server serve --help` lists the settings"
