@@ -15,8 +15,8 @@ CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def find_browser() -> str | None:
-    """The Chromium to test with: DALLE_TEST_BROWSER, or the first known name on the PATH."""
-    return os.environ.get("DALLE_TEST_BROWSER") or next(filter(None, map(shutil.which, CANDIDATES)), None)
+    """The Chromium to test with: TEST_BROWSER, or the first known name on the PATH."""
+    return os.environ.get("TEST_BROWSER") or next(filter(None, map(shutil.which, CANDIDATES)), None)
 
 
 def install_browser() -> bool:
@@ -36,7 +36,7 @@ def main() -> int:
     if find_browser() or install_browser():
         return 0
     print(
-        "No Chromium found; the browser tests need one: install `chromium` or set DALLE_TEST_BROWSER.", file=sys.stderr
+        "No Chromium found; the browser tests need one: install `chromium` or set TEST_BROWSER.", file=sys.stderr
     )
     return 1 if os.environ.get("CI") == "true" else 0
 
