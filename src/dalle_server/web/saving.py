@@ -1,0 +1,61 @@
+"""Pictures saved under output_dir: safe names, a directory for each request, files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+MAX_PROMPT_BYTES = 100
+_UNSAFE = re.compile(r'[<>:"/\\|?*]')
+
+
+def save_pictures(output_dir: Path, prompt: str, pictures: Sequence[bytes], suffix: str) -> Path:
+    """Write OUTPUT_DIR/{YYYY-mm-dd_HH-MM-SS}_{prompt}/{index}.{suffix}; returns the new directory. Raises OSError."""
+    directory = _new_directory(output_dir, f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{safe_name(prompt)}")
+    for index, picture in enumerate(pictures):
+        write_whole(directory / f"{index}.{suffix}", picture)
+    return directory
+
+
+def safe_name(prompt: str) -> str:
+    """The prompt as part of a file name on any system: at most MAX_PROMPT_BYTES of UTF-8, no separators.
+
+    Device names such as CON are harmless here, because the time always stands before them.
+    """
+    printable = "".join(" " if char.isspace() else char for char in prompt)
+    # C*: control, format (bidi marks), surrogates, unassigned: invisible or unencodable in a file name.
+    printable = "".join(char for char in printable if unicodedata.category(char)[0] != "C")
+    safe = _UNSAFE.sub("_", printable).encode()[:MAX_PROMPT_BYTES].decode(errors="ignore")
+    return safe.strip(" .") or "untitled"  # Windows drops trailing dots and spaces
+
+
+def _new_directory(output_dir: Path, name: str) -> Path:
+    """Two requests of one second never share a directory: mkdir decides who has the name."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 10_000):
+        directory = output_dir / (name if attempt == 1 else f"{name} ({attempt})")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise FileExistsError(f"{output_dir} has too many directories named {name}")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, also when the machine stops in the middle."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
