@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.web import errors, original
+from dalle_server.web import errors, openai, original, pictures
 from dalle_server.web.service import EXTENSION, Service
 
 
@@ -16,5 +16,6 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_upload_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
     errors.install(app)
-    app.register_blueprint(original.blueprint)
+    for api in (original, openai, pictures):
+        app.register_blueprint(api.blueprint)
     return app

@@ -8,8 +8,9 @@ from enum import StrEnum
 
 from PIL import Image
 
-from dalle_server.generation import Pixels
+from dalle_server.generation import GeneratedImage, Generation, Pixels
 from dalle_server.metadata import PictureMetadata, save_options
+from dalle_server.web.service import Engine
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
 
@@ -65,3 +66,19 @@ def base64_text(data: bytes) -> str:
 
 def data_url(data: bytes, format: ImageFormat) -> str:
     return f"data:{format.media_type};base64,{base64_text(data)}"
+
+
+def encode_result(
+    image: GeneratedImage,
+    generation: Generation,
+    engine: Engine,
+    format: ImageFormat,
+    *,
+    size_px: tuple[int, int] | None = None,
+    quality: int | None = None,
+) -> bytes:
+    """A finished picture of `generation` as a whole file that tells how to make it again."""
+    metadata = PictureMetadata.of(
+        generation.request, generation.sampling, image, model=engine.config.name, digest=engine.digest
+    )
+    return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

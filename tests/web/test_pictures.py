@@ -1,0 +1,44 @@
+"""Kept pictures: whole files, unguessable names, gone in time."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dalle_server.errors import GenerationFailed, NotFound
+from dalle_server.web import pictures
+from dalle_server.web.images import ImageFormat
+from dalle_server.web.pictures import PictureStore
+
+
+def test_names_are_long_and_never_the_same(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, ttl_s=60)
+    names = {store.put(b"x", ImageFormat.PNG) for _ in range(50)}
+    assert len(names) == 50
+    assert {len(name) for name in names} == {32 + len(".png")}
+
+
+def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SWEEP_EVERY_S", 0.0)
+    store = PictureStore(tmp_path, ttl_s=60)
+    old = store.put(b"old", ImageFormat.JPEG)
+    (tmp_path / "left-by-a-crash.png.draft").write_bytes(b"half")
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 61,) * 2)
+    new = store.put(b"new", ImageFormat.JPEG)
+    assert [path.name for path in tmp_path.iterdir()] == [new]
+    assert store.find(new).read_bytes() == b"new"
+    with pytest.raises(NotFound, match="kept for 60 s"):
+        store.find(old)
+
+
+@pytest.mark.parametrize("fails", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    def refuse(self: Path, *args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, fails, refuse)
+    with pytest.raises(GenerationFailed, match="No space left on device"):
+        PictureStore(tmp_path, ttl_s=60).put(b"x", ImageFormat.PNG)
+    assert list(tmp_path.iterdir()) == []
