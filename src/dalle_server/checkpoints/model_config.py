@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dalle_server.errors import CheckpointError
+from dalle_server.errors import CheckpointError, InvalidRequest
 from dalle_server.models.config import ModelConfig
 
 _MAX_SIZE = 1 << 22  # no dimension of any released model comes near; a damaged digit does
@@ -26,6 +26,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds {type(raw).__name__}, not a JSON object")
     return raw
+
+
+def model_config(where: str, raw: dict[str, Any]) -> ModelConfig:
+    """ModelConfig.from_dict, with every fault a CheckpointError that names `where`."""
+    try:
+        return ModelConfig.from_dict(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, InvalidRequest) as error:
+        raise CheckpointError(f"{where}: malformed ({type(error).__name__}: {error})") from error
 
 
 def check_config(where: str, config: ModelConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.checkpoint import FORMAT, Checkpoint
 from dalle_server.checkpoints.digest import SUMS_NAME, sha256_file
-from dalle_server.checkpoints.model_config import check_config, read_json
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.tensor_file import (
     Array,
     LazyTensor,
@@ -21,14 +21,13 @@ from dalle_server.checkpoints.tensor_file import (
     write_tensors,
 )
 from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
-from dalle_server.errors import CheckpointError, InvalidRequest
+from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig
 
 CONFIG = "config.json"
 TRANSFORMER = "transformer.safetensors"
 VQGAN = "vqgan.safetensors"
 TOKENIZER = "tokenizer.json"
-WORD_FREQUENCY = "enwiki-words-frequency.txt"
 
 Tensors = Mapping[str, Array | LazyTensor]
 
@@ -46,7 +45,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             f"{path / CONFIG}: format is {raw.get('format')!r}, not {FORMAT}; this is not a native checkpoint of"
             f" this version (Flax and min-dalle folders are converted first)"
         )
-    config = _model_config(path, raw)
+    config = model_config(str(path / CONFIG), raw)
+    check_config(str(path / CONFIG), config)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(f"{path / TOKENIZER} is missing")
     transformer, vqgan = open_tensors(path / TRANSFORMER), open_tensors(path / VQGAN)
@@ -111,16 +111,6 @@ def check_native(where: str, config: ModelConfig, transformer: Tensors, vqgan: T
 def _in_order(tensors: Tensors, names: Mapping[str, Any]) -> Tensors:
     # The order of the names, whatever the source's: equal weights give equal files.
     return {name: tensors[name] for name in names if name in tensors}
-
-
-def _model_config(path: Path, raw: dict[str, Any]) -> ModelConfig:
-    where = str(path / CONFIG)
-    try:
-        config = ModelConfig.from_dict(raw)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, InvalidRequest) as error:
-        raise CheckpointError(f"{where}: malformed ({type(error).__name__}: {error})") from error
-    check_config(where, config)
-    return config
 
 
 def _verified_sums(path: Path) -> dict[str, str]:
