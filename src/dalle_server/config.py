@@ -131,6 +131,12 @@ class Settings(BaseModel):
         description="Where jobs and their pictures are kept.")
     job_retention_s: float = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
         description="Seconds that a finished job and its pictures are kept.")
+    max_jobs: int = Field(10_000, ge=0,
+        description="Finished jobs that are kept; beyond it the oldest go. 0 = any number.")
+    max_jobs_bytes: int = Field(10 * 1024**3, ge=0,
+        description="Bytes of finished jobs' pictures that are kept; beyond it the oldest jobs go. 0 = any number.")
+    max_event_streams: int = Field(32, ge=1, le=1024,
+        description="Clients that may watch jobs at the same time; each holds a thread. Others are told to poll.")
     url_ttl_s: float = Field(3_600.0, gt=0, allow_inf_nan=False,
         description="Seconds that a result's url works.")
 

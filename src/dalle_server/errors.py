@@ -12,6 +12,7 @@
     ├── DeadlineExceeded (504)        the request's own time limit passed
     ├── GenerationCancelled (499)     the client left or asked to stop
     ├── GenerationFailed (500)        the engine could not finish this picture
+    ├── StorageError (507)            data_dir is full, or the disk refuses
     ├── CheckpointError (500)         weights that are missing, broken or of a shape we do not know
     │   └── WeightsNotFound (500)
     └── ConfigError (500)             a setting that stops start-up
@@ -84,6 +85,11 @@ class GenerationCancelled(DalleServerError):
 
 class GenerationFailed(DalleServerError):
     code = "generation_failed"
+
+
+class StorageError(DalleServerError):
+    status = 507
+    code = "storage_error"
 
 
 class CheckpointError(DalleServerError):

@@ -101,8 +101,8 @@ class ScriptedEngine:
                 tokens = np.where(forced >= 0, forced, tokens).astype(np.int32)
             pixels = np.repeat(np.repeat((tokens.reshape(side // 4, -1) * 16).astype(np.uint8), 4, 0), 4, 1)
             pixels = np.ascontiguousarray(np.stack([pixels, pixels, pixels], axis=-1))
-            if request.preview_every:
-                for done in range(request.preview_every, length, request.preview_every):
+            if generation.preview_every:
+                for done in range(generation.preview_every, length, generation.preview_every):
                     generation.emit(Preview(index, done, pixels // 2))
             generation.emit(Progress((index + 1) * length, total, 0.0))
             image = GeneratedImage(index, key, pixels, tokens)

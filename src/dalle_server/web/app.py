@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.web import errors, openai, original, pictures
+from dalle_server.web import errors, jobs, openai, original, pictures
 from dalle_server.web.service import EXTENSION, Service
 
 
@@ -18,4 +18,5 @@ def create_app(settings: Settings, service: Service) -> Flask:
     errors.install(app)
     for api in (original, openai, pictures):
         app.register_blueprint(api.blueprint)
+    jobs.install(app, settings, service)
     return app

@@ -14,7 +14,7 @@ from dalle_server.errors import DalleServerError, InvalidRequest, NotFound, Payl
 logger = logging.getLogger(__name__)
 
 # A repeat of these would cost as much and end the same way; the openai client repeats ≥ 500 unless told.
-_DO_NOT_RETRY = {499, 500, 501, 504}
+_DO_NOT_RETRY = {499, 500, 501, 504, 507}
 _OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 

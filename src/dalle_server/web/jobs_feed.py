@@ -1,0 +1,145 @@
+"""What the running jobs look like right now, for any number of viewers, each at its own speed.
+
+The feed keeps the latest entry of each kind instead of a log: a slow viewer skips previews that newer ones
+replaced, memory stays bounded, and a viewer that was cut off goes on from its Last-Event-ID for free.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dalle_server.errors import Overloaded
+
+TERMINAL = ("done", "failed", "cancelled")
+KEEP_ENDED_S = 60.0  # a viewer that reconnects within this time still gets the end
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event of one job. Numbers grow over all jobs and over restarts: they start from the clock."""
+
+    number: int
+    job_id: str
+    event: str
+    data: dict[str, Any]
+
+
+class _JobEntries:
+    def __init__(self, owner: str):
+        self.owner = owner
+        self.entries: dict[tuple[str, int], Entry] = {}  # by event name and picture
+        self.ended_at: float | None = None
+
+
+class View:
+    """One viewer's place in the feed."""
+
+    def __init__(self, feed: Feed, owner: str, job_id: str, after: int):
+        self._feed, self._owner, self._job_id, self._after = feed, owner, job_id, after
+        self._closed = False
+
+    def entries(self, patience_s: float) -> Iterator[list[Entry]]:
+        """What is new, as it comes; an empty list each `patience_s` without news. Ends with the job, or the feed."""
+        over = False
+        while not over:
+            found, over = self._feed.wait(self._owner, self._job_id, self._after, patience_s)
+            self._after = found[-1].number if found else self._after
+            yield found
+
+    def close(self) -> None:
+        """From here on nobody looks; may be called twice. A generator's own `finally` would be too late: one that
+        was never started has none."""
+        if not self._closed:
+            self._closed = True
+            self._feed.leave(self._owner, self._job_id)
+
+
+class Feed:
+    """Publish and view from any thread. A viewer waits on a condition; it never polls."""
+
+    def __init__(self, max_viewers: int):
+        self._max_viewers = max_viewers
+        self._changed = threading.Condition()
+        self._jobs: dict[str, _JobEntries] = {}
+        self._number = time.time_ns() // 1000
+        self._viewers: Counter[tuple[str, str]] = Counter()  # (owner, job id; "" = all of the owner's)
+        self._closed = False
+
+    def open(self, job_id: str, owner: str) -> None:
+        with self._changed:
+            self._jobs[job_id] = _JobEntries(owner)
+
+    def publish(self, job_id: str, event: str, data: dict[str, Any]) -> None:
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None or job.ended_at is not None:
+                return
+            self._number += 1
+            index = data.get("index", -1)
+            job.entries[event, index] = Entry(self._number, job_id, event, {"job": job_id, **data})
+            if event == "image":
+                job.entries.pop(("preview", index), None)
+            if event in TERMINAL:
+                job.ended_at = time.monotonic()
+                job.entries = {key: entry for key, entry in job.entries.items() if key[0] in ("image", *TERMINAL)}
+                self._forget_ended()
+            self._changed.notify_all()
+
+    def latest(self, job_id: str, event: str) -> dict[str, Any]:
+        """The data of the job's newest `event`, or nothing."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            entry = None if job is None else job.entries.get((event, -1))
+            return {} if entry is None else entry.data
+
+    def watched(self, job_id: str, owner: str) -> bool:
+        """Does anyone look at this job, or at all of its owner's?"""
+        with self._changed:
+            return bool(self._viewers[owner, job_id] or self._viewers[owner, ""])
+
+    def join(self, owner: str, job_id: str = "", *, after: int = 0) -> View:
+        """A view of one job, or of all of the owner's; close it. Raises Overloaded when too many look on already."""
+        with self._changed:
+            if self._viewers.total() >= self._max_viewers:
+                raise Overloaded("too many event streams are open; poll GET /v1/jobs instead", retry_after_s=5)
+            self._viewers[owner, job_id] += 1
+        return View(self, owner, job_id, after)
+
+    def leave(self, owner: str, job_id: str) -> None:
+        with self._changed:
+            self._viewers[owner, job_id] -= 1
+            self._viewers += Counter()  # drops the zeros
+
+    def wait(self, owner: str, job_id: str, after: int, patience_s: float) -> tuple[list[Entry], bool]:
+        """The entries numbered above `after`, oldest first, as soon as there are any; and whether they are the last."""
+        with self._changed:
+            found = self._newer(owner, job_id, after)
+            if not found and not self._is_over(job_id):
+                self._changed.wait(patience_s)
+                found = self._newer(owner, job_id, after)
+            return found, self._is_over(job_id)
+
+    def close(self) -> None:
+        """Ends every view: the server is going down."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _newer(self, owner: str, job_id: str, after: int) -> list[Entry]:
+        jobs = [self._jobs[job_id]] if job_id in self._jobs else ([] if job_id else self._jobs.values())
+        found = [entry for job in jobs if job.owner == owner for entry in job.entries.values() if entry.number > after]
+        return sorted(found, key=lambda entry: entry.number)
+
+    def _is_over(self, job_id: str) -> bool:
+        job = self._jobs.get(job_id)
+        return self._closed or bool(job_id and (job is None or job.ended_at is not None))
+
+    def _forget_ended(self) -> None:
+        limit = time.monotonic() - KEEP_ENDED_S
+        for job_id in [key for key, job in self._jobs.items() if job.ended_at is not None and job.ended_at < limit]:
+            del self._jobs[job_id]
