@@ -6,11 +6,13 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.flax_file import read_leaves
+from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
 from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import TransformerConfig, VQGANConfig
@@ -119,7 +121,7 @@ def test_split_files_are_joined_by_their_index(tmp_path, tiny_config, transforme
     weight_map = {path: f"flax_model-{i % 2}.msgpack" for i, path in enumerate(paths)}
     for shard in set(weight_map.values()):  # transformers flattens the tree of a shard
         write_flat = {path: whole[path] for path in paths if weight_map[path] == shard}
-        (source / shard).write_bytes(__import__("msgpack").packb(write_flat))
+        (source / shard).write_bytes(msgpack.packb(write_flat))
     (source / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
     checkpoint = open_checkpoint(convert(source, tmp_path / "native"))
     assert all(np.array_equal(checkpoint.transformer[name], transformer[name]) for name in transformer)
@@ -190,17 +192,8 @@ class TestFindingTheVQGAN:
 
 
 def test_conversion_needs_little_memory(tmp_path, tiny_config):
-    config = replace(
-        tiny_config,
-        transformer=replace(
-            tiny_config.transformer,
-            d_model=256,
-            encoder_ffn_dim=512,
-            decoder_ffn_dim=512,
-            encoder_layers=6,
-            decoder_layers=6,
-        ),
-    )
+    sizes = {"d_model": 256, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "encoder_layers": 6, "decoder_layers": 6}
+    config = replace(tiny_config, transformer=replace(tiny_config.transformer, **sizes))
     transformer = random_tensors(transformer_tensors(config.transformer))
     vqgan = random_tensors(vqgan_decoder_tensors(config.vqgan))
     total = sum(array.nbytes for array in transformer.values())
@@ -217,8 +210,6 @@ def test_conversion_needs_little_memory(tmp_path, tiny_config):
 
 def test_published_trees_are_covered_by_name():
     """Every leaf of the true-size manifests is used, and none is missing."""
-    from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
-
     for name, stacked in (("mini-1", True), ("mini-1-noscan", False), ("mega-1", True), ("mega-1-noscan", False)):
         published = json.loads((PARITY / "manifests" / f"{name}.json").read_text())
         names = transformer_tensors(TransformerConfig.from_dict(published["config"]))

@@ -96,7 +96,8 @@ class _Walk:
 
     def damaged(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} is not a whole Flax checkpoint: {what} at byte {self.file.tell()} of {self.size}; copy it again"
+            f"{self.path} is not a whole Flax checkpoint: {what} at byte {self.file.tell()} of {self.size};"
+            f" copy it again"
         )
 
     def tree(self, prefix: str, depth: int) -> None:

@@ -49,13 +49,14 @@ def tokenizer_from_bpe(vocab: Path, merges: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{vocab} and {merges} are not a BPE vocabulary ({error})") from error
     tokenizer = Tokenizer(model)
-    known = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is not None]
+    vocabulary = tokenizer.get_vocab()
+    known = {token: vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary}
     missing = set(REQUIRED_TOKENS) - set(known)
     if missing:
         raise CheckpointError(f"{vocab} lacks the special tokens {', '.join(sorted(missing))}")
     tokenizer.add_special_tokens([AddedToken(token, lstrip=token == "<mask>", normalized=False) for token in known])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    ends = {token: (token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")}
-    tokenizer.post_processor = RobertaProcessing(sep=ends["</s>"], cls=ends["<s>"], add_prefix_space=False)
+    begin, end = (("<s>", known["<s>"]), ("</s>", known["</s>"]))
+    tokenizer.post_processor = RobertaProcessing(end, begin, add_prefix_space=False)
     return tokenizer
