@@ -167,25 +167,33 @@ def save_options(metadata: PictureMetadata, format: str) -> dict[str, Any]:
 
 def read_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata:
     """Read what `save_options` wrote. Raises InvalidRequest when the file is no picture or tells nothing."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    name = source.name if isinstance(source, Path) else "the image"
-    try:
-        with Image.open(stream) as image:
-            text = _embedded_text(image)
-    except FileNotFoundError:
-        raise InvalidRequest(f"{name} does not exist; give the path of a picture", param="image") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"{name} cannot be read as a picture: {error}", param="image") from None
-    if text is None:
+    metadata = find_metadata(source)
+    if metadata is None:
         raise InvalidRequest(
-            f"{name} holds no dalle-server metadata; it was made by another program, or something on its way "
-            "(a chat, an editor, a re-encoding) stripped it",
+            f"{_name(source)} holds no dalle-server metadata; it was made by another program, or something on its "
+            "way (a chat, an editor, a re-encoding) stripped it",
             param="image",
         )
+    return metadata
+
+
+def find_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata | None:
+    """The same, but None for a picture that tells nothing."""
     try:
-        return PictureMetadata.model_validate_json(text)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            text = _embedded_text(image)
+    except FileNotFoundError:
+        raise InvalidRequest(f"{_name(source)} does not exist; give the path of a picture", param="image") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {error}", param="image") from None
+    try:
+        return None if text is None else PictureMetadata.model_validate_json(text)
     except (ValidationError, InvalidRequest) as error:
-        raise InvalidRequest(f"{name} holds damaged dalle-server metadata: {error}", param="image") from None
+        raise InvalidRequest(f"{_name(source)} holds damaged dalle-server metadata: {error}", param="image") from None
+
+
+def _name(source: Path | bytes | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else "the image"
 
 
 def _embedded_text(image: Image.Image) -> str | None:

@@ -16,12 +16,15 @@ from dalle_server.generation import (
     GeneratedImage,
     Generation,
     GenerationRequest,
+    ImageKey,
     ImageReady,
+    Pixels,
     Preview,
     Progress,
     Queued,
     SamplingParams,
     Started,
+    Tokens,
 )
 from dalle_server.models.config import ModelConfig
 
@@ -95,12 +98,7 @@ class ScriptedEngine:
             return
         images = []
         for index, key in enumerate(request.images):
-            tokens = np.full(length, (key.seed + key.index) % 16, dtype=np.int32)
-            if request.forced_tokens:
-                forced = np.asarray(request.forced_tokens, dtype=np.int32)
-                tokens = np.where(forced >= 0, forced, tokens).astype(np.int32)
-            pixels = np.repeat(np.repeat((tokens.reshape(side // 4, -1) * 16).astype(np.uint8), 4, 0), 4, 1)
-            pixels = np.ascontiguousarray(np.stack([pixels, pixels, pixels], axis=-1))
+            tokens, pixels = self.paint(key, side, request.forced_tokens)
             if generation.preview_every:
                 for done in range(generation.preview_every, length, generation.preview_every):
                     generation.emit(Preview(index, done, pixels // 2))
@@ -109,3 +107,12 @@ class ScriptedEngine:
             generation.emit(ImageReady(image))
             images.append(image)
         generation.emit(Done(tuple(images), 0.0, 0.01))
+
+    def paint(self, key: ImageKey, side: int, forced_tokens: tuple[int, ...] = ()) -> tuple[Tokens, Pixels]:
+        """The picture of a key: one grey, a function of seed and index alone, but for forced tokens."""
+        tokens = np.full((side // 4) ** 2, (key.seed + key.index) % 16, dtype=np.int32)
+        if forced_tokens:
+            forced = np.asarray(forced_tokens, dtype=np.int32)
+            tokens = np.where(forced >= 0, forced, tokens).astype(np.int32)
+        grey = np.kron(tokens.reshape(side // 4, -1) * 16, np.ones((4, 4))).astype(np.uint8)
+        return tokens, np.stack([grey, grey, grey], axis=-1)

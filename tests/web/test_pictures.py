@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle_server.errors import GenerationFailed, NotFound
+from dalle_server.errors import NotFound, StorageError
 from dalle_server.web import pictures
 from dalle_server.web.images import ImageFormat
 from dalle_server.web.pictures import PictureStore
@@ -23,7 +23,7 @@ def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pictures, "SWEEP_EVERY_S", 0.0)
     store = PictureStore(tmp_path, ttl_s=60)
     old = store.put(b"old", ImageFormat.JPEG)
-    (tmp_path / "left-by-a-crash.png.draft").write_bytes(b"half")
+    (tmp_path / ".left-by-a-crash.tmp").write_bytes(b"half")
     for path in tmp_path.iterdir():
         os.utime(path, (time.time() - 61,) * 2)
     new = store.put(b"new", ImageFormat.JPEG)
@@ -33,12 +33,12 @@ def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         store.find(old)
 
 
-@pytest.mark.parametrize("fails", ["write_bytes", "replace"])
+@pytest.mark.parametrize("fails", ["os.fsync", "pathlib.Path.replace"])
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    def refuse(self: Path, *args: object) -> None:
+    def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, fails, refuse)
-    with pytest.raises(GenerationFailed, match="No space left on device"):
+    monkeypatch.setattr(fails, refuse)
+    with pytest.raises(StorageError, match="No space left on device"):
         PictureStore(tmp_path, ttl_s=60).put(b"x", ImageFormat.PNG)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.web import errors, jobs, openai, original, pictures
+from dalle_server.web import automatic1111, automatic1111_models, errors, jobs, openai, original, pictures
 from dalle_server.web.service import EXTENSION, Service
 
 
@@ -16,7 +16,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_upload_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
     errors.install(app)
-    for api in (original, openai, pictures):
+    for api in (original, openai, pictures, automatic1111, automatic1111_models):
         app.register_blueprint(api.blueprint)
     jobs.install(app, settings, service)
     return app

@@ -68,6 +68,13 @@ def data_url(data: bytes, format: ImageFormat) -> str:
     return f"data:{format.media_type};base64,{base64_text(data)}"
 
 
+def describe_image(image: GeneratedImage, generation: Generation, engine: Engine) -> PictureMetadata:
+    """The recipe of a finished picture."""
+    return PictureMetadata.of(
+        generation.request, generation.sampling, image, model=engine.config.name, digest=engine.digest
+    )
+
+
 def encode_result(
     image: GeneratedImage,
     generation: Generation,
@@ -77,8 +84,6 @@ def encode_result(
     size_px: tuple[int, int] | None = None,
     quality: int | None = None,
 ) -> bytes:
-    """A finished picture of `generation` as a whole file that tells how to make it again."""
-    metadata = PictureMetadata.of(
-        generation.request, generation.sampling, image, model=engine.config.name, digest=engine.digest
-    )
+    """A finished picture as a whole file that tells how to make it again."""
+    metadata = describe_image(image, generation, engine)
     return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

@@ -7,7 +7,7 @@ import time
 from flask import Blueprint, Response, jsonify
 from flask.typing import ResponseReturnValue
 
-from dalle_server.errors import NotFound, NotSupported
+from dalle_server.errors import InvalidRequest, NotFound, NotSupported
 from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.web import openai_stream, pictures
 from dalle_server.web.images import base64_text, encode_result
@@ -43,9 +43,12 @@ def generations() -> ResponseReturnValue:
     service = current_service()
     engine = service.engine
     resolve_model(body.model, engine)
+    num_images = body.n or 1
+    if num_images > service.settings.max_images:
+        raise InvalidRequest(f"n must be at most {service.settings.max_images}, not {num_images}", param="n")
     request = GenerationRequest.of(
         body.prompt,
-        body.n or 1,
+        num_images,
         body.seed,
         sampling=body.sampling,
         preview_every=openai_stream.preview_every(body, engine.config.transformer.image_length),

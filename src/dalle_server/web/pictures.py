@@ -12,9 +12,10 @@ from pathlib import Path
 from flask import Blueprint, Response, current_app, request, send_file
 from flask.sansio.blueprints import BlueprintSetupState
 
-from dalle_server.errors import GenerationFailed, NotFound
+from dalle_server.errors import NotFound, StorageError
 from dalle_server.web.images import ImageFormat
 from dalle_server.web.openapi import describe
+from dalle_server.web.saving import write_whole
 from dalle_server.web.service import EXTENSION
 
 SWEEP_EVERY_S = 60.0
@@ -36,18 +37,15 @@ class PictureStore:
     def put(self, data: bytes, format: ImageFormat) -> str:
         """Keep a picture; the name that finds it again. The file appears whole or not at all.
 
-        Raises GenerationFailed when the disk refuses.
+        Raises StorageError when the disk refuses.
         """
         self._sweep()
         name = f"{secrets.token_urlsafe(24)}.{format.value}"
-        draft = self.directory / f"{name}.draft"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
-            draft.replace(self.directory / name)
+            write_whole(self.directory / name, data)
         except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise GenerationFailed(
+            raise StorageError(
                 f"the picture cannot be kept for its url ({error.strerror}); ask for response_format b64_json"
             ) from None
         return name
