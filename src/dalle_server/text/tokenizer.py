@@ -1,0 +1,82 @@
+"""Prompt → token ids, the way dalle-mini's processor does it."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
+from dalle_server.engine.runners.base import TextTokens
+from dalle_server.errors import CheckpointError
+from dalle_server.models.config import TransformerConfig
+from dalle_server.text.hashtags import HashtagSplitter
+from dalle_server.text.normalizer import TextNormalizer
+
+logger = logging.getLogger(__name__)
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of a pair, which JSON can carry and UTF-8 cannot
+
+
+class TextTokenizer:
+    """Byte-level BPE to exactly T = `max_text_length` ids: <s> … </s>, then <pad>. Safe to share among threads."""
+
+    def __init__(self, tokenizer: Tokenizer, config: TransformerConfig, normalizer: TextNormalizer | None):
+        """`normalizer` None: the prompt is tokenised as it is. Raises CheckpointError without the special tokens."""
+        vocabulary = tokenizer.get_vocab()
+        for token in REQUIRED_TOKENS:
+            if not vocabulary.get(token, config.encoder_vocab_size) < config.encoder_vocab_size:
+                raise CheckpointError(
+                    f"the tokenizer has no {token} within the encoder's {config.encoder_vocab_size} ids"
+                )
+        self._tokenizer = tokenizer
+        self._normalizer = normalizer
+        self._vocab_size = config.encoder_vocab_size
+        self._unknown_id, self._pad_id = vocabulary["<unk>"], vocabulary["<pad>"]
+        self._length = config.max_text_length
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._length)  # keeps </s> as the last id
+        self._unconditional = self._tokens("")
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> TextTokenizer:
+        """Raises CheckpointError when `tokenizer.json` is damaged."""
+        try:
+            tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{checkpoint.tokenizer_file} is not a tokenizer ({error}); copy it again") from error
+        config = checkpoint.config.transformer
+        return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
+
+    def encode(self, prompt: str) -> TextTokens:
+        """The conditional row. An empty prompt that is normalised is a single space, not the unconditional row."""
+        prompt = _SURROGATES.sub("?", prompt)
+        return self._tokens(self._normalizer(prompt) if self._normalizer else prompt)
+
+    def unconditional(self) -> TextTokens:
+        """The empty string, never normalised: <s> </s>."""
+        return self._unconditional
+
+    def encode_negative(self, text: str) -> TextTokens:
+        """A negative prompt takes the unconditional row's place; a blank one is no negative prompt."""
+        return self.encode(text) if text.strip() else self._unconditional
+
+    def _tokens(self, text: str) -> TextTokens:
+        real = np.asarray(self._tokenizer.encode(text).ids, np.int32)
+        # Mini's tokenizer has one entry more than its encoder has rows; an id beyond the table draws garbage.
+        real[real >= self._vocab_size] = self._unknown_id
+        ids = np.full(self._length, self._pad_id, np.int32)
+        ids[: len(real)] = real
+        ids.setflags(write=False)
+        return TextTokens(ids, len(real))
+
+
+def _normalizer(checkpoint: Checkpoint) -> TextNormalizer:
+    path = checkpoint.path / WORD_FREQUENCY
+    if path.is_file():
+        return TextNormalizer(HashtagSplitter.from_file(path))
+    logger.info("%s has no %s: #hashtags are read as one word", checkpoint.path, WORD_FREQUENCY)
+    return TextNormalizer()
