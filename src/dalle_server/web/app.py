@@ -5,8 +5,27 @@ from __future__ import annotations
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.web import automatic1111, automatic1111_models, errors, jobs, openai, original, pictures
+from dalle_server.web import (
+    admission,
+    automatic1111,
+    automatic1111_models,
+    errors,
+    jobs,
+    logging,
+    openai,
+    original,
+    pictures,
+    security,
+)
 from dalle_server.web.service import EXTENSION, Service
+
+APIS = (
+    original,
+    openai,
+    pictures,
+    automatic1111,
+    automatic1111_models,
+)
 
 
 def create_app(settings: Settings, service: Service) -> Flask:
@@ -16,7 +35,11 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_upload_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
     errors.install(app)
-    for api in (original, openai, pictures, automatic1111, automatic1111_models):
+    logging.install(app)
+    admission.install(app, admission.max_in_flight(settings))
+    security.install(app, settings)
+    security.install_cors(app, settings)
+    for api in APIS:
         app.register_blueprint(api.blueprint)
     jobs.install(app, settings, service)
     return app

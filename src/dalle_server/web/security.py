@@ -1,11 +1,136 @@
-"""Who is asking: API keys, and the name that fairness and ownership count against."""
+"""Who is asking: API keys, rates, body limits, origins; and the name that fairness and ownership count against."""
 
 from __future__ import annotations
 
-from flask import g, request
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from flask import Flask, g, request
+from flask_cors import CORS
+
+from dalle_server.config import Settings
+from dalle_server.errors import ConfigError, PayloadTooLarge, RateLimited, Unauthorized
+from dalle_server.web import policy
+from dalle_server.web.rates import SlidingWindow
+
+MIN_KEY_CHARS = 8
+BAD_KEYS_PER_MINUTE = 10
 
 
 def client_id() -> str:
     """Fairness and ownership key of the current request: a digest of its API key, or its address."""
     client: str | None = g.get("client_id")
     return client if client is not None else f"addr:{request.remote_addr or 'unknown'}"
+
+
+class Keys:
+    """The keys that may use the API. Only digests are kept."""
+
+    def __init__(self, keys: dict[str, str]):
+        self._names = {_digest(key): name for name, key in keys.items()}
+
+    @classmethod
+    def parse(cls, entries: Iterable[str]) -> Keys:
+        """Entries `name:key`, bare keys, and `@FILE` with one entry a line (# begins a comment). Raises ConfigError."""
+        keys: dict[str, str] = {}
+        for entry in _expand(entries):
+            name, colon, key = entry.rpartition(":")
+            if len(key) < MIN_KEY_CHARS:
+                where = f"the key of {name!r}" if colon else "a key"
+                raise ConfigError(f"api_keys: {where} has fewer than {MIN_KEY_CHARS} characters", param="api_keys")
+            name = name or f"key-{_digest(key).hex()[:8]}"
+            if keys.setdefault(name, key) != key:
+                raise ConfigError(f"api_keys: the name {name!r} has two keys", param="api_keys")
+        return cls(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def name_of(self, key: str) -> str | None:
+        """The name of a right key. Takes the same time for every wrong one."""
+        digest, found = _digest(key), None
+        for known, name in self._names.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+
+def install(app: Flask, settings: Settings) -> None:
+    """Check key, rate and body size before every view."""
+    keys = Keys.parse(settings.api_keys)
+    bad_keys = SlidingWindow(BAD_KEYS_PER_MINUTE)
+    rate = SlidingWindow(settings.rate_limit) if settings.rate_limit else None
+
+    @app.before_request
+    def guard() -> None:
+        if request.method == "OPTIONS":  # a preflight carries no key
+            return
+        if keys and not policy.is_public(request.path):
+            _authenticate(keys, bad_keys)
+        if rate is not None and policy.is_generation(request.method, request.path):
+            wait_s = rate.take(client_id())
+            if wait_s:
+                raise RateLimited(
+                    f"more than {settings.rate_limit} generation requests a minute; wait {wait_s:.0f} s",
+                    retry_after_s=wait_s,
+                )
+        limit = settings.max_upload_bytes if policy.takes_uploads(request.path) else settings.max_json_bytes
+        if (request.content_length or 0) > limit:
+            raise PayloadTooLarge(f"the body has {request.content_length} bytes; {request.path} takes {limit} at most")
+
+
+def install_cors(app: Flask, settings: Settings) -> None:
+    """Let pages of other origins call the generation routes: any origin by default, never with credentials."""
+    any_origin = "*" in settings.cors_origins
+    paths = policy.CORS_PATHS if any_origin else policy.CORS_PATHS + policy.CORS_OWNED_PATHS
+    CORS(
+        app,
+        resources={path: {"origins": "*" if any_origin else list(settings.cors_origins)} for path in paths},
+        supports_credentials=False,
+        expose_headers=["x-request-id", "Retry-After", "Location"],
+    )
+
+
+def _authenticate(keys: Keys, bad_keys: SlidingWindow) -> None:
+    address = request.remote_addr or "unknown"
+    wait_s = bad_keys.wait_s(address)
+    if wait_s:  # before the comparison: a guess made now tells nothing
+        raise RateLimited("too many wrong API keys from this address", retry_after_s=wait_s)
+    key = presented_key()
+    if not key:
+        raise Unauthorized("an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+    name = keys.name_of(key)
+    if name is None:
+        bad_keys.add(address)
+        raise Unauthorized("the API key is not known to this server")
+    g.key_name = name
+    g.client_id = f"key:{_digest(key).hex()[:16]}"
+
+
+def presented_key() -> str:
+    """From `Authorization: Bearer`, `x-api-key`, or the password of Basic (AUTOMATIC1111's clients); "" = none."""
+    authorization = request.authorization
+    if authorization is not None and authorization.type == "bearer":
+        return authorization.token or ""
+    if authorization is not None and authorization.type == "basic":
+        return authorization.password or authorization.username or ""
+    return request.headers.get("x-api-key", "")
+
+
+def _expand(entries: Iterable[str]) -> Iterable[str]:
+    for entry in entries:
+        if not entry.startswith("@"):
+            yield entry
+            continue
+        try:
+            text = Path(entry[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_keys: cannot read {entry[1:]}: {error}", param="api_keys") from None
+        yield from filter(None, (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,38 @@
+"""What holds for a route before its view runs: who may call it, how big its body may be, what it costs."""
+
+from __future__ import annotations
+
+import re
+
+# Answered without a key: life signs, the pages themselves (not what they call), and pictures under unguessable names.
+_PUBLIC = re.compile(r"/|/health|/ready|/docs|/openapi\.json|/playground(/.*)?|/pictures/[^/]+")
+
+# A POST here makes pictures: it counts against the rate limit and is refused when the threads run short.
+_GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs|/sdapi/v1/(txt2img|img2img)")
+
+# Bodies with pictures in them.
+_UPLOAD = re.compile(r"/v1/images/(edits|variations)|/v1/jobs|/sdapi/v1/(img2img|png-info|interrogate)")
+
+# Any web page may call these, as it could the original's. Jobs are owned, without keys by the address alone, and
+# a page that someone merely visits has that address: only origins that the operator names may see them.
+CORS_PATHS = (r"/dalle", r"/v1/(images|models).*", r"/sdapi/.*", r"/pictures/.*")
+CORS_OWNED_PATHS = (r"/v1/jobs.*",)
+
+# Must answer whatever the load is.
+_VITAL = frozenset({"/", "/health", "/ready", "/metrics"})
+
+
+def is_public(path: str) -> bool:
+    return _PUBLIC.fullmatch(path) is not None
+
+
+def is_generation(method: str, path: str) -> bool:
+    return method == "POST" and _GENERATION.fullmatch(path) is not None
+
+
+def takes_uploads(path: str) -> bool:
+    return _UPLOAD.fullmatch(path) is not None
+
+
+def is_vital(path: str) -> bool:
+    return path in _VITAL
