@@ -239,7 +239,7 @@ class Generation:
 
     def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
         """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
-        while True:
+        while not self._is_consumed():
             try:
                 event = self._events.get(timeout=poll_s)
             except queue.Empty:
@@ -249,17 +249,20 @@ class Generation:
             if isinstance(event, TERMINAL):
                 return
 
+    def _is_consumed(self) -> bool:
+        with self._lock:
+            return self.terminal is not None and self._events.empty()
+
     def result(self, timeout_s: float | None = None) -> tuple[GeneratedImage, ...]:
         """The finished pictures. Raises what failed, GenerationCancelled, or DeadlineExceeded after timeout_s."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        for event in self.events(poll_s=None if end is None else 0.05):
-            if isinstance(event, Done):
-                return event.images
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Cancelled):
-                raise GenerationCancelled(event.reason)
-            if end is not None and time.monotonic() > end:
+        for _ in self.events(poll_s=None if end is None else 0.05):
+            if self.terminal is None and end is not None and time.monotonic() > end:
                 self.cancel("the caller stopped waiting")
                 raise DeadlineExceeded(f"no result within {timeout_s} s; the generation was cancelled")
-        raise AssertionError("unreachable: a generation ends with a terminal event")
+        if isinstance(self.terminal, Failed):
+            raise self.terminal.error
+        if isinstance(self.terminal, Cancelled):
+            raise GenerationCancelled(self.terminal.reason)
+        assert self.terminal is not None
+        return self.terminal.images

@@ -1,0 +1,140 @@
+"""Token grids to pixels, off the step's critical path: final pictures first, previews when there is time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.sequence import ImageSequence
+from dalle_server.generation import FREE, Pixels, Tokens
+
+UNWRITTEN_GREY = 127
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Preview:
+    tokens: Tokens  # as they were when the preview was asked for
+    tokens_done: int
+
+
+class Detokenizer:
+    """Queues grids and decodes them: in a worker thread after `start`, else inside `run_pending`.
+
+    A picture has at most one preview queued or under way: a newer one replaces it, its final grid drops it.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[NDArray[np.int32]], NDArray[np.uint8]],
+        *,
+        grid_side: int,
+        max_batch: int,
+        on_image: Callable[[ImageSequence, Pixels], None],
+        on_preview: Callable[[ImageSequence, int, Pixels], None],
+        on_error: Callable[[Sequence[ImageSequence], Exception], None],
+    ):
+        self._decode = decode
+        self._grid_side = grid_side
+        self._max_batch = max_batch
+        self._on_image, self._on_preview, self._on_error = on_image, on_preview, on_error
+        self._finals: deque[ImageSequence] = deque()
+        self._previews: dict[ImageSequence, _Preview] = {}
+        self._num_decoding = 0  # finals taken from the queue and not delivered yet
+        self._changed = threading.Condition()
+        self._closed = False
+        self._worker: threading.Thread | None = None
+
+    @property
+    def is_threaded(self) -> bool:
+        return self._worker is not None
+
+    @property
+    def backlog(self) -> int:
+        """Finished grids that are not pixels yet."""
+        return len(self._finals) + self._num_decoding
+
+    def add_final(self, sequence: ImageSequence) -> None:
+        with self._changed:
+            self._previews.pop(sequence, None)
+            self._finals.append(sequence)
+            self._changed.notify_all()
+
+    def add_preview(self, sequence: ImageSequence) -> None:
+        with self._changed:
+            self._previews[sequence] = _Preview(sequence.tokens.copy(), sequence.written)
+            self._changed.notify_all()
+
+    def run_pending(self) -> bool:
+        """Decode one batch of finals, or one preview. False when nothing was queued."""
+        with self._changed:
+            finals = [self._finals.popleft() for _ in range(min(self._max_batch, len(self._finals)))]
+            self._num_decoding += len(finals)
+            preview = None
+            if not finals and self._previews:
+                sequence = next(iter(self._previews))
+                preview = sequence, self._previews.pop(sequence)
+        if finals:
+            self._decode_finals([sequence for sequence in finals if not sequence.job.ended])
+            with self._changed:
+                self._num_decoding -= len(finals)
+        elif preview and not preview[0].job.ended:
+            self._decode_preview(*preview)
+        return bool(finals or preview)
+
+    def _decode_finals(self, sequences: Sequence[ImageSequence]) -> None:
+        if not sequences:
+            return
+        try:
+            pixels = self._decode(np.stack([sequence.tokens for sequence in sequences]))
+        except Exception as error:
+            self._on_error(sequences, error)
+            return
+        for sequence, picture in zip(sequences, pixels, strict=True):
+            self._on_image(sequence, picture)
+
+    def _decode_preview(self, sequence: ImageSequence, preview: _Preview) -> None:
+        written = preview.tokens != FREE
+        # The decoder needs an id everywhere; repeating the last one keeps the seam of the written part calm.
+        filler = preview.tokens[max(preview.tokens_done - 1, 0)]
+        grid = np.where(written, preview.tokens, filler)
+        try:
+            pixels = self._decode(grid[None])[0]
+        except Exception:
+            logger.exception("a preview could not be decoded; the picture itself goes on")
+            return
+        self._on_preview(sequence, preview.tokens_done, paint_unwritten(pixels, written, self._grid_side))
+
+    def start(self) -> None:
+        self._worker = threading.Thread(target=self._run, name="detokenizer", daemon=True)
+        self._worker.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._finals or self._previews or self._closed)
+                if self._closed:
+                    return
+            self.run_pending()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Stop the worker after the batch it is at."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join(timeout_s)
+
+
+def paint_unwritten(pixels: Pixels, written: NDArray[np.bool_], grid_side: int) -> Pixels:
+    """A copy with the squares of tokens that are not written yet in neutral grey. `written` is (I,)."""
+    px = pixels.shape[0] // grid_side
+    mask = written.reshape(grid_side, grid_side).repeat(px, axis=0).repeat(px, axis=1)
+    return np.where(mask[:, :, None], pixels, np.uint8(UNWRITTEN_GREY))

@@ -1,0 +1,203 @@
+"""A runner without weights, for tests of the engine and of everything above it. numpy only.
+
+Its logits are noise keyed by everything a real model's depend on: both texts, the slot's own tokens so
+far, the position. So its pictures obey the same contract, and a mix-up of slots or rows shows in them.
+The public attributes after `num_slots` inject what goes wrong in life: delays, faults, NaN, unequal buckets.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.rng import MASK32, philox4x32
+from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
+from dalle_server.engine.sampling import guide, sample
+from dalle_server.generation import ImageKey
+from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+
+MAX_TEXT_LENGTH = 64
+
+
+def fake_config(grid_side: int = 4, codebook_size: int = 64) -> ModelConfig:
+    """A model of `grid_side`² tokens, 8 pixels each."""
+    return ModelConfig(
+        name="fake",
+        transformer=TransformerConfig(
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=1,
+            decoder_attention_heads=1,
+            encoder_ffn_dim=8,
+            decoder_ffn_dim=8,
+            encoder_vocab_size=256,
+            image_vocab_size=codebook_size,
+            image_length=grid_side**2,
+            max_text_length=MAX_TEXT_LENGTH,
+            decoder_start_token_id=codebook_size,
+            bos_token_id=codebook_size,
+            eos_token_id=codebook_size,
+            pad_token_id=codebook_size,
+        ),
+        vqgan=VQGANConfig(
+            ch=8,
+            ch_mult=(1, 1, 1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(),
+            z_channels=8,
+            embed_dim=8,
+            n_embed=codebook_size,
+            resolution=8 * grid_side,
+            num_groups=1,
+        ),
+    )
+
+
+class FakeTokenizer:
+    """One id per UTF-8 byte, between <s> 0 and </s> 2."""
+
+    def encode(self, prompt: str) -> TextTokens:
+        content = [byte if byte > 3 else 3 for byte in prompt.encode()][: MAX_TEXT_LENGTH - 2]
+        ids = np.full(MAX_TEXT_LENGTH, 1, np.int32)
+        ids[: len(content) + 2] = [0, *content, 2]
+        return TextTokens(ids, len(content) + 2)
+
+    def encode_negative(self, text: str) -> TextTokens:
+        return self.encode(text)
+
+    def unconditional(self) -> TextTokens:
+        return self.encode("")
+
+
+@dataclass(slots=True)
+class _Slot:
+    conditional: int  # digest of the text
+    unconditional: int
+    history: int = 0  # digest of the tokens written so far
+    next_position: int = 0
+    poisoned: bool = False  # a NaN once in the K/V cache spoils every later step
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    tokens: NDArray[np.int32]
+    delay_s: float
+
+    def result(self) -> NDArray[np.int32]:
+        time.sleep(self.delay_s)
+        return self.tokens
+
+
+class FakeRunner:
+    """Implements `Runner`. Raises AssertionError when the engine breaks the protocol (a wrong position, a bad slot)."""
+
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        *,
+        step_s: float = 0.0,
+        detokenize_s: float = 0.0,
+        num_slots: int = 8,
+        lookahead: int = 0,
+        row_buckets: Sequence[int] | None = None,
+    ):
+        self.config = config or fake_config()
+        self.info = RunnerInfo("fake", "cpu", "no device", "fp32", "asked for by a test", {"numpy": np.__version__})
+        self.num_slots = num_slots
+        self.lookahead = lookahead
+        self.row_buckets = tuple(row_buckets or sorted({min(2**i, num_slots) for i in range(8)}))
+        self.step_s, self.detokenize_s = step_s, detokenize_s
+        self.on_step: Callable[[Sequence[StepRow]], None] = lambda rows: None  # may raise or block
+        self.on_encode: Callable[[Sequence[TextTokens]], None] = lambda texts: None
+        self.on_detokenize: Callable[[NDArray[np.int32]], None] = lambda grids: None
+        self.nan_at: dict[ImageKey, int] = {}  # the position from which an image's logits are NaN
+        self.unequal_buckets = False  # the last bit depends on the bucket
+        self.num_steps = 0
+        self.closed = False
+        self._slots: dict[int, _Slot] = {}
+        self._pinned: int | None = None
+        self._logits = np.zeros((0, self.config.codebook_size), np.float32)
+        self._stepping = threading.Lock()
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[int]:
+        self.on_encode(texts)
+        return [zlib.crc32(text.ids[: text.length].tobytes()) for text in texts]
+
+    def admit(self, slot: int, conditional: int, unconditional: int) -> None:
+        assert 0 <= slot < self.num_slots, slot
+        self._slots[slot] = _Slot(conditional, unconditional)
+
+    def step(self, rows: Sequence[StepRow]) -> _Ready:
+        assert self._stepping.acquire(blocking=False), "two threads in step()"
+        try:
+            assert 0 < len(rows) <= self.row_buckets[-1] and len({row.slot for row in rows}) == len(rows)
+            self.on_step(rows)
+            self.num_steps += 1
+            self._logits = self._forward(rows)
+            tokens = sample(self._logits, rows)
+            for row, token in zip(rows, tokens, strict=True):
+                state = self._slots[row.slot]
+                state.history = zlib.crc32(int(token).to_bytes(4, "little", signed=True), state.history)
+                state.next_position += 1
+            return _Ready(tokens, self.step_s)
+        finally:
+            self._stepping.release()
+
+    def _forward(self, rows: Sequence[StepRow]) -> NDArray[np.float32]:
+        states = [self._slots[row.slot] for row in rows]
+        for row, state in zip(rows, states, strict=True):
+            assert row.position == state.next_position, (
+                f"slot {row.slot}: {row.position} after {state.next_position - 1}"
+            )
+            state.poisoned |= row.position >= self.nan_at.get(row.key, row.position + 1)
+        ids = np.arange(self.config.codebook_size, dtype=np.int64)[None, :]
+        position = np.array([[row.position] for row in rows], np.int64)
+        history = np.array([[state.history] for state in states], np.int64)
+        conditional, unconditional = (
+            philox4x32((ids, position, history, np.zeros_like(history)), (digests, np.zeros_like(digests)))[0]
+            for digests in (
+                np.array([[state.conditional] for state in states], np.int64),
+                np.array([[state.unconditional] for state in states], np.int64),
+            )
+        )
+        scale = np.array([[row.sampling.condition_scale] for row in rows], np.float32)
+        logits = guide(
+            (conditional / MASK32 * 4).astype(np.float32), (unconditional / MASK32 * 4).astype(np.float32), scale
+        )
+        if self.unequal_buckets:
+            logits = np.nextafter(logits, np.float32(self._bucket(len(rows)) % 2 * 1e9))
+        logits[[state.poisoned for state in states]] = np.nan
+        return logits
+
+    def _bucket(self, num_images: int) -> int:
+        return self._pinned or next(bucket for bucket in self.row_buckets if bucket >= num_images)
+
+    def guided_logits(self) -> NDArray[np.float32]:
+        return self._logits
+
+    def pin_bucket(self, num_images: int) -> None:
+        self._pinned = num_images
+        self.row_buckets = (num_images,)
+
+    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """One colour per id, one square per token, a soft shade inside each."""
+        self.on_detokenize(grids)
+        time.sleep(self.detokenize_s)
+        side, px = self.config.grid_side, self.config.vqgan.scale_factor
+        assert grids.min() >= 0 and grids.max() < self.config.codebook_size, "not a codebook id"
+        colours = np.stack([(grids * step + 40) % 256 for step in (37, 91, 151)], axis=-1).reshape(-1, side, side, 3)
+        squares = colours.repeat(px, axis=1).repeat(px, axis=2)
+        shade = np.linspace(0.8, 1.0, px)
+        weight = np.tile(np.minimum.outer(shade, shade), (side, side))[None, :, :, None]
+        pixels: NDArray[np.uint8] = (squares * weight).astype(np.uint8)
+        return pixels
+
+    def close(self) -> None:
+        self.closed = True

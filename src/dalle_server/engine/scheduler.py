@@ -1,0 +1,76 @@
+"""Slots and queue: which pictures run, which wait, when each will be done. Bookkeeping: no torch, no threads."""
+
+from __future__ import annotations
+
+import heapq
+
+from dalle_server.engine.fair_queue import FairQueue
+from dalle_server.engine.sequence import ImageSequence, Job
+
+
+class Scheduler:
+    """A slot holds one picture from its first token to its last; then the next picture in turn takes it."""
+
+    def __init__(self, num_slots: int):
+        self.num_slots = num_slots
+        self.running: dict[int, ImageSequence] = {}  # slot → picture
+        self.waiting = FairQueue()
+        self._free = list(range(num_slots))  # a heap: the lowest slot first
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.running and not len(self.waiting)
+
+    def add(self, job: Job) -> None:
+        self.waiting.add(job)
+
+    def admit_next(self) -> ImageSequence | None:
+        """Move the next waiting picture into a free slot. None when no slot is free or nothing waits."""
+        if not self._free or not len(self.waiting):
+            return None
+        sequence = self.waiting.pop()
+        sequence.slot = heapq.heappop(self._free)
+        self.running[sequence.slot] = sequence
+        return sequence
+
+    def release(self, sequence: ImageSequence) -> None:
+        """Free the picture's slot, if it holds one."""
+        if sequence.slot is not None:
+            del self.running[sequence.slot]
+            heapq.heappush(self._free, sequence.slot)
+            sequence.slot = None
+
+    def remove(self, job: Job) -> None:
+        """Take every picture of this request out of queue and slots."""
+        self.waiting.remove(job)
+        for sequence in job.sequences:
+            self.release(sequence)
+
+    def to_launch(self) -> list[ImageSequence]:
+        """The running pictures that still have a token to launch, by slot."""
+        return [sequence for _, sequence in sorted(self.running.items()) if sequence.launched < sequence.tokens.size]
+
+    def positions(self) -> dict[Job, int]:
+        """For each request of which no picture runs yet: how many pictures come before its first."""
+        positions: dict[Job, int] = {}
+        for ahead, sequence in enumerate(self.waiting.in_order()):
+            if sequence.job.started_at is None:
+                positions.setdefault(sequence.job, ahead)
+        return positions
+
+    def steps_until_done(self) -> dict[Job, int]:
+        """Steps until each request has its last token, if nothing else arrives: a rehearsal of the schedule."""
+        steps: dict[Job, int] = {}
+        ends = [0] * len(self._free)
+        for sequence in self.running.values():
+            ends.append(sequence.steps_left)
+            steps[sequence.job] = max(sequence.steps_left, steps.get(sequence.job, 0))
+        heapq.heapify(ends)
+        for sequence in self.waiting.in_order():
+            end = heapq.heappop(ends) + sequence.steps_left
+            heapq.heappush(ends, end)
+            steps[sequence.job] = max(end, steps.get(sequence.job, 0))
+        return steps
+
+    def steps_until_next_end(self) -> int:
+        return min((sequence.steps_left for sequence in self.running.values()), default=0)

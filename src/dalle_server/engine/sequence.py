@@ -1,0 +1,102 @@
+"""What the engine knows of one accepted request, and of each of its pictures while they are written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dalle_server.engine.runners.base import StepRow, TextTokens
+from dalle_server.errors import DalleServerError
+from dalle_server.generation import FREE, GeneratedImage, Generation, ImageKey, Tokens
+
+
+@dataclass(slots=True, eq=False)
+class ImageSequence:
+    """One picture: I tokens, some perhaps given. `launched` runs ahead of `written` by the runner's lookahead."""
+
+    job: Job
+    index: int  # position in the request
+    key: ImageKey
+    tokens: Tokens  # (I,), FREE where nothing is written yet
+    launched: int = 0
+    written: int = 0
+    slot: int | None = None  # while it runs
+
+    @property
+    def is_complete(self) -> bool:
+        return self.written == self.tokens.size
+
+    @property
+    def steps_left(self) -> int:
+        return self.tokens.size - self.written
+
+    def next_row(self) -> StepRow:
+        """The step that writes the next position."""
+        assert self.slot is not None
+        forced = int(self.tokens[self.launched])
+        return StepRow(self.slot, self.launched, self.key, self.job.handle.sampling, forced)
+
+    def write(self, token: int) -> None:
+        self.tokens[self.written] = token
+        self.written += 1
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One accepted request: the caller's handle, both texts, its sequences, and the pictures finished so far."""
+
+    handle: Generation
+    conditional: TextTokens
+    unconditional: TextTokens
+    sequences: list[ImageSequence] = field(default_factory=list)
+    images: dict[int, GeneratedImage] = field(default_factory=dict)
+    lost: dict[int, DalleServerError] = field(default_factory=dict)  # pictures that failed while their siblings go on
+    started_at: float | None = None  # time.monotonic() of the first picture's admission
+    position: int | None = None  # what the last Queued event said
+    reported_at: float = 0.0  # time.monotonic() of the last Progress event
+
+    @classmethod
+    def of(cls, handle: Generation, conditional: TextTokens, unconditional: TextTokens, num_tokens: int) -> Job:
+        job = cls(handle, conditional, unconditional)
+        given = handle.request.forced_tokens or (FREE,) * num_tokens
+        for index, key in enumerate(handle.request.images):
+            job.sequences.append(ImageSequence(job, index, key, np.array(given, np.int32)))
+        if FREE not in given:  # a whole grid: nothing to decode
+            for sequence in job.sequences:
+                sequence.launched = sequence.written = num_tokens
+        return job
+
+    @property
+    def client(self) -> str:
+        return self.handle.request.client
+
+    @property
+    def ended(self) -> bool:
+        return self.handle.terminal is not None
+
+    @property
+    def tokens_done(self) -> int:
+        return sum(sequence.written for sequence in self.sequences)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sequence.tokens.size for sequence in self.sequences)
+
+    def preview_is_due(self, sequence: ImageSequence) -> bool:
+        every = self.handle.preview_every
+        return every > 0 and sequence.written % every == 0
+
+    def progress_is_due(self, now: float, every_s: float) -> bool:
+        """At most every `every_s`, and always for the last token."""
+        return now - self.reported_at >= every_s or self.tokens_done == self.num_tokens
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from acceptance to the first picture's admission (or until now)."""
+        return (self.started_at or time.monotonic()) - self.handle.submitted_at
+
+    @property
+    def total_s(self) -> float:
+        return time.monotonic() - self.handle.submitted_at

@@ -1,0 +1,53 @@
+"""Counters of a running engine, for metrics. Written by the engine's threads, read by anyone without a lock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from dalle_server.generation import Cancelled, Done, Failed, Generation
+
+SMOOTHING = 0.1  # weight of the newest measurement in a moving average
+
+
+class Observer:
+    """Told what happens, in the engine's own threads: be quick, raise nothing. Override what you need."""
+
+    def on_step(self, num_images: int, seconds: float) -> None:
+        """One token was written for each of `num_images` pictures."""
+
+    def on_preview(self, generation: Generation) -> None:
+        """A preview was delivered."""
+
+    def on_finished(self, generation: Generation, event: Done | Failed | Cancelled) -> None:
+        """An accepted request ended."""
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since start; `running`, `waiting` and `detokenizing` are of this moment, in pictures."""
+
+    num_slots: int
+    running: int = 0
+    waiting: int = 0
+    detokenizing: int = 0
+    live_requests: int = 0
+    steps: int = 0
+    image_tokens: int = 0
+    images: int = 0
+    previews: int = 0
+    faults: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # "done" | "failed" | "cancelled" → requests
+    batch_images: Counter[int] = field(default_factory=Counter)  # pictures in a step → steps
+    step_s: float | None = None  # moving average of one step, whatever it held
+    detokenize_s: float | None = None  # moving average of one batch of grids to pixels
+
+    def count_step(self, num_images: int, seconds: float) -> None:
+        self.steps += 1
+        self.image_tokens += num_images
+        self.batch_images[num_images] += 1
+        self.step_s = moving_average(self.step_s, seconds)
+
+
+def moving_average(average: float | None, value: float) -> float:
+    return value if average is None else average + SMOOTHING * (value - average)

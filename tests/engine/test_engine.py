@@ -1,0 +1,247 @@
+"""One engine without threads: events, order, sharing, cancels and deadlines, forced tokens."""
+
+import numpy as np
+import pytest
+
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
+from dalle_server.errors import InvalidRequest, NotReady, Overloaded
+from dalle_server.generation import (
+    FREE,
+    TERMINAL,
+    Cancelled,
+    Done,
+    Failed,
+    Generation,
+    GenerationRequest,
+    ImageReady,
+    Preview,
+    Progress,
+    Queued,
+    SamplingParams,
+    Started,
+)
+
+NUM_TOKENS = 16
+
+
+def make_engine(runner: FakeRunner | None = None, **options) -> Engine:
+    return Engine(runner or FakeRunner(), FakeTokenizer(), **{"progress_every_s": 0.0, **options})
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def events_of(generation: Generation) -> list:
+    assert generation.terminal is not None, "not ended"
+    return list(generation.events())
+
+
+def alone(request: GenerationRequest) -> tuple:
+    engine = make_engine()
+    generation = engine.submit(request)
+    run(engine)
+    return generation.result()
+
+
+def same(images, others) -> bool:
+    return len(images) == len(others) and all(
+        np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
+        for a, b in zip(images, others, strict=True)
+    )
+
+
+def test_events_of_one_request_in_order():
+    engine = make_engine()
+    generation = engine.submit(GenerationRequest.of("a cat", 2, seed=1))
+    run(engine)
+    events = events_of(generation)
+    assert [type(event) for event in events] == [
+        Queued,
+        Started,
+        *[Progress] * NUM_TOKENS,
+        ImageReady,
+        ImageReady,
+        Done,
+    ]
+    assert [event.tokens_done for event in events if isinstance(event, Progress)] == list(range(2, 33, 2))
+    assert [image.key.index for image in events[-1].images] == [0, 1]
+    assert events[-1].images[0].pixels.shape == (32, 32, 3)
+
+
+def test_what_changes_a_picture_and_what_does_not():
+    base = GenerationRequest.of("a cat", seed=1)
+    assert same(alone(base), alone(GenerationRequest.of("a cat", seed=1, preview_every=3, client="somebody")))
+    for other in (
+        GenerationRequest.of("a dog", seed=1),
+        GenerationRequest.of("a cat", seed=2),
+        GenerationRequest.of("a cat", seed=1, negative_prompt="blurry"),
+        GenerationRequest.of("a cat", seed=1, sampling=SamplingParams(condition_scale=3.0)),
+    ):
+        assert not same(alone(base), alone(other))
+
+
+def test_pictures_of_one_prompt_share_one_encoder_pass():
+    runner = FakeRunner(num_slots=2)
+    engine = make_engine(runner)
+    encoded = []
+    runner.on_encode = encoded.extend
+    engine.submit(GenerationRequest.of("a cat", 5, seed=1))
+    engine.submit(GenerationRequest.of("a cat", 2, seed=2))
+    run(engine)
+    assert len(encoded) == 2, "the prompt and the empty text"
+
+
+def test_a_slot_is_free_in_the_step_that_writes_the_last_token():
+    runner = FakeRunner(num_slots=1)
+    engine = make_engine(runner)
+    engine.submit(GenerationRequest.of("a", seed=1))
+    engine.submit(GenerationRequest.of("b", seed=1))
+    batches = []
+    runner.on_step = lambda rows: batches.append([row.position for row in rows])
+    run(engine)
+    assert batches == [[position] for position in [*range(NUM_TOKENS)] * 2], "no step without a picture"
+
+
+def test_requests_join_and_leave_between_tokens():
+    runner = FakeRunner(num_slots=2)
+    engine = make_engine(runner)
+    batches = []
+    runner.on_step = lambda rows: batches.append([(row.slot, row.position) for row in rows])
+    engine.submit(GenerationRequest.of("a", seed=1))
+    engine.step()
+    engine.submit(GenerationRequest.of("b", seed=1))
+    engine.step()
+    assert batches == [[(0, 0)], [(0, 1), (1, 0)]]
+
+
+def test_a_large_request_delays_others_by_one_picture_only():
+    engine = make_engine(FakeRunner(num_slots=1))
+    order = []
+    engine.observer.on_finished = lambda generation, event: order.append(generation.request.client)
+    many = engine.submit(GenerationRequest.of("a", 16, seed=1, client="many"))
+    engine.step()
+    engine.submit(GenerationRequest.of("b", 1, seed=1, client="other"))
+    engine.submit(GenerationRequest.of("c", 1, seed=1, client="third"))
+    run(engine)
+    assert order == ["other", "third", "many"]
+    assert len(many.result()) == 16
+
+
+def test_positions_count_down_to_the_start():
+    engine = make_engine(FakeRunner(num_slots=1))
+    engine.submit(GenerationRequest.of("a", 2, seed=1, client="a"))
+    engine.step()
+    last = engine.submit(GenerationRequest.of("b", 1, seed=1, client="b"))
+    run(engine)
+    assert [e.position for e in events_of(last) if isinstance(e, Queued)] == [1, 0]
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_return():
+    engine = make_engine(FakeRunner(num_slots=2), max_waiting_images=3)
+    engine.submit(GenerationRequest.of("a", 4, seed=1))
+    with pytest.raises(Overloaded) as refused:
+        engine.submit(GenerationRequest.of("b", 2, seed=1))
+    assert refused.value.retry_after_s >= 1
+    engine.submit(GenerationRequest.of("b", 1, seed=1))
+    with pytest.raises(InvalidRequest, match="num_images must be at most 5"):
+        engine.submit(GenerationRequest.of("b", 6, seed=1))
+
+
+def test_cancel_frees_the_slot_before_the_next_token():
+    engine = make_engine(FakeRunner(num_slots=1))
+    first = engine.submit(GenerationRequest.of("a", 3, seed=1))
+    second = engine.submit(GenerationRequest.of("b", seed=1))
+    engine.step()
+    first.cancel("no longer wanted")
+    engine.step()
+    assert first.terminal == Cancelled("no longer wanted")
+    assert engine.stats().running == 1 and engine.stats().waiting == 0
+    run(engine)
+    assert same(second.result(), alone(GenerationRequest.of("b", seed=1)))
+
+
+def test_a_deadline_ends_running_and_waiting_requests():
+    engine = make_engine(FakeRunner(num_slots=1, step_s=0.01))
+    running = engine.submit(GenerationRequest.of("a", seed=1, timeout_s=0.03))
+    waiting = engine.submit(GenerationRequest.of("b", seed=1, timeout_s=0.03))
+    run(engine)
+    for generation in (running, waiting):
+        assert isinstance(generation.terminal, Failed) and generation.terminal.error.status == 504
+
+
+def test_forced_tokens_are_kept_and_the_rest_is_drawn():
+    forced = tuple(7 if i % 3 else FREE for i in range(NUM_TOKENS))
+    (image,) = alone(GenerationRequest.of("a", seed=1, forced_tokens=forced))
+    assert all(token == given for token, given in zip(image.tokens, forced, strict=True) if given != FREE)
+    assert len(set(image.tokens[::3])) > 1
+
+
+def test_a_whole_grid_goes_straight_to_pixels():
+    request = GenerationRequest.of("a", seed=1)
+    (image,) = alone(request)
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    steps_before = runner.num_steps
+    replay = engine.submit(GenerationRequest.of("a", seed=1, forced_tokens=tuple(image.tokens.tolist())))
+    run(engine)
+    assert same(replay.result(), [image]) and runner.num_steps == steps_before
+
+
+@pytest.mark.parametrize("forced", [(1, 2), (64,) * NUM_TOKENS, (-2,) * NUM_TOKENS])
+def test_impossible_forced_tokens_are_refused(forced):
+    with pytest.raises(InvalidRequest) as refused:
+        make_engine().submit(GenerationRequest.of("a", forced_tokens=forced))
+    assert refused.value.param == "forced_tokens"
+
+
+def test_previews_show_the_written_part_on_grey():
+    engine = make_engine()
+    generation = engine.submit(GenerationRequest.of("a", seed=1, preview_every=4))
+    run(engine)
+    previews = [event for event in events_of(generation) if isinstance(event, Preview)]
+    assert [preview.tokens_done for preview in previews] == [4, 8, 12]
+    (final,) = generation.terminal.images
+    for preview in previews:
+        rows = preview.tokens_done // 4 * 8
+        assert np.array_equal(preview.pixels[:rows], final.pixels[:rows])
+        assert (preview.pixels[rows:] == 127).all()
+
+
+def test_previews_can_be_switched_on_while_it_runs():
+    engine = make_engine()
+    generation = engine.submit(GenerationRequest.of("a", seed=1))
+    for _ in range(9):
+        engine.step()
+    generation.preview_every = 5
+    run(engine)
+    assert [event.tokens_done for event in events_of(generation) if isinstance(event, Preview)] == [10, 15]
+
+
+def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest():
+    runner = FakeRunner(num_slots=1)
+    engine = make_engine(runner)
+    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    engine.step()
+    engine.stop()
+    assert isinstance(generation.terminal, Cancelled) and runner.closed
+    with pytest.raises(NotReady):
+        engine.submit(GenerationRequest.of("a"))
+    drained = make_engine()
+    generation = drained.submit(GenerationRequest.of("a", 2, seed=1))
+    drained.stop(drain_s=10)
+    assert len(generation.result()) == 2
+
+
+def test_every_event_list_ends_with_its_one_terminal_event():
+    engine = make_engine(FakeRunner(num_slots=2))
+    generations = [engine.submit(GenerationRequest.of("a", i, seed=i)) for i in (1, 2, 3)]
+    engine.step()
+    generations[1].cancel()
+    run(engine)
+    for generation in generations:
+        events = events_of(generation)
+        assert [isinstance(event, TERMINAL) for event in events] == [False] * (len(events) - 1) + [True]
+    assert engine.stats().live_requests == engine.stats().running == 0

@@ -1,0 +1,113 @@
+"""The filters are dalle-mini's, to the last kept id; the draw is a row's own business."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
+from dalle_server.engine.sampling import filter_logits, guide, sample
+from dalle_server.generation import ImageKey, SamplingParams
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
+KEEP_ALL = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=1.0)
+
+# The settings behind each `filtered_NAME` of goldens_fp32.npz: (top_k, top_p, temperature).
+FP32_SETTINGS = {
+    "default": (50, 1.0, 1.0),
+    "k1": (1, 1.0, 1.0),
+    "k5_t07": (5, 1.0, 0.7),
+    "p09": (0, 0.9, 1.0),
+    "k20_p08_t13": (20, 0.8, 1.3),
+    "t05": (0, 1.0, 0.5),
+    "p05_t20": (0, 0.5, 2.0),
+    "kbig": (10**6, 1.0, 1.0),
+}
+
+
+def goldens():
+    """(id, logits, expected, sampling) of every filter golden; −inf in `expected` means removed."""
+    for model in ("tiny-mega", "tiny-mini"):
+        fp32 = np.load(PARITY / model / "goldens_fp32.npz")
+        for name, (k, p, t) in FP32_SETTINGS.items():
+            sampling = SamplingParams(temperature=t, top_k=k, top_p=p, condition_scale=1.0)
+            yield f"{model}-{name}", fp32["supercond_logits"], fp32[f"filtered_{name}"], sampling
+            if f"filtered_{name}_cut" in fp32:
+                cut = fp32[f"filtered_{name}_cut"]
+                yield f"{model}-{name}-cut", fp32["supercond_logits"][..., : cut.shape[-1]], cut, sampling
+        filters = np.load(PARITY / model / "goldens_filters.npz")
+        for name in (key.removeprefix("settings_") for key in filters if key.startswith("settings_")):
+            k, p, t = (float(x) for x in filters[f"settings_{name}"])
+            sampling = SamplingParams(temperature=t, top_k=int(k), top_p=p, condition_scale=1.0)
+            yield f"{model}-plain-{name}", filters["logits"], filters[f"filtered_{name}"], sampling
+
+
+GOLDENS = list(goldens())
+
+
+@pytest.mark.parametrize(("logits", "expected", "sampling"), [g[1:] for g in GOLDENS], ids=[g[0] for g in GOLDENS])
+def test_filters_equal_the_reference(logits, expected, sampling):
+    size = logits.shape[-1]
+    for row, wanted in zip(logits.reshape(-1, size), expected.reshape(-1, size), strict=True):
+        ids, scaled = filter_logits(row, sampling)
+        np.testing.assert_array_equal(ids, np.flatnonzero(np.isfinite(wanted)))
+        np.testing.assert_allclose(scaled, wanted[ids], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["tiny-mega", "tiny-mini"])
+def test_guidance_equals_the_reference(model):
+    z = np.load(PARITY / model / "goldens_fp32.npz")
+    guided = guide(z["decoder_logits"], z["decoder_logits_uncond"], float(z["condition_scale"]))
+    np.testing.assert_allclose(guided, z["supercond_logits"], atol=2e-4)
+
+
+def test_top_k_keeps_exactly_k_and_the_lowest_ids_of_a_tie():
+    logits = np.array([1, 3, 2, 3, 3, 0], np.float32)
+    for k, kept in [(1, [1]), (2, [1, 3]), (3, [1, 3, 4]), (4, [1, 2, 3, 4]), (0, range(6)), (6, range(6))]:
+        sampling = SamplingParams(temperature=1.0, top_k=k, top_p=1.0, condition_scale=1.0)
+        assert filter_logits(logits, sampling)[0].tolist() == list(kept)
+
+
+def test_top_p_keeps_the_crossing_token_and_at_least_one():
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    for p, kept in [(0.4, [0]), (0.6, [0, 1]), (0.79, [0, 1]), (0.9, [0, 1, 2]), (1e-6, [0])]:
+        sampling = SamplingParams(temperature=1.0, top_k=0, top_p=p, condition_scale=1.0)
+        assert filter_logits(logits, sampling)[0].tolist() == kept
+
+
+def rows_of(num_rows: int, sampling: SamplingParams = KEEP_ALL, **changes: int) -> list[StepRow]:
+    return [StepRow(slot=i, position=3, key=ImageKey(i, i % 3), sampling=sampling, **changes) for i in range(num_rows)]
+
+
+def test_a_row_draws_the_same_alone_and_in_company():
+    logits = np.random.default_rng(1).normal(size=(40, 64)).astype(np.float32)
+    mixed = [
+        SamplingParams(temperature=0.5 + i / 20, top_k=(i * 7) % 64, top_p=1 - i / 50, condition_scale=1.0)
+        for i in range(40)
+    ]
+    rows = [StepRow(i, i, ImageKey(i * 2**33, i), params) for i, params in enumerate(mixed)]
+    together = sample(logits, rows)
+    alone = [int(sample(logits[i : i + 1], rows[i : i + 1])[0]) for i in range(40)]
+    assert together.tolist() == alone
+
+
+def test_draws_follow_the_filtered_distribution():
+    logits = np.tile(np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32)), (20_000, 1))
+    sampling = SamplingParams(temperature=1.0, top_k=3, top_p=1.0, condition_scale=1.0)
+    shares = np.bincount(sample(logits, rows_of(20_000, sampling)), minlength=4) / 20_000
+    np.testing.assert_allclose(shares, [0, 2 / 9, 3 / 9, 4 / 9], atol=0.012)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_spoils_itself_alone(poison):
+    logits = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
+    expected = sample(logits, rows_of(3))
+    logits[1, 5] = poison
+    assert sample(logits, rows_of(3)).tolist() == [expected[0], NAN_TOKEN, expected[2]]
+    assert sample(logits, rows_of(3, forced=4)).tolist() == [4, NAN_TOKEN, 4]
+
+
+def test_forced_rows_answer_what_they_were_given():
+    logits = np.zeros((2, 16), np.float32)
+    rows = [StepRow(0, 0, ImageKey(1), KEEP_ALL, forced=0), StepRow(1, 0, ImageKey(1), KEEP_ALL, forced=15)]
+    assert sample(logits, rows).tolist() == [0, 15]
