@@ -1,0 +1,110 @@
+"""Making a saved picture again, from its seed or from its token grid, and saying whether it is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.generation import GeneratedImage, Generation, GenerationRequest
+from dalle_server.metadata import PictureMetadata, pixels_sha256
+from dalle_server.models.config import ModelConfig
+
+
+class Source(StrEnum):
+    TOKENS = "tokens"  # the grid goes through the image decoder once: a moment
+    SEED = "seed"  # the whole generation again
+
+
+class Engine(Protocol):
+    """What replaying needs of an engine."""
+
+    config: ModelConfig
+    digest: str
+
+    def submit(self, request: GenerationRequest) -> Generation: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A picture made again, beside what its file says."""
+
+    source: Source
+    image: GeneratedImage
+    generation: Generation
+    same_weights: bool
+    same_tokens: bool
+    same_pixels: bool  # bit for bit, before resizing and compression
+
+    @property
+    def verdict(self) -> str:
+        if not self.same_weights:
+            return f"from its {self.source}: made with OTHER WEIGHTS than the file names; the pictures may differ"
+        if not self.same_tokens:
+            return f"from its {self.source}: DIFFERENT tokens, although the weights are the same"
+        if not self.same_pixels:
+            return (
+                f"from its {self.source}: the same tokens; the pixels differ in rounding "
+                "(another device, data type or library version decoded them)"
+            )
+        return f"from its {self.source}: the same picture, bit for bit"
+
+
+def replay(metadata: PictureMetadata, engine: Engine, source: Source) -> Replay:
+    """Make the picture again with the loaded model and compare.
+
+    Raises InvalidRequest when the model's grid or codebook is of another size, and what generation raises.
+    """
+    _check_fits(metadata, engine.config)
+    request = metadata.request()
+    if source is Source.TOKENS:
+        grid = tuple(metadata.token_grid().tolist())
+        request = GenerationRequest(
+            prompt=request.prompt, images=request.images, sampling=request.sampling, forced_tokens=grid
+        )
+    generation = engine.submit(request)
+    (image,) = generation.result()
+    return Replay(
+        source=source,
+        image=image,
+        generation=generation,
+        same_weights=metadata.weights_digest == engine.digest,
+        same_tokens=np.array_equal(image.tokens, metadata.token_grid()),
+        same_pixels=metadata.pixels_sha256 == pixels_sha256(image.pixels),
+    )
+
+
+def _check_fits(metadata: PictureMetadata, config: ModelConfig) -> None:
+    length, codes = config.transformer.image_length, config.codebook_size
+    highest = int(metadata.token_grid().max())
+    if metadata.num_tokens != length or highest >= codes:
+        raise InvalidRequest(
+            f"the picture is {metadata.num_tokens} tokens (ids up to {highest}) of model {metadata.model!r}; the "
+            f"loaded {config.name!r} paints {length} tokens of {codes} codes; load the model that made it "
+            "(--model_version)",
+            param="image",
+        )
+
+
+def info_text(metadata: PictureMetadata) -> str:
+    """What a picture says about itself, one line a fact, its token grid as a square of ids."""
+    facts = {
+        "prompt": metadata.prompt + (" … (cut; the file keeps the beginning)" if metadata.text_cut else ""),
+        "negative prompt": metadata.negative_prompt,
+        "seed": f"{metadata.seed}, image index {metadata.image_index}",
+        "sampling": f"temperature {metadata.temperature:g}, top_k {metadata.top_k}, top_p {metadata.top_p:g}, "
+        f"condition_scale {metadata.condition_scale:g}",
+        "model": f"{metadata.model}, weights sha256 {metadata.weights_digest}",
+        "program": metadata.program,
+        "pixels sha256": metadata.pixels_sha256,
+        "tokens": f"{metadata.num_tokens}" + (", some of them given" if metadata.forced else ""),
+    }
+    lines = [f"{name + ':':17}{value}" for name, value in facts.items() if value]
+    grid = metadata.token_grid()
+    side = max(1, round(len(grid) ** 0.5))
+    width = len(str(grid.max()))
+    lines += [" ".join(f"{token:{width}}" for token in grid[i : i + side]) for i in range(0, len(grid), side)]
+    return "\n".join(lines)
