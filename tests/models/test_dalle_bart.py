@@ -75,9 +75,9 @@ def test_scale_embedding_multiplies_tokens_only(transformer_config):
 
 @torch.no_grad()
 def test_rows_at_their_own_positions_equal_teacher_forcing(transformer_config):
-    """Three rows that began at different times, in shuffled cache rows, with rows of others in between."""
+    """Three rows that begin at different times, in rows that someone used before, with strangers in between."""
     torch.manual_seed(2)
-    config = transformer_config
+    config, last = transformer_config, transformer_config.image_length - 1
     model = DalleBart(config)
     text, mask = random_text(config, 3)
     inputs = torch.randint(config.image_vocab_size, (3, config.image_length))
@@ -85,14 +85,29 @@ def test_rows_at_their_own_positions_equal_teacher_forcing(transformer_config):
 
     cache = model.new_cache(6)
     for tensor in (cache.keys, cache.values, cache.cross_keys, cache.cross_values):
-        tensor.normal_()  # someone else's leftovers
+        tensor.normal_()
     rows, starts = torch.tensor([4, 0, 3]), torch.tensor([0, 3, 5])
-    cache.reset(rows, *model.decoder.cross_keys_values(model.encode(text, mask)), mask)
+    cross = model.decoder.cross_keys_values(model.encode(text, mask))
     logits = torch.zeros_like(expected)
     for time in range(config.image_length + int(starts.max())):
-        positions = time - starts
-        running = ((positions >= 0) & (positions < config.image_length)).nonzero().squeeze(1)
-        at = positions[running]
-        hidden = model.decoder.step(inputs[running, at], at, cache, rows[running])
-        logits[running, at] = model.lm_head(hidden)
+        if (begins := starts == time).any():
+            cache.reset(rows[begins], cross[0][:, begins], cross[1][:, begins], mask[begins])
+        at = (time - starts).clamp(0, last)
+        ids, positions = torch.zeros(6, dtype=torch.long), torch.full((6,), time % 7)
+        ids[rows], positions[rows] = inputs[torch.arange(3), at], at
+        step = model.lm_head(model.decoder.step(ids, positions, cache))
+        for image in range(3):
+            if 0 <= time - starts[image] <= last:
+                logits[image, at[image]] = step[rows[image]]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_shorter_window_changes_nothing(transformer_config):
+    torch.manual_seed(3)
+    model = DalleBart(transformer_config)
+    whole, window = model.new_cache(2), model.new_cache(2)
+    for position in range(4):
+        ids, positions = torch.randint(transformer_config.image_vocab_size, (2,)), torch.tensor([position, 0])
+        expected = model.decoder.step(ids, positions, whole)
+        torch.testing.assert_close(model.decoder.step(ids, positions, window, length=4), expected)

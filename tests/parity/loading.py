@@ -1,95 +1,57 @@
-"""Reading the golden checkpoints by the shortest way: an independent check of the real readers in checkpoints/."""
+"""The golden checkpoints, read by the package's own readers, as in-memory checkpoints and as torch models."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
-from torch import Tensor
 
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.checkpoints import Checkpoint
+from dalle_server.checkpoints.flax import read_flax
+from dalle_server.engine.runners.torch_weights import load_transformer
+from dalle_server.models.config import ModelConfig, TransformerConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
-
-_LEAVES = {
-    "FlaxBartAttention_0": "self_attn",
-    "FlaxBartAttention_1": "encoder_attn",
-    "GLU_0.LayerNorm_0": "glu.ln0",
-    "GLU_0.LayerNorm_1": "glu.ln1",
-    "GLU_0.Dense_": "glu.fc",
-    "kernel": "weight",
-    "scale": "weight",
-    "embedding": "weight",
-    "model.": "",
-}
-_NORMS = {
-    "encoder": ["pre_self_attn_layer_norm", "self_attn_layer_norm"],
-    "decoder": [
-        "pre_self_attn_layer_norm",
-        "self_attn_layer_norm",
-        "pre_encoder_attn_layer_norm",
-        "encoder_attn_layer_norm",
-    ],
-}
+CPU = torch.device("cpu")
 
 
-def _ndarray(code: int, data: bytes) -> Any:
-    assert code == 1, "flax extension type 1 is an array"
-    shape, dtype, raw = msgpack.unpackb(data)
-    return np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
+@lru_cache
+def golden_checkpoint(name: str) -> Checkpoint:
+    """A golden Flax checkpoint with the golden VQGAN, tensors as stored."""
+    source = read_flax(PARITY / name, PARITY / "tiny-vqgan", name)
+    return in_memory(
+        source.config,
+        {name: tensor.load() for name, tensor in source.transformer.items()},
+        {name: tensor.load() for name, tensor in source.vqgan.items()},
+    )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def in_memory(config: ModelConfig, transformer: Mapping[str, Any], vqgan: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(PARITY, config, transformer, vqgan, digest="golden")
 
 
-def read_flax(directory: Path) -> dict[str, np.ndarray]:
-    raw = (directory / "flax_model.msgpack").read_bytes()
-    return _flatten(msgpack.unpackb(raw, ext_hook=_ndarray, strict_map_key=False))
-
-
-def _native_name(name: str) -> str:
-    for old, new in _LEAVES.items():
-        if old == "embedding":
-            name = name.removesuffix(".embedding") + ".weight" if name.endswith(".embedding") else name
-        else:
-            name = name.replace(old, new)
-    part = name.split(".")[0]
-    for index, norm in enumerate(_NORMS.get(part, [])):
-        name = name.replace(f".LayerNorm_{index}.", f".{norm}.")
-    return name
+def without_vqgan_limit(checkpoint: Checkpoint) -> Checkpoint:
+    """The same transformer with a codebook as large as its image vocabulary (entries beyond the golden's are zero)."""
+    vocab = checkpoint.config.transformer.image_vocab_size
+    config = replace(checkpoint.config, vqgan=replace(checkpoint.config.vqgan, n_embed=vocab))
+    codebook = np.zeros((vocab, config.vqgan.embed_dim), np.float32)
+    return replace(checkpoint, config=config, vqgan={**checkpoint.vqgan, "quantize.embedding.weight": codebook})
 
 
 def load_bart(name: str, dtype: torch.dtype = torch.float32) -> DalleBart:
-    directory = PARITY / name
-    state: dict[str, Tensor] = {}
-    for path, array in read_flax(directory).items():
-        tensor = torch.tensor(array)
-        if path.endswith("kernel"):
-            tensor = tensor.mT
-        head, stacked, leaf = path.partition("Layers.")
-        if stacked:
-            prefix = head.removesuffix("FlaxBartEncoder").removesuffix("FlaxBartDecoder")
-            state |= {_native_name(f"{prefix}{i}.{leaf}"): row for i, row in enumerate(tensor)}
-        else:
-            path = path.replace("FlaxBartEncoderLayer_", "").replace("FlaxBartDecoderLayer_", "")
-            state[_native_name(path)] = tensor
-    config = TransformerConfig.from_dict(json.loads((directory / "config.json").read_text()))
-    model = DalleBart(config)
-    model.load_state_dict(state, strict=True)
-    return model.to(dtype).eval().requires_grad_(False)
+    return load_transformer(golden_checkpoint(name), CPU, dtype)
 
 
 def load_min_dalle(name: str) -> DalleBart:
+    """min-dalle's own state dicts carry our names, but for lm_head's place."""
     directory = PARITY / name
     dims = json.loads((directory / "dims.json").read_text())
     parts = {part: torch.load(directory / f"{part}.pt", weights_only=True) for part in ("encoder", "decoder")}
@@ -100,20 +62,11 @@ def load_min_dalle(name: str) -> DalleBart:
     return model.float().eval().requires_grad_(False)
 
 
-def load_vqgan(name: str = "tiny-vqgan") -> VQGAN:
-    directory = PARITY / name
-    model = VQGAN(VQGANConfig.from_dict(json.loads((directory / "config.json").read_text())))
-    state = {}
-    for path, array in read_flax(directory).items():
-        for kind in ("down", "up", "block", "attn"):
-            path = path.replace(f"{kind}_", f"{kind}.") if not path.startswith("x") else path
-        for fixed in ("mid.block", "mid.attn"):
-            path = path.replace(f"{fixed}.", f"{fixed}_")
-        path = path.replace("kernel", "weight").replace("scale", "weight")
-        path = path.removesuffix(".embedding") + ".weight" if path.endswith(".embedding") else path
-        tensor = torch.tensor(array)
-        state[path] = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
-    model.load_state_dict(state, strict=True)
+def load_vqgan() -> VQGAN:
+    """With its encoder, which serving leaves out."""
+    checkpoint = golden_checkpoint("tiny-mega")
+    model = VQGAN(checkpoint.config.vqgan)
+    model.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.vqgan.items()}, strict=True)
     return model.eval().requires_grad_(False)
 
 

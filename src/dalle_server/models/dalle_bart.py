@@ -131,21 +131,20 @@ class KeysValues:
 
 @dataclass(slots=True)
 class Past:
-    """One layer's self-attention cache (rows, H, I, D) and where this step writes and looks in it."""
+    """One layer's self-attention cache (B, H, I, D), and where this step writes and looks in it."""
 
     keys: Tensor
     values: Tensor
-    rows: Tensor  # (B,) cache row of each batch row
     positions: Tensor  # (B,) where the new key goes
-    window: slice | Tensor  # the same rows, as a slice where they are the first B: a view instead of a copy
-    mask: Tensor  # (B, 1, 1, P): True up to each row's own position
+    mask: Tensor  # (B, 1, 1, P) True up to each row's own position; P ≤ I
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, H, 1, D), return the first P keys and values of these rows, (B, H, P, D)."""
-        self.keys[self.rows, :, self.positions] = k.squeeze(2)
-        self.values[self.rows, :, self.positions] = v.squeeze(2)
+        """Write k and v (B, H, 1, D) at each row's position, return the first P keys and values (B, H, P, D)."""
+        rows = torch.arange(len(k), device=k.device)
+        self.keys[rows, :, self.positions] = k.squeeze(2)
+        self.values[rows, :, self.positions] = v.squeeze(2)
         length = self.mask.shape[-1]
-        return self.keys[self.window, :, :length], self.values[self.window, :, :length]
+        return self.keys[:, :, :length], self.values[:, :, :length]
 
 
 class DecoderCache:
@@ -175,12 +174,12 @@ class DecoderCache:
         self.cross_values[:, rows] = cross_values
         self.text_mask[rows] = text_mask
 
-    def layer(self, index: int, rows: Tensor, positions: Tensor, window: slice | Tensor, mask: Tensor) -> Past:
-        return Past(self.keys[index], self.values[index], rows, positions, window, mask)
-
-    def cross(self, index: int, window: slice | Tensor) -> KeysValues:
-        mask = self.text_mask[window, None, None, :]
-        return KeysValues(self.cross_keys[index, window], self.cross_values[index, window], mask)
+    def layer(self, index: int, positions: Tensor, mask: Tensor) -> tuple[KeysValues, Past]:
+        """Views of the first B rows, for positions (B,) and mask (B, 1, 1, P)."""
+        rows = len(positions)
+        text = self.text_mask[:rows, None, None, :]
+        cross = KeysValues(self.cross_keys[index, :rows], self.cross_values[index, :rows], text)
+        return cross, Past(self.keys[index, :rows], self.values[index, :rows], positions, mask)
 
 
 class _Stack(nn.Module):
@@ -237,27 +236,17 @@ class Decoder(_Stack):
             x = layer(x, KeysValues(keys, values, mask))
         return self.final_ln(x)
 
-    def step(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        cache: DecoderCache,
-        rows: Tensor,
-        *,
-        window: slice | Tensor | None = None,
-        length: int | None = None,
-    ) -> Tensor:
-        """One token for each row, each at its own position: ids, positions and cache rows (B,) → (B, d).
+    def step(self, ids: Tensor, positions: Tensor, cache: DecoderCache, length: int | None = None) -> Tensor:
+        """One token for each of the cache's first B rows, each row at its own position: ids, positions (B,) → (B, d).
 
-        `length`: how many cached positions attention looks at, more than the largest position (default: all).
+        `length`: how many cached positions attention looks at, more than the largest of `positions` (default: all).
         """
-        window = rows if window is None else window
         length = cache.keys.shape[3] if length is None else length
         seen = torch.arange(length, device=ids.device) <= positions[:, None]  # (B, P)
         mask = seen[:, None, None, :]
         x = self.embed(ids[:, None], positions[:, None])
         for index, layer in enumerate(self.layers):
-            x = layer(x, cache.cross(index, window), cache.layer(index, rows, positions, window, mask))
+            x = layer(x, *cache.layer(index, positions, mask))
         return self.final_ln(x).squeeze(1)
 
 

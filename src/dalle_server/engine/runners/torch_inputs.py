@@ -1,0 +1,91 @@
+"""One step's parameters as two small arrays: what travels to the device, and a CUDA graph's static input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dalle_server.engine.runners.base import StepRow
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Batch row b is slot b; a slot that does not take part computes too, and is ignored (`active` 0).
+
+    integers (6, B) int64: position, active, forced, top_k, seed, image index;
+    floats (3, B) float32: temperature, top_p, condition_scale.
+    """
+
+    integers: Tensor
+    floats: Tensor
+
+    @classmethod
+    def pack(cls, rows: Sequence[StepRow], next_positions: NDArray[np.int64]) -> StepInputs:
+        """`next_positions` (B,): where a slot without a row may write, since its next own token will overwrite it."""
+        size = len(next_positions)
+        integers = np.zeros((6, size), np.int64)
+        integers[0], integers[2] = next_positions, -1
+        floats = np.ones((3, size), np.float32)
+        for row in rows:
+            sampling = row.sampling
+            integers[:, row.slot] = row.position, 1, row.forced, sampling.top_k or 0, row.key.seed, row.key.index
+            floats[:, row.slot] = sampling.temperature or 1.0, sampling.top_p or 1.0, _scale(sampling.condition_scale)
+        return cls(torch.from_numpy(integers), torch.from_numpy(floats))
+
+    @classmethod
+    def empty(cls, num_images: int, device: torch.device) -> StepInputs:
+        inputs = cls.pack([], np.zeros(num_images, np.int64))
+        return cls(inputs.integers.to(device), inputs.floats.to(device))
+
+    def to(self, device: torch.device) -> StepInputs:
+        return StepInputs(self.integers.to(device), self.floats.to(device))
+
+    def copy_from(self, other: StepInputs) -> None:
+        """Host to device without waiting; pinned, or the copy would wait after all."""
+        self.integers.copy_(other.integers.pin_memory(), non_blocking=True)
+        self.floats.copy_(other.floats.pin_memory(), non_blocking=True)
+
+    @property
+    def positions(self) -> Tensor:
+        return self.integers[0]
+
+    @property
+    def active(self) -> Tensor:
+        return self.integers[1].bool()
+
+    @property
+    def forced(self) -> Tensor:
+        return self.integers[2]
+
+    @property
+    def top_k(self) -> Tensor:
+        return self.integers[3]
+
+    @property
+    def seeds(self) -> Tensor:
+        return self.integers[4]
+
+    @property
+    def image_indices(self) -> Tensor:
+        return self.integers[5]
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.floats[0]
+
+    @property
+    def top_p(self) -> Tensor:
+        return self.floats[1]
+
+    @property
+    def condition_scale(self) -> Tensor:
+        return self.floats[2]
+
+
+def _scale(condition_scale: float | None) -> float:
+    return 1.0 if condition_scale is None else condition_scale

@@ -1,0 +1,49 @@
+"""From a checkpoint's memory-mapped arrays to torch modules on a device, one tensor at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.models.dalle_bart import DalleBart
+from dalle_server.models.vqgan import VQGAN
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DalleBart:
+    """Weights already of this dtype, on the CPU, are used where the file is mapped: no copy."""
+    with torch.device("meta"):
+        model = DalleBart(checkpoint.config.transformer)
+    _assign(model, checkpoint.transformer, device, dtype)
+    return model
+
+
+def load_detokenizer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VQGAN:
+    """The half of the VQGAN that serving needs, with convolution weights in channels-last order."""
+    with torch.device("meta"):
+        model = VQGAN(checkpoint.config.vqgan, with_encoder=False)
+    needed = {name: checkpoint.vqgan[name] for name in model.state_dict()}
+    _assign(model, needed, device, dtype)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _assign(model: nn.Module, arrays: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    state = {name: _tensor(array).to(device, dtype) for name, array in arrays.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    model.eval().requires_grad_(False)
+
+
+def _tensor(array: Any) -> Tensor:
+    with warnings.catch_warnings():
+        # Mapped files are read-only, which torch cannot express. Nothing here writes to weights.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        if array.dtype.name == "bfloat16":  # ml_dtypes' type, unknown to torch: same bits
+            return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
+        return torch.from_numpy(array)
