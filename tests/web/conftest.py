@@ -29,6 +29,7 @@ def make_app(engine: ScriptedEngine, tmp_path: Path) -> Callable[..., Flask]:
         paths = {"output_dir": tmp_path / "generations", "data_dir": tmp_path / "data"}
         settings = Settings(**{**paths, **settings_kw})
         service = Service(settings, load=lambda: engine)
+        engine.observer = service.bookkeeping
         service.start_loading()
         assert service.wait_until_loaded(5)
         return create_app(settings, service)

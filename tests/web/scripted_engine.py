@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.engine.stats import EngineStats, Observer
 from dalle_server.errors import DalleServerError, InvalidRequest
 from dalle_server.generation import (
+    TERMINAL,
     Cancelled,
     Done,
     Failed,
@@ -60,11 +62,17 @@ class ScriptedEngine:
     digest: str = "0123456789abcdef" * 4
     determinism: str = "bit-exact"
     info: RunnerInfo = INFO
+    state: str = "ready"
+    observer: Observer = field(default_factory=Observer)
 
     def __post_init__(self) -> None:
         self.gate.set()
 
     def start(self) -> None: ...
+
+    def stats(self) -> EngineStats:
+        done = [generation for generation in self.generations if generation.terminal is not None]
+        return EngineStats(num_slots=4, running=len(self.generations) - len(done), images=len(done))
 
     def stop(self, drain_s: float = 0.0) -> None:
         for generation in self.generations:
@@ -84,6 +92,11 @@ class ScriptedEngine:
         return generation
 
     def _play(self, generation: Generation) -> None:
+        self._tell(generation)
+        assert isinstance(generation.terminal, TERMINAL)
+        self.observer.on_finished(generation, generation.terminal)
+
+    def _tell(self, generation: Generation) -> None:
         request, length, side = generation.request, self.config.transformer.image_length, self.config.image_px
         total = length * len(request.images)
         generation.emit(Started(0.0))

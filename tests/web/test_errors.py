@@ -58,3 +58,9 @@ def test_a_crash_never_shows_its_insides(raising: Flask) -> None:
 def test_unknown_route_is_json(client) -> None:
     reply = client.get("/v1/nothing")
     assert (reply.status_code, reply.json["error"]["code"]) == (404, "not_found")
+
+
+def test_wrong_method_names_the_right_ones(client) -> None:
+    reply = client.get("/dalle")
+    assert (reply.status_code, reply.json["code"]) == (405, "method_not_allowed")
+    assert "POST" in reply.headers["Allow"]

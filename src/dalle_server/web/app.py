@@ -13,6 +13,7 @@ from dalle_server.web import (
     jobs,
     logging,
     openai,
+    operations,
     original,
     pictures,
     security,
@@ -25,6 +26,7 @@ APIS = (
     pictures,
     automatic1111,
     automatic1111_models,
+    operations,
 )
 
 

@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
+from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from dalle_server.errors import DalleServerError, InvalidRequest, NotFound, PayloadTooLarge
 
@@ -20,7 +22,7 @@ _OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 def install(app: Flask) -> None:
     app.register_error_handler(DalleServerError, to_response)
-    app.register_error_handler(HTTPException, lambda error: to_response(from_http_exception(error)))
+    app.register_error_handler(HTTPException, _from_werkzeug)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -35,11 +37,49 @@ def to_response(error: DalleServerError) -> Response:
     return response
 
 
-def envelope(error: DalleServerError, path: str) -> dict[str, Any]:
+class OriginalError(BaseModel):
+    """An error of the original API."""
+
+    error: str
+    code: str
+    param: str | None
+
+
+class Automatic1111Error(BaseModel):
+    """An error of the AUTOMATIC1111 API."""
+
+    error: str
+    detail: str
+    body: str = ""
+    errors: str
+
+
+class OpenAIErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """An error of every other route."""
+
+    error: OpenAIErrorBody
+
+
+def error_model(path: str) -> type[OriginalError | Automatic1111Error | OpenAIError]:
+    """The envelope that clients of this path know."""
     if path in ("/", "/dalle"):
-        return {"error": error.message, "code": error.code, "param": error.param}
-    if path.startswith("/sdapi/"):
-        return {"error": error.code, "detail": error.message, "body": "", "errors": error.message}
+        return OriginalError
+    return Automatic1111Error if path.startswith("/sdapi/") else OpenAIError
+
+
+def envelope(error: DalleServerError, path: str) -> dict[str, Any]:
+    model = error_model(path)
+    if model is OriginalError:
+        return OriginalError(error=error.message, code=error.code, param=error.param).model_dump()
+    if model is Automatic1111Error:
+        return Automatic1111Error(error=error.code, detail=error.message, errors=error.message).model_dump()
     return {"error": openai_error(error)}
 
 
@@ -47,19 +87,34 @@ def openai_error(error: DalleServerError) -> dict[str, Any]:
     """The inner object of the OpenAI envelope; streams send it too."""
     fallback = "invalid_request_error" if error.status < 500 and error.status != 499 else "server_error"
     kind = _OPENAI_TYPES.get(error.status, fallback)
-    return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return OpenAIErrorBody(message=error.message, type=kind, param=error.param, code=error.code).model_dump()
 
 
-def from_http_exception(error: HTTPException) -> DalleServerError:
-    """Flask's own refusals (no such route, wrong method, body too large) in our terms."""
-    if error.code == 404:
+def _from_werkzeug(error: HTTPException) -> Response | WerkzeugResponse:
+    """Flask's own answers (no such route, wrong method, body too large, redirects) in our terms."""
+    status = error.code or 500
+    original = error.get_response()
+    if status < 400:
+        return original
+    response = to_response(_translated(error, status))
+    if "Allow" in original.headers:
+        response.headers["Allow"] = original.headers["Allow"]
+    return response
+
+
+def _translated(error: HTTPException, status: int) -> DalleServerError:
+    if status == 404:
         return NotFound(f"there is nothing at {request.path}")
-    if error.code == 413:
+    if status == 413:
         return PayloadTooLarge("the request's body is too large")
-    translated = (
-        InvalidRequest(error.description or error.name) if (error.code or 500) < 500 else DalleServerError(error.name)
-    )
-    translated.status = error.code or 500
+    if status == 405:
+        translated: DalleServerError = InvalidRequest(f"{request.method} is not a method of {request.path}")
+        translated.code = "method_not_allowed"
+    elif status < 500:
+        translated = InvalidRequest(error.description or error.name)
+    else:
+        translated = DalleServerError(error.name)
+    translated.status = status
     return translated
 
 

@@ -11,9 +11,12 @@ from flask import current_app
 
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.engine.stats import EngineStats
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.models.config import ModelConfig
+from dalle_server.web.bookkeeping import Bookkeeping
+from dalle_server.web.metrics import Metrics
 
 State = Literal["loading", "ready", "failed", "draining"]
 EXTENSION = "dalle_server"
@@ -29,13 +32,20 @@ class Engine(Protocol):
     digest: str  # of the weights
     determinism: str
 
+    @property
+    def state(self) -> str: ...
+
+    def stats(self) -> EngineStats: ...
+
     def submit(self, request: GenerationRequest) -> Generation: ...
 
     def stop(self, drain_s: float = 0.0) -> None: ...
 
 
 class Service:
-    """Owns the engine's life. `load` runs once, in a thread of its own; it returns a started engine."""
+    """Owns the engine's life. `load` runs once, in a thread of its own; it returns a started engine, whose
+    observer should be this service's `bookkeeping`.
+    """
 
     def __init__(self, settings: Settings, load: Callable[[], Engine]):
         self.settings = settings
@@ -44,10 +54,16 @@ class Service:
         self._engine: Engine | None = None
         self._state: State = "loading"
         self._changed = threading.Condition()
+        self.metrics = Metrics()
+        self.metrics.watch(lambda: self.state, lambda: self._engine.stats() if self._engine else None)
+        self.bookkeeping = Bookkeeping(settings, self.metrics)
 
     @property
     def state(self) -> State:
-        return self._state
+        """An engine that restarts after a fault counts as loading."""
+        if self._state != "ready" or self._engine is None or self._engine.state == "ready":
+            return self._state
+        return "loading" if self._engine.state == "restarting" else "failed"
 
     def start_loading(self) -> threading.Thread:
         thread = threading.Thread(target=self._run_load, name="load", daemon=True)
@@ -91,10 +107,14 @@ class Service:
         raise NotReady(f"the model is not available: {self.failure.message if self.failure else self._state}")
 
     def submit(self, request: GenerationRequest) -> Generation:
-        """Raises NotReady while loading, failed or draining; Overloaded when the queue is full; InvalidRequest."""
+        """Raises NotReady while loading, failed or draining; Overloaded when the queue is full, RateLimited when
+        this client's share of it is; InvalidRequest.
+        """
         if self._state == "draining":
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
-        return self.engine.submit(request)
+        engine = self.engine
+        with self.bookkeeping.submitting(request):
+            return engine.submit(request)
 
     def drain(self) -> None:
         """Refuse new work from now on; what is accepted goes on."""

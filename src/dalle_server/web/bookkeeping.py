@@ -1,0 +1,123 @@
+"""Keeps the books of accepted requests: queue share of each client, metrics, and a log line when one ends."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flask import has_request_context, request
+
+from dalle_server.config import Settings
+from dalle_server.engine.stats import Observer
+from dalle_server.errors import Overloaded, RateLimited
+from dalle_server.generation import Cancelled, Done, Failed, Generation, GenerationRequest
+from dalle_server.web.logging import fields, request_id
+from dalle_server.web.metrics import Metrics
+
+logger = logging.getLogger("dalle_server.generation")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Where an accepted request came from."""
+
+    request_id: str | None
+    route: str
+    previewed: bool = False
+
+
+class Bookkeeping(Observer):
+    """Told by the service what is submitted, and by the engine, in its threads, what becomes of it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics):
+        self._metrics = metrics
+        self._log_prompts = settings.log_prompts
+        self._share = math.ceil(settings.queue_share * settings.max_waiting_images)
+        self._limited = settings.queue_share < 1
+        self._entries: dict[str, _Entry] = {}
+        self._live_images: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def submitting(self, wanted: GenerationRequest) -> Iterator[None]:
+        """Around Engine.submit. Raises RateLimited when the client's share of the queue is full."""
+        in_request = has_request_context()
+        entry = _Entry(request_id() if in_request else None, request.path if in_request else "background")
+        with self._lock:
+            live = self._live_images[wanted.client]
+            if self._limited and live and live + len(wanted.images) > self._share:
+                self._metrics.requests.labels("refused").inc()
+                raise RateLimited(
+                    f"{live} of your pictures are under way, and one client may have {self._share}; wait for them",
+                    retry_after_s=5,
+                )
+            self._entries[wanted.id] = entry
+            self._live_images[wanted.client] += len(wanted.images)
+        try:
+            yield
+        except BaseException as error:
+            self._forget(wanted)
+            if isinstance(error, Overloaded):
+                self._metrics.requests.labels("refused").inc()
+            raise
+
+    def _forget(self, wanted: GenerationRequest) -> _Entry | None:
+        with self._lock:
+            entry = self._entries.pop(wanted.id, None)
+            if entry is not None:
+                self._live_images[wanted.client] -= len(wanted.images)
+                if not self._live_images[wanted.client]:
+                    del self._live_images[wanted.client]
+            return entry
+
+    def on_step(self, num_images: int, seconds: float) -> None:
+        self._metrics.batch_rows.observe(2 * num_images)
+        self._metrics.step_s.observe(seconds)
+
+    def on_preview(self, generation: Generation) -> None:
+        entry = self._entries.get(generation.request.id)
+        if entry is not None and not entry.previewed:
+            entry.previewed = True
+            self._metrics.first_preview_s.observe(time.monotonic() - generation.submitted_at)
+
+    def on_finished(self, generation: Generation, event: Done | Failed | Cancelled) -> None:
+        entry = self._forget(generation.request)
+        if entry is None:
+            return  # the warm-up, or another that did not come through the service
+        outcome = type(event).__name__.lower()
+        self._metrics.requests.labels(outcome).inc()
+        if isinstance(event, Done):
+            self._metrics.queue_s.observe(event.queue_s)
+            self._metrics.total_s.observe(event.total_s)
+        logger.info(_line(entry, generation, event, outcome, self._log_prompts))
+
+
+def _line(
+    entry: _Entry, generation: Generation, event: Done | Failed | Cancelled, outcome: str, log_prompts: bool
+) -> str:
+    wanted = generation.request
+    done = event if isinstance(event, Done) else None
+    return fields(
+        request=entry.request_id,
+        generation=wanted.id,
+        route=entry.route,
+        images=len(wanted.images),
+        seed=wanted.images[0].seed,
+        text_tokens=generation.text_token_count,
+        queue_s=done.queue_s if done else None,
+        steps=done.images[0].tokens.size if done else None,
+        total_s=done.total_s if done else time.monotonic() - generation.submitted_at,
+        outcome=outcome,
+        reason=event.error.code
+        if isinstance(event, Failed)
+        else event.reason
+        if isinstance(event, Cancelled)
+        else None,
+        prompt=wanted.prompt if log_prompts else None,
+    )

@@ -1,0 +1,76 @@
+"""Prometheus metrics: what /metrics shows. Seconds and pictures; names end in their unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from dalle_server import __version__
+from dalle_server.engine.stats import EngineStats
+
+# From one step of a GPU to a batch of Mega on a laptop.
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_ROWS = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """A registry of its own, so that two applications of one process (tests) do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "dalle_requests", "Generation requests by how they ended.", ["outcome"], registry=self.registry
+        )
+        for outcome in ("done", "failed", "cancelled", "refused"):
+            self.requests.labels(outcome)  # shown as 0 before the first
+        self.http = Counter(
+            "dalle_http_responses", "HTTP answers.", ["route", "method", "status"], registry=self.registry
+        )
+        self.queue_s = self._histogram("dalle_queue_seconds", "From acceptance to the first token.")
+        self.first_preview_s = self._histogram("dalle_first_preview_seconds", "From acceptance to the first preview.")
+        self.total_s = self._histogram("dalle_request_seconds", "From acceptance to the last picture.")
+        self.step_s = self._histogram("dalle_step_seconds", "One token for every running picture.", _STEP_SECONDS)
+        self.batch_rows = self._histogram("dalle_batch_rows", "Rows of a step, two for each picture.", _ROWS)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def watch(self, state: Callable[[], str], stats: Callable[[], EngineStats | None]) -> None:
+        """Read the engine's own counters whenever someone asks."""
+        self.registry.register(_EngineCollector(state, stats))
+
+    def text(self) -> bytes:
+        """The Prometheus text format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, state: Callable[[], str], stats: Callable[[], EngineStats | None]):
+        self._state, self._stats = state, stats
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # nothing is known before the model is loaded
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily("dalle_build_info", "The program's version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        yield GaugeMetricFamily("dalle_ready", "1 when requests are accepted.", float(self._state() == "ready"))
+        stats = self._stats()
+        if stats is None:
+            return
+        yield GaugeMetricFamily("dalle_slots", "Pictures that can be written at the same time.", stats.num_slots)
+        yield GaugeMetricFamily("dalle_running_images", "Pictures being written.", stats.running)
+        yield GaugeMetricFamily("dalle_waiting_images", "Pictures waiting for a slot.", stats.waiting)
+        yield CounterMetricFamily("dalle_image_tokens", "Image tokens written.", stats.image_tokens)
+        yield CounterMetricFamily("dalle_images", "Pictures finished.", stats.images)
+        yield CounterMetricFamily("dalle_previews", "Previews made.", stats.previews)
+        yield CounterMetricFamily("dalle_engine_faults", "Steps that crashed or hung.", stats.faults)

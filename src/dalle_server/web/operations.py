@@ -1,0 +1,139 @@
+"""What an operator asks: is it alive, is it ready, what does it do, what is it, and how is it spoken to."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Literal
+
+from flask import Blueprint, Response, current_app, jsonify, render_template
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from dalle_server import __version__
+from dalle_server.web.openapi import describe, document
+from dalle_server.web.service import Service, State, current_service
+
+blueprint = Blueprint("operations", __name__, template_folder="templates")
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    model: State
+    version: str = __version__
+
+
+class Readiness(BaseModel):
+    ready: bool
+    state: State
+    reason: str | None = None
+
+
+class ModelInfo(BaseModel):
+    name: str
+    weights_digest: str
+    image_px: int
+    image_tokens: int
+    codebook_size: int
+    sampling: dict[str, float | int | None]
+    determinism: str
+
+
+class RunnerDescription(BaseModel):
+    runner: str
+    device: str
+    device_name: str
+    dtype: str
+    reason: str
+    versions: dict[str, str]
+
+
+class Limits(BaseModel):
+    max_images: int
+    num_slots: int
+    max_waiting_images: int
+    request_timeout_s: float
+    rate_limit_per_minute: int
+    max_json_bytes: int
+    max_upload_bytes: int
+
+
+class Info(BaseModel):
+    version: str
+    python: str
+    state: State
+    model: ModelInfo
+    runner: RunnerDescription
+    limits: Limits
+
+
+@blueprint.get("/health")
+@describe("Is the process alive? Says whether the model is still loading", reply=Health)
+def health() -> dict[str, Any]:
+    return Health(model=current_service().state).model_dump()
+
+
+@blueprint.get("/ready")
+@describe("May requests be sent here? 503 while loading, restarting or draining", reply=Readiness)
+def ready() -> tuple[Response, int]:
+    service = current_service()
+    state = service.state
+    reply = Readiness(ready=state == "ready", state=state, reason=_reason(service, state))
+    response = jsonify(reply.model_dump())
+    if not reply.ready:
+        response.headers["Retry-After"] = "2"
+    return response, 200 if reply.ready else 503
+
+
+def _reason(service: Service, state: State) -> str | None:
+    if service.failure is not None:
+        return service.failure.message
+    return None if state == "ready" else f"the model is {state}" if state == "loading" else f"the server is {state}"
+
+
+@blueprint.get("/metrics")
+@describe("Counters and histograms for Prometheus", reply_type="text/plain")
+def metrics() -> Response:
+    return Response(current_service().metrics.text(), content_type=CONTENT_TYPE_LATEST)
+
+
+@blueprint.get("/v1/info")
+@describe("The model, what it runs on and why, versions, limits", reply=Info)
+def info() -> dict[str, Any]:
+    service = current_service()
+    engine, settings = service.engine, service.settings
+    sampling = engine.config.sampling
+    return Info(
+        version=__version__,
+        python=platform.python_version(),
+        state=service.state,
+        model=ModelInfo(
+            name=engine.config.name,
+            weights_digest=engine.digest,
+            image_px=engine.config.image_px,
+            image_tokens=engine.config.transformer.image_length,
+            codebook_size=engine.config.codebook_size,
+            sampling={name: getattr(sampling, name) for name in sampling.__slots__},
+            determinism=engine.determinism,
+        ),
+        runner=RunnerDescription(**{name: getattr(engine.info, name) for name in RunnerDescription.model_fields}),
+        limits=Limits(
+            max_images=settings.max_images,
+            num_slots=engine.stats().num_slots,
+            max_waiting_images=settings.max_waiting_images,
+            request_timeout_s=settings.request_timeout_s,
+            rate_limit_per_minute=settings.rate_limit,
+            max_json_bytes=settings.max_json_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+        ),
+    ).model_dump()
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> Response:
+    return jsonify(document(current_app))
+
+
+@blueprint.get("/docs")
+def docs() -> str:
+    """A page that needs nothing from elsewhere: an offline machine shows it too."""
+    return render_template("docs.html", api=document(current_app))
