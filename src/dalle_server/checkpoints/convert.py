@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dalle_server.checkpoints import flax
+from dalle_server.checkpoints import flax, min_dalle
 from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
+from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 
@@ -29,6 +31,8 @@ def detect_form(directory: Path) -> Form:
         return Form.NATIVE
     if flax.is_flax_dalle(directory):
         return Form.FLAX
+    if min_dalle.is_min_dalle(directory):
+        return Form.MIN_DALLE
     raise CheckpointError(
         f"{directory} is no checkpoint: it has neither {CONFIG} with {TRANSFORMER} (native), nor {CONFIG} with"
         f" {flax.WEIGHTS} of a DalleBart (Flax), nor encoder.pt with decoder.pt (min-dalle)"
@@ -56,19 +60,35 @@ def convert(
     if form is Form.NATIVE:
         raise CheckpointError(f"{source} is native already")
     name = name or source.resolve().name
-    read = flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source, flax.is_flax_vqgan), name)
-    if dtype is not None:
-        read = read.cast(dtype)
-    return write_native(
-        target,
-        read.config,
-        read.transformer,
-        read.vqgan,
-        read.tokenizer_files,
-        source={"form": form.value, **(origin or {})},
-        progress=progress,
-        overwrite=overwrite,
-    )
+    target = Path(target)
+    with _reading(form, source, vqgan, name, target.parent, progress) as read:
+        if dtype is not None:
+            read = read.cast(dtype)
+        return write_native(
+            target,
+            read.config,
+            read.transformer,
+            read.vqgan,
+            read.tokenizer_files,
+            source={"form": form.value, **(origin or {})},
+            progress=progress,
+            overwrite=overwrite,
+        )
+
+
+@contextmanager
+def _reading(
+    form: Form, source: Path, vqgan: Path | str | None, name: str, scratch: Path, progress: Progress | None
+) -> Iterator[Source]:
+    if form is Form.FLAX:
+        yield flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source, flax.is_flax_vqgan), name)
+        return
+    if not vqgan:
+        has_own = min_dalle.has_detokenizer(source)
+        vqgan = source if has_own else find_vqgan(source, min_dalle.has_detokenizer)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with min_dalle.read_min_dalle(source, Path(vqgan), name, scratch, progress) as read:
+        yield read
 
 
 def find_vqgan(directory: Path, is_vqgan: Callable[[Path], bool]) -> Path:

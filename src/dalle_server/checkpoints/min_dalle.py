@@ -1,0 +1,186 @@
+"""min-dalle's form: encoder.pt, decoder.pt, detoker.pt (PyTorch pickles), vocab.json and merges.txt.
+
+It ships no config: sizes are read off the tensors' shapes. What shapes do not tell (heads, special
+ids) follows the released models, or a `dims.json` or `config.json` beside the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from math import gcd, isqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import dalle_server
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
+from dalle_server.checkpoints.tokenizer_files import find_tokenizer_files
+from dalle_server.errors import CheckpointError
+
+DETOKENIZER = "detoker.pt"
+_SUFFIXES = ("", "_mini")  # the mirror keeps both models in one folder
+_HEAD_SIZE = 64  # of both released models
+_HINTS = (
+    "encoder_attention_heads", "decoder_attention_heads", "decoder_start_token_id", "bos_token_id", "eos_token_id",
+    "pad_token_id", "scale_embedding", "normalize_text",
+)  # fmt: skip
+
+Arrays = Mapping[str, Array]
+
+
+def is_min_dalle(directory: Path) -> bool:
+    return bool(_suffixes(directory))
+
+
+def has_detokenizer(directory: Path) -> bool:
+    return (directory / DETOKENIZER).is_file()
+
+
+@contextmanager
+def read_min_dalle(
+    directory: Path, vqgan_directory: Path, name: str, scratch: Path, progress: Progress | None = None
+) -> Iterator[Source]:
+    """Unpickle into a temporary folder under `scratch` (about as large as the .pt files) and map that.
+
+    Raises CheckpointError; without PyTorch it says how to get it.
+    """
+    suffixes = _suffixes(directory)
+    if len(suffixes) != 1:
+        raise CheckpointError(f"{directory} holds two models: move {' and '.join(_names(suffixes[-1]))} elsewhere")
+    paths = [*(directory / file for file in _names(suffixes[0])), vqgan_directory / DETOKENIZER]
+    tokenizer_files = find_tokenizer_files(directory, suffixes[0])
+    total = sum(path.stat().st_size for path in paths)
+    with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
+        if progress:
+            progress("unpickling", 0, total)
+        targets = [Path(temporary) / f"{path.stem}.safetensors" for path in paths]
+        _unpickle(paths, targets)
+        if progress:
+            progress("unpickling", total, total)
+        yield _source(directory, name, [open_tensors(target) for target in targets], tokenizer_files)
+
+
+def _names(suffix: str) -> tuple[str, str]:
+    return f"encoder{suffix}.pt", f"decoder{suffix}.pt"
+
+
+def _suffixes(directory: Path) -> list[str]:
+    return [suffix for suffix in _SUFFIXES if all((directory / name).is_file() for name in _names(suffix))]
+
+
+def _unpickle(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    package_root = str(Path(dalle_server.__file__).parents[1])
+    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dalle_server.checkpoints.unpickle",
+            *map(str, chain(*zip(sources, targets, strict=True))),
+        ],
+        env=os.environ | {"PYTHONPATH": search_path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if finished.returncode:
+        last = finished.stderr.strip().split("\n")[-1]
+        raise CheckpointError(last or f"reading {sources[0].parent} ended with status {finished.returncode}")
+
+
+def _source(directory: Path, name: str, unpickled: list[Arrays], tokenizer_files: Mapping[str, Path | bytes]) -> Source:
+    encoder, decoder, detokenizer = unpickled
+    transformer = {f"encoder.{key}": array for key, array in encoder.items()}
+    transformer |= {key if key == "lm_head.weight" else f"decoder.{key}": array for key, array in decoder.items()}
+    vqgan = {("quantize." if key == "embedding.weight" else "") + key: array for key, array in detokenizer.items()}
+    try:
+        sizes = _transformer_sizes(transformer)
+        vqgan_sizes = _vqgan_sizes(vqgan, isqrt(sizes["image_length"]))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{directory}: no min-dalle weights, a tensor is missing or misshapen ({error})"
+        ) from error
+    # Generation starts from the first id after the codebook: 16384 in both released models.
+    first_free = vqgan_sizes["n_embed"]
+    assumed = {
+        "encoder_attention_heads": sizes["d_model"] // _HEAD_SIZE,
+        "decoder_attention_heads": sizes["d_model"] // _HEAD_SIZE,
+        "decoder_start_token_id": first_free,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), first_free + 1),
+        "normalize_text": True,
+    }
+    raw = assumed | _hints(directory, sizes) | sizes
+    if not raw["encoder_attention_heads"]:
+        raise CheckpointError(
+            f"{directory}: with d_model {sizes['d_model']} this is no released model; say the number of heads in a"
+            f" dims.json beside the weights (encoder_attention_heads, decoder_attention_heads)"
+        )
+    config = model_config(str(directory), {"name": name, "transformer": raw, "vqgan": vqgan_sizes})
+    check_config(str(directory), config)
+    return Source(config, _lazy(transformer), _lazy(vqgan), tokenizer_files)
+
+
+def _hints(directory: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
+    for name in ("dims.json", "config.json"):
+        if (directory / name).is_file():
+            raw = read_json(directory / name)
+            for key, value in sizes.items():
+                if raw.get(key, value) != value:
+                    raise CheckpointError(f"{directory / name}: {key} is {raw[key]!r}, but the weights say {value}")
+            return {key: raw[key] for key in _HINTS if key in raw}
+    return {}
+
+
+def _transformer_sizes(tensors: Arrays) -> dict[str, int]:
+    text, image = tensors["encoder.embed_tokens.weight"], tensors["lm_head.weight"]
+    return {
+        "d_model": text.shape[1],
+        "encoder_vocab_size": text.shape[0],
+        "image_vocab_size": image.shape[0] - 1,
+        "max_text_length": tensors["encoder.embed_positions.weight"].shape[0],
+        "image_length": tensors["decoder.embed_positions.weight"].shape[0],
+        "encoder_layers": _count(tensors, "encoder.layers."),
+        "decoder_layers": _count(tensors, "decoder.layers."),
+        "encoder_ffn_dim": tensors["encoder.layers.0.glu.fc0.weight"].shape[0],
+        "decoder_ffn_dim": tensors["decoder.layers.0.glu.fc0.weight"].shape[0],
+    }
+
+
+def _vqgan_sizes(tensors: Arrays, grid_side: int) -> dict[str, Any]:
+    num_levels = _count(tensors, "decoder.up.")
+    channels = [tensors[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in range(num_levels)]
+    ch = gcd(*channels)  # only the products ch · ch_mult count
+    resolution = grid_side << (num_levels - 1)
+    with_attention = [level for level in range(num_levels) if f"decoder.up.{level}.attn.0.q.weight" in tensors]
+    n_embed, embed_dim = tensors["quantize.embedding.weight"].shape
+    return {
+        "ch": ch,
+        "ch_mult": [count // ch for count in channels],
+        "num_res_blocks": _count(tensors, "decoder.up.0.block.") - 1,
+        "attn_resolutions": [resolution >> level for level in with_attention],
+        "z_channels": tensors["post_quant_conv.weight"].shape[0],
+        "embed_dim": embed_dim,
+        "n_embed": n_embed,
+        "resolution": resolution,
+        "out_ch": tensors["decoder.conv_out.weight"].shape[0],
+    }
+
+
+def _count(tensors: Arrays, prefix: str) -> int:
+    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
+
+
+def _lazy(tensors: Arrays) -> dict[str, LazyTensor]:
+    return {name: LazyTensor(array.shape, array.dtype, partial(np.asarray, array)) for name, array in tensors.items()}

@@ -1,0 +1,66 @@
+"""`python -m dalle_server.checkpoints.unpickle IN.pt OUT.safetensors …`: the only place that opens pickles.
+
+Runs in a process of its own, so that torch stays out of the server's and a hostile file has only
+`weights_only` unpickling to work with. Errors are one line on stderr and exit status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+
+from dalle_server.checkpoints.tensor_file import Array, write_tensors
+from dalle_server.errors import CheckpointError
+
+_MIN_TORCH = (2, 10)  # earlier `weights_only` loading could be made to run code
+
+
+def main(*paths: str) -> None:
+    """Pairs of a pickle to read and a safetensors file to write. Raises CheckpointError."""
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f"reading {paths[0]} needs PyTorch, once: pip install 'dalle-server[torch]'"
+            f" (the converted weights can then be served without it)"
+        ) from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _MIN_TORCH:
+        raise CheckpointError(f"PyTorch {torch.__version__} does not unpickle safely: install 2.10 or newer")
+    for source, target in zip(paths[::2], paths[1::2], strict=True):
+        write_tensors(Path(target), {name: _to_numpy(tensor) for name, tensor in _load(source).items()})
+
+
+def _load(source: str) -> dict[str, Any]:
+    import torch
+
+    try:
+        mapped = zipfile.is_zipfile(source)  # torch's older format cannot be mapped
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises what the damaged byte led it to
+        first_line = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{source} cannot be read as weights ({type(error).__name__}: {first_line})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{source} is not a flat dictionary of tensors")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def _to_numpy(tensor: Any) -> Array:
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return bits
+    array: Array = tensor.numpy()
+    return array
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except CheckpointError as error:
+        sys.exit(str(error))
