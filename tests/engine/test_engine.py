@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dalle_server.engine.runners.fake import FakeRunner
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
 from dalle_server.errors import InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import (
     FREE,
@@ -20,9 +21,17 @@ from dalle_server.generation import (
     SamplingParams,
     Started,
 )
-from tests.engine.conftest import alone, run, same
 
 NUM_TOKENS = 16
+
+
+def make_engine(runner: FakeRunner | None = None, **options) -> Engine:
+    return Engine(runner or FakeRunner(), FakeTokenizer(), **{"progress_every_s": 0.0, **options})
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        pass
 
 
 def events_of(generation: Generation) -> list:
@@ -30,7 +39,21 @@ def events_of(generation: Generation) -> list:
     return list(generation.events())
 
 
-def test_events_of_one_request_in_order(make_engine):
+def alone(request: GenerationRequest) -> tuple:
+    engine = make_engine()
+    generation = engine.submit(request)
+    run(engine)
+    return generation.result()
+
+
+def same(images, others) -> bool:
+    return len(images) == len(others) and all(
+        np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
+        for a, b in zip(images, others, strict=True)
+    )
+
+
+def test_events_of_one_request_in_order():
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a cat", 2, seed=1))
     run(engine)
@@ -60,7 +83,7 @@ def test_what_changes_a_picture_and_what_does_not():
         assert not same(alone(base), alone(other))
 
 
-def test_pictures_of_one_prompt_share_one_encoder_pass(make_engine):
+def test_pictures_of_one_prompt_share_one_encoder_pass():
     runner = FakeRunner(num_slots=2)
     engine = make_engine(runner)
     encoded = []
@@ -71,7 +94,7 @@ def test_pictures_of_one_prompt_share_one_encoder_pass(make_engine):
     assert len(encoded) == 2, "the prompt and the empty text"
 
 
-def test_a_slot_is_free_in_the_step_that_writes_the_last_token(make_engine):
+def test_a_slot_is_free_in_the_step_that_writes_the_last_token():
     runner = FakeRunner(num_slots=1)
     engine = make_engine(runner)
     engine.submit(GenerationRequest.of("a", seed=1))
@@ -82,7 +105,7 @@ def test_a_slot_is_free_in_the_step_that_writes_the_last_token(make_engine):
     assert batches == [[position] for position in [*range(NUM_TOKENS)] * 2], "no step without a picture"
 
 
-def test_requests_join_and_leave_between_tokens(make_engine):
+def test_requests_join_and_leave_between_tokens():
     runner = FakeRunner(num_slots=2)
     engine = make_engine(runner)
     batches = []
@@ -94,7 +117,7 @@ def test_requests_join_and_leave_between_tokens(make_engine):
     assert batches == [[(0, 0)], [(0, 1), (1, 0)]]
 
 
-def test_a_large_request_delays_others_by_one_picture_only(make_engine):
+def test_a_large_request_delays_others_by_one_picture_only():
     engine = make_engine(FakeRunner(num_slots=1))
     order = []
     engine.observer.on_finished = lambda generation, event: order.append(generation.request.client)
@@ -107,7 +130,7 @@ def test_a_large_request_delays_others_by_one_picture_only(make_engine):
     assert len(many.result()) == 16
 
 
-def test_positions_count_down_to_the_start(make_engine):
+def test_positions_count_down_to_the_start():
     engine = make_engine(FakeRunner(num_slots=1))
     engine.submit(GenerationRequest.of("a", 2, seed=1, client="a"))
     engine.step()
@@ -116,7 +139,7 @@ def test_positions_count_down_to_the_start(make_engine):
     assert [e.position for e in events_of(last) if isinstance(e, Queued)] == [1, 0]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
+def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     engine = make_engine(FakeRunner(num_slots=2), max_waiting_images=3)
     engine.submit(GenerationRequest.of("a", 4, seed=1))
     with pytest.raises(Overloaded) as refused:
@@ -127,7 +150,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
         engine.submit(GenerationRequest.of("b", 6, seed=1))
 
 
-def test_cancel_frees_the_slot_before_the_next_token(make_engine):
+def test_cancel_frees_the_slot_before_the_next_token():
     engine = make_engine(FakeRunner(num_slots=1))
     first = engine.submit(GenerationRequest.of("a", 3, seed=1))
     second = engine.submit(GenerationRequest.of("b", seed=1))
@@ -140,7 +163,7 @@ def test_cancel_frees_the_slot_before_the_next_token(make_engine):
     assert same(second.result(), alone(GenerationRequest.of("b", seed=1)))
 
 
-def test_a_deadline_ends_running_and_waiting_requests(make_engine):
+def test_a_deadline_ends_running_and_waiting_requests():
     engine = make_engine(FakeRunner(num_slots=1, step_s=0.01))
     running = engine.submit(GenerationRequest.of("a", seed=1, timeout_s=0.03))
     waiting = engine.submit(GenerationRequest.of("b", seed=1, timeout_s=0.03))
@@ -156,7 +179,7 @@ def test_forced_tokens_are_kept_and_the_rest_is_drawn():
     assert len(set(image.tokens[::3])) > 1
 
 
-def test_a_whole_grid_goes_straight_to_pixels(make_engine):
+def test_a_whole_grid_goes_straight_to_pixels():
     request = GenerationRequest.of("a", seed=1)
     (image,) = alone(request)
     runner = FakeRunner()
@@ -168,13 +191,13 @@ def test_a_whole_grid_goes_straight_to_pixels(make_engine):
 
 
 @pytest.mark.parametrize("forced", [(1, 2), (64,) * NUM_TOKENS, (-2,) * NUM_TOKENS])
-def test_impossible_forced_tokens_are_refused(forced, make_engine):
+def test_impossible_forced_tokens_are_refused(forced):
     with pytest.raises(InvalidRequest) as refused:
         make_engine().submit(GenerationRequest.of("a", forced_tokens=forced))
     assert refused.value.param == "forced_tokens"
 
 
-def test_previews_show_the_written_part_on_grey(make_engine):
+def test_previews_show_the_written_part_on_grey():
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a", seed=1, preview_every=4))
     run(engine)
@@ -187,7 +210,7 @@ def test_previews_show_the_written_part_on_grey(make_engine):
         assert (preview.pixels[rows:] == 127).all()
 
 
-def test_previews_can_be_switched_on_while_it_runs(make_engine):
+def test_previews_can_be_switched_on_while_it_runs():
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a", seed=1))
     for _ in range(9):
@@ -197,7 +220,7 @@ def test_previews_can_be_switched_on_while_it_runs(make_engine):
     assert [event.tokens_done for event in events_of(generation) if isinstance(event, Preview)] == [10, 15]
 
 
-def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest(make_engine):
+def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest():
     runner = FakeRunner(num_slots=1)
     engine = make_engine(runner)
     generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
@@ -212,7 +235,7 @@ def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest(make_engine):
     assert len(generation.result()) == 2
 
 
-def test_every_event_list_ends_with_its_one_terminal_event(make_engine):
+def test_every_event_list_ends_with_its_one_terminal_event():
     engine = make_engine(FakeRunner(num_slots=2))
     generations = [engine.submit(GenerationRequest.of("a", i, seed=i)) for i in (1, 2, 3)]
     engine.step()

@@ -1,0 +1,31 @@
+"""Graphs to programs on the CPU: the settings that were measured, in one place."""
+
+from __future__ import annotations
+
+import openvino as ov
+
+from dalle_server.errors import ConfigError
+
+
+class Compiler:
+    """Compiles for one CPU with one thread setting. `num_threads` None: the plugin's own count, physical cores."""
+
+    def __init__(self, num_threads: int | None = None):
+        self._core = ov.Core()
+        self._settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if num_threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = num_threads
+        self.device_name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+        self.has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+    def compile(self, model: ov.Model, precision: ov.Type, cache: ov.Type | None = None) -> ov.CompiledModel:
+        """`precision` is that of activations, `cache` that of a paged cache.
+
+        Raises ConfigError for bf16 on a CPU without it.
+        """
+        if precision == ov.Type.bf16 and not self.has_bf16:
+            raise ConfigError(f"dtype bf16: {self.device_name} has no bf16 instructions; use --dtype int8 or fp32")
+        settings = {**self._settings, "INFERENCE_PRECISION_HINT": precision}
+        if cache is not None:
+            settings["KV_CACHE_PRECISION"] = cache
+        return self._core.compile_model(model, "CPU", settings)

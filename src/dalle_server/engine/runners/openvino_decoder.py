@@ -1,0 +1,76 @@
+"""The decode step as a graph: one new position for every row, each row at a position of its own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+
+from dalle_server.engine.runners.openvino_ops import (
+    Node,
+    Pages,
+    cache_parameter,
+    glu,
+    layer_norm,
+    paged_attention,
+    parameter,
+    result,
+)
+from dalle_server.engine.runners.openvino_weights import Weights
+from dalle_server.models.config import ModelConfig
+
+
+def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
+    """Inputs: embeddings (R, d), token plus position; scales (N,), the guidance of each image; the pages of the
+    self- and cross-attention caches; the caches of every layer. R = 2N rows: N conditional, then N unconditional.
+    Output: logits (N, C), guided and cut to the codebook.
+    """
+    sizes = config.transformer
+    heads = sizes.decoder_attention_heads
+    embeddings = parameter("embeddings", [-1, sizes.d_model], ov.Type.f32)
+    scales = parameter("scales", [-1], ov.Type.f32)
+    begins = parameter("begins", [-1], ov.Type.i32)
+    own, text = Pages.parameters("self", begins), Pages.parameters("cross", begins)
+    inputs = [embeddings, scales, begins, *own.inputs(), *text.inputs()]
+
+    norm = "decoder.layernorm_embedding"
+    x = layer_norm(embeddings, weights.vector(f"{norm}.bias"), weights.vector(f"{norm}.weight"))
+    for layer in range(sizes.decoder_layers):
+        caches = [
+            cache_parameter(f"{kind}_{layer}", heads, sizes.d_model // heads)
+            for kind in ("self_keys", "self_values", "cross_keys", "cross_values")
+        ]
+        inputs += caches
+        x = _layer(x, weights, f"decoder.layers.{layer}", heads, (own, text), caches)
+    x = layer_norm(x, weights.vector("decoder.final_ln.bias"))
+    # lm_head has no bias, so mixing the hidden states gives the mixed logits at half the work.
+    conditional, unconditional = ops.split(x, ops.constant(np.int32(0)), 2).outputs()
+    strength = ops.unsqueeze(scales, ops.constant(np.int32(1)))
+    mixed = ops.add(unconditional, ops.multiply(strength, ops.subtract(conditional, unconditional)))
+    logits = weights.linear(mixed, "lm_head.weight", rows=config.codebook_size)
+    return ov.Model([result("logits", logits)], inputs, "decode_step")
+
+
+def _layer(x: Node, weights: Weights, prefix: str, heads: int, pages: tuple[Pages, Pages], caches: list[Node]) -> Node:
+    scale = 1 / math.sqrt(caches[0].get_rt_info()["k_head_size"].value)
+
+    def attend(h: Node, block: str) -> Node:
+        names = [f"{prefix}.{block}.{part}_proj.weight" for part in "qkv"]
+        if block == "self_attn":
+            query, key, value = ops.split(
+                weights.linear(h, *names, scale=scale), ops.constant(np.int32(1)), 3
+            ).outputs()
+            mixed = paged_attention(query, key, value, (caches[0], caches[1]), pages[0], heads, write=True)
+        else:
+            # The text's keys and values were written at admission; the node still wants some of the right shape.
+            query = weights.linear(h, names[0], scale=scale)
+            mixed = paged_attention(query, query, query, (caches[2], caches[3]), pages[1], heads, write=False)
+        return weights.linear(mixed, f"{prefix}.{block}.out_proj.weight")
+
+    for block, before in (("self_attn", "pre_self_attn_layer_norm"), ("encoder_attn", "pre_encoder_attn_layer_norm")):
+        h = attend(layer_norm(x, weights.vector(f"{prefix}.{before}.bias")), block)
+        after = f"{prefix}.{block}_layer_norm"
+        x = ops.add(x, layer_norm(h, weights.vector(f"{after}.bias"), weights.vector(f"{after}.weight")))
+    return ops.add(x, glu(x, weights, f"{prefix}.glu"))

@@ -1,0 +1,197 @@
+"""The CPU runner: the model as OpenVINO graphs. See docs/performance.md for how far it is from the machine's limit."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
+from dalle_server.engine.runners.openvino_compile import Compiler
+from dalle_server.engine.runners.openvino_decoder import build_decoder
+from dalle_server.engine.runners.openvino_encoder import build_encoder
+from dalle_server.engine.runners.openvino_slots import SlotCaches
+from dalle_server.engine.runners.openvino_vqgan import build_vqgan
+from dalle_server.engine.runners.openvino_weights import Weights
+from dalle_server.engine.sampling import sample
+from dalle_server.errors import ConfigError
+from dalle_server.models.config import TransformerConfig
+
+# dtype → (precision of activations, precision of the caches)
+PRECISIONS = {
+    "int8": (ov.Type.f32, ov.Type.f16),
+    "bf16": (ov.Type.bf16, ov.Type.bf16),
+    "fp32": (ov.Type.f32, ov.Type.f32),
+}
+TEXT_BUCKET = 16  # texts are padded to a multiple of this: four shapes to prepare instead of 64
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """`states` (T, d), and `cross_kv` (L, 2, H, T, D) of the cache's type; the first `length` positions are real."""
+
+    states: NDArray[np.float32]
+    cross_kv: ov.Tensor
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The tokens of a step that is over."""
+
+    tokens: NDArray[np.int32]
+
+    def result(self) -> NDArray[np.int32]:
+        return self.tokens
+
+
+def row_buckets(num_threads: int, num_slots: int) -> tuple[int, ...]:
+    """Batch sizes that are prepared at start; a third more work at most than the images ask for.
+
+    Rows, two an image, are never fewer than threads: paged attention would then share a row between threads
+    and sum in another order.
+    """
+    smallest = -(-num_threads // 2)
+    sizes = {size for power in range(12) for size in (1 << power, 3 << power)}
+    between = {size for size in sizes if smallest < size < num_slots}
+    return tuple(sorted({smallest, max(smallest, num_slots)} | between))
+
+
+class _Embeddings:
+    """Token plus position, looked up in the mapped checkpoint: a few rows of large tables that need no copy."""
+
+    def __init__(self, tensors: Mapping[str, Any], config: TransformerConfig):
+        self._tables = {
+            part: [tensors[f"{part}.{kind}.weight"] for kind in ("embed_tokens", "embed_positions")]
+            for part in ("encoder", "decoder")
+        }
+        self._scale = np.float32(math.sqrt(config.d_model) if config.scale_embedding else 1.0)
+        self._start = config.decoder_start_token_id
+
+    def text(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(T,) ids → (T, d)."""
+        return self._lookup("encoder", ids, np.arange(len(ids)))
+
+    def codes(self, last_tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(N,) ids written before `positions` (N,) → (N, d); position 0 takes the start token."""
+        return self._lookup("decoder", np.where(positions == 0, self._start, last_tokens), positions)
+
+    def _lookup(self, part: str, ids: NDArray[Any], positions: NDArray[Any]) -> NDArray[np.float32]:
+        tokens, places = self._tables[part]
+        embedded: NDArray[np.float32] = tokens[ids].astype(np.float32) * self._scale
+        embedded += places[positions].astype(np.float32)
+        return embedded
+
+
+class OpenVINORunner:
+    """Implements `Runner` on CPU. A step is done when `step` returns.
+
+    dtype "fp32" is exact; "bf16" and "int8" say how weights are stored and products computed.
+    num_threads None means one for each physical core.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "int8",
+        num_slots: int = 8,
+        num_threads: int | None = None,
+        reason: str = "chosen by the caller",
+    ):
+        if dtype not in PRECISIONS:
+            raise ConfigError(f"dtype {dtype!r} is not one of the OpenVINO runner's: {', '.join(PRECISIONS)}")
+        self.config = checkpoint.config
+        self.num_slots = num_slots
+        self._embeddings = _Embeddings(checkpoint.transformer, checkpoint.config.transformer)
+        compiler = Compiler(num_threads)
+        self._compile(checkpoint, dtype, compiler)
+        threads = self._decoder.get_compiled_model().get_property("INFERENCE_NUM_THREADS")
+        self.row_buckets = row_buckets(threads, num_slots)
+        self._last_tokens = np.zeros(num_slots + 1, np.int32)
+        self._guided = np.zeros((0, self.config.codebook_size), np.float32)
+        self._cores = threading.Lock()
+        self.info = RunnerInfo(
+            runner="openvino",
+            device="cpu",
+            device_name=compiler.device_name,
+            dtype=dtype,
+            reason=reason,
+            versions={"openvino": ov.__version__.partition("-")[0], "numpy": np.__version__},
+        )
+
+    def _compile(self, checkpoint: Checkpoint, dtype: str, compiler: Compiler) -> None:
+        precision, cache = PRECISIONS[dtype]
+        weights = Weights(checkpoint.transformer, dtype)
+        decoder = compiler.compile(build_decoder(weights, self.config), precision, cache)
+        self._decoder = decoder.create_infer_request()
+        self._slots = SlotCaches(decoder, self._decoder, self.config.transformer, self.num_slots)
+        encoder = build_encoder(weights, self.config.transformer, cache)
+        self._encoder = compiler.compile(encoder, precision).create_infer_request()
+        exact = dtype == "fp32" or not compiler.has_bf16
+        vqgan = build_vqgan(checkpoint.vqgan, self.config)
+        self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: TextTokens) -> EncodedText:
+        padded = min(-(-text.length // TEXT_BUCKET) * TEXT_BUCKET, self.config.transformer.max_text_length)
+        mask = np.zeros(padded, np.float32)
+        mask[text.length :] = -np.inf
+        with self._cores:
+            self._encoder.infer({"embeddings": self._embeddings.text(text.ids[:padded]), "mask": mask})
+            states, cross_kv = (self._encoder.get_tensor(name) for name in ("states", "cross_kv"))
+            # The request uses its output memory again.
+            kept = ov.Tensor(cross_kv.get_element_type(), cross_kv.get_shape())
+            cross_kv.copy_to(kept)
+            return EncodedText(states.data.copy(), kept, text.length)
+
+    def admit(self, slot: int, conditional: EncodedText, unconditional: EncodedText) -> None:
+        self._slots.admit(slot, [(text.cross_kv, text.length) for text in (conditional, unconditional)])
+
+    def step(self, rows: Sequence[StepRow]) -> Ready:
+        padding = next((bucket for bucket in self.row_buckets if bucket >= len(rows)), len(rows)) - len(rows)
+        slots = np.array([row.slot for row in rows] + [self._slots.scratch] * padding, np.int32)
+        positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
+        scales = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
+        embedded = self._embeddings.codes(self._last_tokens[slots], positions)
+        inputs = {
+            "embeddings": np.concatenate([embedded, embedded]),
+            "scales": scales,
+            **self._slots.pages(slots, positions),
+        }
+        with self._cores:
+            self._decoder.infer(inputs)
+            self._guided = self._decoder.get_tensor("logits").data[: len(rows)].copy()
+        tokens = sample(self._guided, rows)
+        self._last_tokens[slots[: len(rows)]] = tokens
+        return Ready(tokens)
+
+    def guided_logits(self) -> NDArray[np.float32]:
+        return self._guided
+
+    def pin_bucket(self, num_images: int) -> None:
+        self.row_buckets = (num_images,)
+
+    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        return np.stack([self._paint(grid) for grid in grids])
+
+    def _paint(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+        with self._cores:
+            self._vqgan.infer({"ids": np.ascontiguousarray(grid, np.int32)})
+            pixels: NDArray[np.float32] = np.clip(self._vqgan.get_tensor("pixels").data, 0, 1)
+        # Truncated, not rounded: the reference's own conversion.
+        return (pixels * 255).astype(np.uint8)
+
+    def close(self) -> None:
+        """Nothing to end: the memory goes with the object."""

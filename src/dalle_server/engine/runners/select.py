@@ -1,0 +1,123 @@
+"""Which runner, device and number format: what the user asked for, or the fastest that is faithful here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.base import Runner
+from dalle_server.errors import ConfigError
+from dalle_server.models.config import TransformerConfig
+
+logger = logging.getLogger(__name__)
+
+# Memory that slots may take by themselves, and how many still add speed: on a CPU 32 rows cost almost 32
+# times one row's arithmetic, on a GPU the weights still dominate.
+_CPU_SLOTS = (1 << 30, 16)
+_GPU_SLOTS = (2 << 30, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs, and why: `reason` goes to the log and to /v1/info."""
+
+    runner: str  # "openvino" | "torch"
+    device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
+    dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
+    reason: str
+
+
+def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto") -> Choice:
+    """Resolve every "auto". Raises ConfigError for a combination that does not exist or torch that is missing."""
+    reasons = []
+    if device == "auto":
+        device = "cpu" if runner == "openvino" else _accelerator() or "cpu"
+        reasons.append(
+            f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
+        )
+    if runner == "auto":
+        runner = "openvino" if device == "cpu" else "torch"
+        reasons.append(f"runner {runner}: the fastest on this device")
+    if dtype == "auto":
+        dtype = _default_dtype(runner, device)
+        reasons.append(f"dtype {dtype}: the fastest that is faithful here")
+    _check(runner, device, dtype)
+    return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
+
+
+def choose_runner(
+    checkpoint: Checkpoint,
+    runner: str = "auto",
+    dtype: str = "auto",
+    *,
+    device: str = "auto",
+    num_slots: int | None = None,
+    num_threads: int | None = None,
+) -> Runner:
+    """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory.
+
+    Raises ConfigError for an impossible choice.
+    """
+    choice = choose(runner, device, dtype)
+    slots = num_slots or default_num_slots(checkpoint.config.transformer, choice)
+    logger.info(
+        "runner: %s on %s in %s, %d slots (%s)", choice.runner, choice.device, choice.dtype, slots, choice.reason
+    )
+    if choice.runner == "openvino":
+        from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+
+        return OpenVINORunner(
+            checkpoint, dtype=choice.dtype, num_slots=slots, num_threads=num_threads, reason=choice.reason
+        )
+    from dalle_server.engine.runners.torch_runner import TorchRunner
+
+    return TorchRunner(
+        checkpoint,
+        device=choice.device,
+        dtype=choice.dtype,
+        num_slots=slots,
+        num_threads=num_threads,
+        reason=choice.reason,
+    )
+
+
+def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
+    """At least 1. A slot keeps two rows of keys and values for I + T positions of every layer."""
+    budget_bytes, most = _CPU_SLOTS if choice.device == "cpu" else _GPU_SLOTS
+    positions = config.image_length + config.max_text_length
+    value_bytes = 4 if choice.dtype == "fp32" else 2
+    slot_bytes = 2 * 2 * config.decoder_layers * positions * config.d_model * value_bytes
+    return max(1, min(most, budget_bytes // slot_bytes))
+
+
+def _accelerator() -> str | None:
+    # A CPU build of torch is not imported just to be asked: that takes seconds.
+    if importlib.util.find_spec("torch") is None or importlib.metadata.version("torch").endswith("+cpu"):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def _default_dtype(runner: str, device: str) -> str:
+    if runner == "openvino":
+        return "int8"
+    return "fp32" if device == "cpu" else "fp16"
+
+
+def _check(runner: str, device: str, dtype: str) -> None:
+    if runner == "openvino":
+        if device != "cpu":
+            raise ConfigError(f"--runner openvino runs on the CPU, not on {device}; use --runner torch")
+        if dtype == "fp16":
+            raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")
+        return
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
+    if dtype == "int8":
+        raise ConfigError("--dtype int8 is the OpenVINO runner's; with --runner torch use fp32, bf16 or fp16")

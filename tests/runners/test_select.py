@@ -1,0 +1,97 @@
+"""What "auto" resolves to, and which wishes are refused."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dalle_server.engine.runners import select
+from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
+from dalle_server.errors import ConfigError
+from tests.runners.random_checkpoint import random_checkpoint
+
+
+def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+
+
+def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> None:
+    monkeypatch.setattr(select, "_accelerator", lambda: device)
+
+
+def test_a_cpu_takes_openvino_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_accelerator(monkeypatch, None)
+    choice = choose()
+    assert (choice.runner, choice.device, choice.dtype) == ("openvino", "cpu", "int8")
+    for word in ("device cpu", "runner openvino", "dtype int8"):
+        assert word in choice.reason
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_an_accelerator_takes_torch_in_fp16(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    with_accelerator(monkeypatch, device)
+    choice = choose()
+    assert (choice.runner, choice.device, choice.dtype) == ("torch", device, "fp16")
+
+
+def test_openvino_stays_on_the_cpu_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_accelerator(monkeypatch, "cuda")
+    assert choose(runner="openvino").device == "cpu"
+    assert choose(device="cpu").runner == "openvino"
+
+
+def test_torch_on_a_cpu_is_the_exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_accelerator(monkeypatch, None)
+    assert choose(runner="torch").dtype == "fp32"
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    assert choose("openvino", "cpu", "bf16") == Choice("openvino", "cpu", "bf16", "as asked for")
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (("openvino", "cuda", "auto"), "runs on the CPU"),
+        (("openvino", "cpu", "fp16"), "use int8, bf16 or fp32"),
+        (("torch", "cpu", "int8"), "OpenVINO runner's"),
+    ],
+)
+def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose(*wish)
+
+
+def test_torch_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "torch")
+    assert choose().runner == "openvino"
+    with pytest.raises(ConfigError, match=r"dalle-server\[torch\]"):
+        choose(runner="torch")
+
+
+def test_a_cpu_build_of_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would raise
+    assert choose().device == "cpu"
+
+
+def test_slots_shrink_with_the_size_of_a_slot() -> None:
+    config = random_checkpoint().config.transformer
+    mega = replace(config, d_model=2048, decoder_layers=24, image_length=256)
+    assert default_num_slots(config, Choice("openvino", "cpu", "int8", "")) == 16
+    assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
+    assert default_num_slots(mega, Choice("openvino", "cpu", "fp32", "")) == 4
+
+
+def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="dalle_server"):
+        runner = choose_runner(random_checkpoint(), "openvino", num_slots=3, num_threads=1)
+    assert runner.info.runner == "openvino" and runner.info.dtype == "int8" and runner.num_slots == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "openvino on cpu in int8, 3 slots" in line and runner.info.reason in line
