@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
+from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import (
     FREE,
@@ -21,17 +20,9 @@ from dalle_server.generation import (
     SamplingParams,
     Started,
 )
+from tests.engine.conftest import alone, run, same
 
 NUM_TOKENS = 16
-
-
-def make_engine(runner: FakeRunner | None = None, **options) -> Engine:
-    return Engine(runner or FakeRunner(), FakeTokenizer(), **{"progress_every_s": 0.0, **options})
-
-
-def run(engine: Engine) -> None:
-    while engine.step():
-        pass
 
 
 def events_of(generation: Generation) -> list:
@@ -39,21 +30,7 @@ def events_of(generation: Generation) -> list:
     return list(generation.events())
 
 
-def alone(request: GenerationRequest) -> tuple:
-    engine = make_engine()
-    generation = engine.submit(request)
-    run(engine)
-    return generation.result()
-
-
-def same(images, others) -> bool:
-    return len(images) == len(others) and all(
-        np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
-        for a, b in zip(images, others, strict=True)
-    )
-
-
-def test_events_of_one_request_in_order():
+def test_events_of_one_request_in_order(make_engine):
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a cat", 2, seed=1))
     run(engine)
@@ -83,7 +60,7 @@ def test_what_changes_a_picture_and_what_does_not():
         assert not same(alone(base), alone(other))
 
 
-def test_pictures_of_one_prompt_share_one_encoder_pass():
+def test_pictures_of_one_prompt_share_one_encoder_pass(make_engine):
     runner = FakeRunner(num_slots=2)
     engine = make_engine(runner)
     encoded = []
@@ -94,7 +71,7 @@ def test_pictures_of_one_prompt_share_one_encoder_pass():
     assert len(encoded) == 2, "the prompt and the empty text"
 
 
-def test_a_slot_is_free_in_the_step_that_writes_the_last_token():
+def test_a_slot_is_free_in_the_step_that_writes_the_last_token(make_engine):
     runner = FakeRunner(num_slots=1)
     engine = make_engine(runner)
     engine.submit(GenerationRequest.of("a", seed=1))
@@ -105,7 +82,7 @@ def test_a_slot_is_free_in_the_step_that_writes_the_last_token():
     assert batches == [[position] for position in [*range(NUM_TOKENS)] * 2], "no step without a picture"
 
 
-def test_requests_join_and_leave_between_tokens():
+def test_requests_join_and_leave_between_tokens(make_engine):
     runner = FakeRunner(num_slots=2)
     engine = make_engine(runner)
     batches = []
@@ -117,7 +94,7 @@ def test_requests_join_and_leave_between_tokens():
     assert batches == [[(0, 0)], [(0, 1), (1, 0)]]
 
 
-def test_a_large_request_delays_others_by_one_picture_only():
+def test_a_large_request_delays_others_by_one_picture_only(make_engine):
     engine = make_engine(FakeRunner(num_slots=1))
     order = []
     engine.observer.on_finished = lambda generation, event: order.append(generation.request.client)
@@ -130,7 +107,7 @@ def test_a_large_request_delays_others_by_one_picture_only():
     assert len(many.result()) == 16
 
 
-def test_positions_count_down_to_the_start():
+def test_positions_count_down_to_the_start(make_engine):
     engine = make_engine(FakeRunner(num_slots=1))
     engine.submit(GenerationRequest.of("a", 2, seed=1, client="a"))
     engine.step()
@@ -139,7 +116,7 @@ def test_positions_count_down_to_the_start():
     assert [e.position for e in events_of(last) if isinstance(e, Queued)] == [1, 0]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_return():
+def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
     engine = make_engine(FakeRunner(num_slots=2), max_waiting_images=3)
     engine.submit(GenerationRequest.of("a", 4, seed=1))
     with pytest.raises(Overloaded) as refused:
@@ -150,7 +127,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return():
         engine.submit(GenerationRequest.of("b", 6, seed=1))
 
 
-def test_cancel_frees_the_slot_before_the_next_token():
+def test_cancel_frees_the_slot_before_the_next_token(make_engine):
     engine = make_engine(FakeRunner(num_slots=1))
     first = engine.submit(GenerationRequest.of("a", 3, seed=1))
     second = engine.submit(GenerationRequest.of("b", seed=1))
@@ -163,7 +140,7 @@ def test_cancel_frees_the_slot_before_the_next_token():
     assert same(second.result(), alone(GenerationRequest.of("b", seed=1)))
 
 
-def test_a_deadline_ends_running_and_waiting_requests():
+def test_a_deadline_ends_running_and_waiting_requests(make_engine):
     engine = make_engine(FakeRunner(num_slots=1, step_s=0.01))
     running = engine.submit(GenerationRequest.of("a", seed=1, timeout_s=0.03))
     waiting = engine.submit(GenerationRequest.of("b", seed=1, timeout_s=0.03))
@@ -179,7 +156,7 @@ def test_forced_tokens_are_kept_and_the_rest_is_drawn():
     assert len(set(image.tokens[::3])) > 1
 
 
-def test_a_whole_grid_goes_straight_to_pixels():
+def test_a_whole_grid_goes_straight_to_pixels(make_engine):
     request = GenerationRequest.of("a", seed=1)
     (image,) = alone(request)
     runner = FakeRunner()
@@ -191,13 +168,13 @@ def test_a_whole_grid_goes_straight_to_pixels():
 
 
 @pytest.mark.parametrize("forced", [(1, 2), (64,) * NUM_TOKENS, (-2,) * NUM_TOKENS])
-def test_impossible_forced_tokens_are_refused(forced):
+def test_impossible_forced_tokens_are_refused(forced, make_engine):
     with pytest.raises(InvalidRequest) as refused:
         make_engine().submit(GenerationRequest.of("a", forced_tokens=forced))
     assert refused.value.param == "forced_tokens"
 
 
-def test_previews_show_the_written_part_on_grey():
+def test_previews_show_the_written_part_on_grey(make_engine):
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a", seed=1, preview_every=4))
     run(engine)
@@ -210,7 +187,7 @@ def test_previews_show_the_written_part_on_grey():
         assert (preview.pixels[rows:] == 127).all()
 
 
-def test_previews_can_be_switched_on_while_it_runs():
+def test_previews_can_be_switched_on_while_it_runs(make_engine):
     engine = make_engine()
     generation = engine.submit(GenerationRequest.of("a", seed=1))
     for _ in range(9):
@@ -220,7 +197,7 @@ def test_previews_can_be_switched_on_while_it_runs():
     assert [event.tokens_done for event in events_of(generation) if isinstance(event, Preview)] == [10, 15]
 
 
-def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest():
+def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest(make_engine):
     runner = FakeRunner(num_slots=1)
     engine = make_engine(runner)
     generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
@@ -235,7 +212,7 @@ def test_stop_ends_what_it_does_not_wait_for_and_refuses_the_rest():
     assert len(generation.result()) == 2
 
 
-def test_every_event_list_ends_with_its_one_terminal_event():
+def test_every_event_list_ends_with_its_one_terminal_event(make_engine):
     engine = make_engine(FakeRunner(num_slots=2))
     generations = [engine.submit(GenerationRequest.of("a", i, seed=i)) for i in (1, 2, 3)]
     engine.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class _Preview:
 
 
 class Detokenizer:
-    """Queues grids and decodes them: in a worker thread after `start`, else inside `run_pending`.
+    """Queues grids and decodes them: in a worker thread after `start`, else inside `run_inline`.
 
     A picture has at most one preview queued or under way: a newer one replaces it, its final grid drops it.
     """
@@ -51,10 +52,7 @@ class Detokenizer:
         self._changed = threading.Condition()
         self._closed = False
         self._worker: threading.Thread | None = None
-
-    @property
-    def is_threaded(self) -> bool:
-        return self._worker is not None
+        self.begun: float | None = None  # time.monotonic() while a batch is under way, for the watchdog
 
     @property
     def backlog(self) -> int:
@@ -72,22 +70,29 @@ class Detokenizer:
             self._previews[sequence] = _Preview(sequence.tokens.copy(), sequence.written)
             self._changed.notify_all()
 
-    def run_pending(self) -> bool:
+    def run_inline(self) -> None:
+        """Decode all that is queued, unless a worker does."""
+        while self._worker is None and self._run_one():
+            pass
+
+    def _run_one(self) -> bool:
         """Decode one batch of finals, or one preview. False when nothing was queued."""
         with self._changed:
             finals = [self._finals.popleft() for _ in range(min(self._max_batch, len(self._finals)))]
-            self._num_decoding += len(finals)
-            preview = None
-            if not finals and self._previews:
-                sequence = next(iter(self._previews))
-                preview = sequence, self._previews.pop(sequence)
+            preview = None if finals or not self._previews else self._pop_preview()
+            self._num_decoding = len(finals)
+        self.begun = time.monotonic()
         if finals:
             self._decode_finals([sequence for sequence in finals if not sequence.job.ended])
-            with self._changed:
-                self._num_decoding -= len(finals)
         elif preview and not preview[0].job.ended:
             self._decode_preview(*preview)
+        self.begun = None
+        self._num_decoding = 0
         return bool(finals or preview)
+
+    def _pop_preview(self) -> tuple[ImageSequence, _Preview]:
+        oldest = next(iter(self._previews))
+        return oldest, self._previews.pop(oldest)
 
     def _decode_finals(self, sequences: Sequence[ImageSequence]) -> None:
         if not sequences:
@@ -122,7 +127,7 @@ class Detokenizer:
                 self._changed.wait_for(lambda: self._finals or self._previews or self._closed)
                 if self._closed:
                     return
-            self.run_pending()
+            self._run_one()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop the worker after the batch it is at."""

@@ -14,11 +14,12 @@ from typing import Literal, Protocol
 
 from dalle_server.engine.decode_loop import DecodeLoop
 from dalle_server.engine.runners.base import Runner, TextTokens
-from dalle_server.engine.selftest import check_row_buckets
+from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.tracker import RequestTracker
 from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
-from dalle_server.generation import FREE, Generation, GenerationRequest
+from dalle_server.generation import FREE, Cancelled, Failed, Generation, GenerationRequest
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
-    """Called in the submitting thread, several at a time."""
+    """Called in the submitting threads, several at a time."""
 
     def encode(self, prompt: str) -> TextTokens: ...
 
@@ -60,6 +61,7 @@ class Engine:
         self.config = runner.config
         self.info = runner.info
         self.digest = digest
+        self.determinism = ""
         self.observer = observer or Observer()
         self.on_fatal = on_fatal
         self._tokenizer = tokenizer
@@ -70,27 +72,31 @@ class Engine:
         self._step_timeout_s = step_timeout_s
         self._make_runner = make_runner
         self._stats = EngineStats(num_slots=runner.num_slots)
-        self._lifecycle = threading.RLock()  # guards state, loop and threads
+        self._lifecycle = threading.RLock()  # guards the four below
         self._state: State = "ready"
-        self._threaded = False
-        self._step_begun: float | None = None  # time.monotonic(), for the watchdog
-        self._loop = self._new_loop(runner)
+        self._loop = self._make_loop(runner)
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
 
-    def _new_loop(self, runner: Runner) -> DecodeLoop:
-        self.determinism = check_row_buckets(runner)
-        logger.info("determinism: %s", self.determinism)
-        return DecodeLoop(
-            runner,
+    def _make_loop(self, runner: Runner) -> DecodeLoop:
+        self.determinism = check_determinism(runner)
+        tracker = RequestTracker(
+            runner.num_slots,
             self._stats,
             self.observer,
             max_waiting_images=self._max_waiting_images,
-            detokenize_batch=self._detokenize_batch,
             progress_every_s=self._progress_every_s,
         )
+        return DecodeLoop(runner, tracker, self._stats, self.observer, detokenize_batch=self._detokenize_batch)
 
     @property
     def state(self) -> State:
         return self._state
+
+    def stats(self) -> EngineStats:
+        """Live counters: read, don't write."""
+        self._loop.update_stats()
+        return self._stats
 
     # -- requests
 
@@ -108,17 +114,15 @@ class Engine:
         with self._lifecycle:
             if self._state != "ready":
                 raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
-            loop = self._loop
-            handle.on_cancel(loop.wake)
-            loop.accept(job)
+            handle.on_cancel(self._loop.tracker.wake)
+            self._loop.submit(job)
         return handle
 
     def _check(self, request: GenerationRequest) -> None:
         most = self._stats.num_slots + self._max_waiting_images
         if len(request.images) > most:
-            raise InvalidRequest(
-                f"num_images must be at most {most} on this server, not {len(request.images)}", param="num_images"
-            )
+            given = len(request.images)
+            raise InvalidRequest(f"num_images must be at most {most} on this server, not {given}", param="num_images")
         tokens, size = request.forced_tokens, self.config.transformer.image_length
         if tokens and len(tokens) != size:
             raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
@@ -129,27 +133,21 @@ class Engine:
 
     def step(self) -> bool:
         """One token for every running picture. False when nothing is left to do. Faults are handled here."""
-        loop = self._loop
-        self._step_begun = time.monotonic()
+        return self._step(self._loop)
+
+    def _step(self, loop: DecodeLoop) -> bool:
         try:
             return loop.step()
         except Exception as error:
             logger.exception("the engine failed in a step")
-            self._fault(loop, f"{type(error).__name__}", runner_usable=True)
+            self._fault(loop, type(error).__name__, runner_usable=True)
             return True
-        finally:
-            self._step_begun = None
-
-    def stats(self) -> EngineStats:
-        """Live counters: read, don't write."""
-        self._loop.update_stats()
-        return self._stats
 
     # -- threads
 
     def start(self) -> None:
+        """Run in threads of our own until `stop`."""
         with self._lifecycle:
-            self._threaded = True
             self._start_threads()
         threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
 
@@ -159,81 +157,86 @@ class Engine:
         self._thread.start()
 
     def _run(self, loop: DecodeLoop) -> None:
-        while loop is self._loop and self._state in ("ready", "stopping"):
-            if not self.step():
-                loop.wait_for_work()
+        while loop is self._loop and not self._stopped.is_set():
+            if not self._step(loop):
+                loop.tracker.wait_for_work()
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, give the accepted ones `drain_s` to finish, cancel the rest, close the runner."""
         with self._lifecycle:
-            if self._state == "stopped":
+            if self._state in ("stopping", "stopped"):
                 return
-            if self._state == "ready":
-                self._state = "stopping"
-        self._drain(drain_s)
-        loop = self._loop
-        loop.cancel_all("the server is shutting down")
+            self._state = "stopping"
+        self._drain(time.monotonic() + drain_s)
         with self._lifecycle:
             self._state = "stopped"
-        loop.wake()
-        loop.detokenizer.close()
-        if self._threaded and self._thread is not threading.current_thread():
-            self._thread.join(timeout=10.0)
+            loop, thread = self._loop, self._thread
+        self._stopped.set()
+        loop.tracker.finish_all(Cancelled("the server is shutting down"))
+        loop.tracker.wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=10.0)
+        loop.detokenizer.close(timeout_s=10.0)
         loop.runner.close()
 
-    def _drain(self, drain_s: float) -> None:
-        end = time.monotonic() + drain_s
-        if self._threaded:
-            self._loop.wait_until_empty(drain_s)
-        else:
-            while self._loop.jobs and time.monotonic() < end:
-                self.step()
+    def _drain(self, deadline: float) -> None:
+        if self._thread is not None:
+            self._loop.tracker.wait_until_empty(deadline - time.monotonic())
+        while self._thread is None and not self._loop.tracker.is_empty and time.monotonic() < deadline:
+            self.step()
 
     # -- faults
 
     def _watch(self) -> None:
-        """A step that hangs cannot be interrupted, only abandoned: its thread finds itself replaced when it returns."""
-        while self._state not in ("stopped", "failed"):
-            time.sleep(min(1.0, self._step_timeout_s / 4))
-            begun, loop = self._step_begun, self._loop
-            if begun is not None and time.monotonic() - begun > self._step_timeout_s:
-                logger.error("a step did not return within %g s", self._step_timeout_s)
-                self._fault(loop, "a hung step", runner_usable=False)
+        """A call that hangs cannot be interrupted, only abandoned: its thread finds itself replaced when it returns."""
+        while not self._stopped.wait(min(1.0, self._step_timeout_s / 4)):
+            loop = self._loop
+            if loop.seconds_in_call() > self._step_timeout_s:
+                logger.error("the runner did not return within %g s", self._step_timeout_s)
+                self._fault(loop, "the runner hung", runner_usable=False)
 
     def _fault(self, loop: DecodeLoop, what: str, *, runner_usable: bool) -> None:
+        """End every live request with an error; then restart, or give up."""
         with self._lifecycle:
-            if loop is not self._loop or self._state in ("failed", "stopped"):
-                return  # another thread saw it first
+            if loop is not self._loop or loop.is_abandoned or self._state in ("failed", "stopped"):
+                return  # another thread was first
+            loop.is_abandoned = True
             self._stats.faults += 1
-            stopping = self._state == "stopping"
-            self._state = "restarting"
-            self._step_begun = None
-        loop.fail_all(GenerationFailed("the engine failed while drawing this picture; try again"))
+            may_restart = self._state == "ready" and self._stats.faults == 1
+            self._state = "restarting" if may_restart else "failed"
+        loop.tracker.finish_all(Failed(GenerationFailed("the engine failed while drawing this picture; try again")))
+        loop.tracker.wake()  # so that the abandoned thread ends, when it can
         loop.detokenizer.close(timeout_s=0.0)
-        if stopping or self._stats.faults > 1 or not self._restart(loop, runner_usable):
+        if not (may_restart and self._restart(loop, runner_usable)):
             self._give_up(what)
 
     def _restart(self, loop: DecodeLoop, runner_usable: bool) -> bool:
         if self._make_runner is None and not runner_usable:
             return False
         try:
-            if self._make_runner is not None and runner_usable:
-                loop.runner.close()
-            runner = loop.runner if self._make_runner is None else self._make_runner()
-            new_loop = self._new_loop(runner)
+            if self._make_runner is None:
+                runner = loop.runner
+            else:
+                if runner_usable:
+                    loop.runner.close()
+                runner = self._make_runner()
+            new_loop = self._make_loop(runner)
         except Exception:
             logger.exception("the engine could not be restarted")
             return False
         with self._lifecycle:
             self._loop = new_loop
-            self._state = "ready"
-            if self._threaded:
+            if self._state == "restarting":
+                self._state = "ready"
+            if self._thread is not None:
                 self._start_threads()
         logger.warning("the engine was restarted after a fault; the next one will be fatal")
         return True
 
     def _give_up(self, what: str) -> None:
         with self._lifecycle:
-            self._state = "failed"
-        logger.critical("the engine is down after %d faults, the last one: %s", self._stats.faults, what)
+            if self._state != "stopped":
+                self._state = "failed"
+        self._stopped.set()
+        logger.critical("the engine is down after %d faults; the last one: %s", self._stats.faults, what)
         self.on_fatal()

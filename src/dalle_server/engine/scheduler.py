@@ -59,18 +59,24 @@ class Scheduler:
         return positions
 
     def steps_until_done(self) -> dict[Job, int]:
-        """Steps until each request has its last token, if nothing else arrives: a rehearsal of the schedule."""
+        """Steps until each request has its last token, if nothing else arrives."""
         steps: dict[Job, int] = {}
-        ends = [0] * len(self._free)
-        for sequence in self.running.values():
-            ends.append(sequence.steps_left)
-            steps[sequence.job] = max(sequence.steps_left, steps.get(sequence.job, 0))
-        heapq.heapify(ends)
-        for sequence in self.waiting.in_order():
-            end = heapq.heappop(ends) + sequence.steps_left
-            heapq.heappush(ends, end)
+        for sequence, end in self._rehearse():
             steps[sequence.job] = max(end, steps.get(sequence.job, 0))
         return steps
 
-    def steps_until_next_end(self) -> int:
-        return min((sequence.steps_left for sequence in self.running.values()), default=0)
+    def steps_until_ended(self, num_images: int) -> int:
+        """Steps until this many of the running and waiting pictures have ended."""
+        ends = sorted(end for _, end in self._rehearse())
+        return ends[min(num_images, len(ends)) - 1] if ends else 0
+
+    def _rehearse(self) -> list[tuple[ImageSequence, int]]:
+        """Every running and waiting picture with the steps until its end. Exact, since lengths are known."""
+        ended = [(sequence, sequence.steps_left) for sequence in self.running.values()]
+        slot_free_at = [0] * len(self._free) + [steps for _, steps in ended]
+        heapq.heapify(slot_free_at)
+        for sequence in self.waiting.in_order():
+            end = slot_free_at[0] + sequence.steps_left
+            heapq.heapreplace(slot_free_at, end)
+            ended.append((sequence, end))
+        return ended

@@ -32,11 +32,17 @@ class ImageSequence:
     def steps_left(self) -> int:
         return self.tokens.size - self.written
 
-    def next_row(self) -> StepRow:
-        """The step that writes the next position."""
-        assert self.slot is not None
-        forced = int(self.tokens[self.launched])
-        return StepRow(self.slot, self.launched, self.key, self.job.handle.sampling, forced)
+    @property
+    def preview_is_due(self) -> bool:
+        every = self.job.handle.preview_every
+        return every > 0 and self.written % every == 0
+
+    def launch(self) -> StepRow:
+        """The row that writes the next position; counts it as launched."""
+        assert self.slot is not None, "only a running picture can be launched"
+        position = self.launched
+        self.launched += 1
+        return StepRow(self.slot, position, self.key, self.job.handle.sampling, forced=int(self.tokens[position]))
 
     def write(self, token: int) -> None:
         self.tokens[self.written] = token
@@ -63,7 +69,7 @@ class Job:
         given = handle.request.forced_tokens or (FREE,) * num_tokens
         for index, key in enumerate(handle.request.images):
             job.sequences.append(ImageSequence(job, index, key, np.array(given, np.int32)))
-        if FREE not in given:  # a whole grid: nothing to decode
+        if job.is_replay:
             for sequence in job.sequences:
                 sequence.launched = sequence.written = num_tokens
         return job
@@ -77,16 +83,17 @@ class Job:
         return self.handle.terminal is not None
 
     @property
+    def is_replay(self) -> bool:
+        """All tokens were given: there is nothing to decode."""
+        return FREE not in (self.handle.request.forced_tokens or (FREE,))
+
+    @property
     def tokens_done(self) -> int:
         return sum(sequence.written for sequence in self.sequences)
 
     @property
     def num_tokens(self) -> int:
         return sum(sequence.tokens.size for sequence in self.sequences)
-
-    def preview_is_due(self, sequence: ImageSequence) -> bool:
-        every = self.handle.preview_every
-        return every > 0 and sequence.written % every == 0
 
     def progress_is_due(self, now: float, every_s: float) -> bool:
         """At most every `every_s`, and always for the last token."""

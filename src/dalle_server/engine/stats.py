@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec
 
 from dalle_server.generation import Cancelled, Done, Failed, Generation
 
 SMOOTHING = 0.1  # weight of the newest measurement in a moving average
 
+P = ParamSpec("P")
+logger = logging.getLogger(__name__)
+
 
 class Observer:
-    """Told what happens, in the engine's own threads: be quick, raise nothing. Override what you need."""
+    """Told what happens, in the engine's own threads: be quick. Override what you need."""
 
     def on_step(self, num_images: int, seconds: float) -> None:
         """One token was written for each of `num_images` pictures."""
@@ -46,8 +52,19 @@ class EngineStats:
         self.steps += 1
         self.image_tokens += num_images
         self.batch_images[num_images] += 1
-        self.step_s = moving_average(self.step_s, seconds)
+        self.step_s = _moving_average(self.step_s, seconds)
+
+    def count_detokenize(self, seconds: float) -> None:
+        self.detokenize_s = _moving_average(self.detokenize_s, seconds)
 
 
-def moving_average(average: float | None, value: float) -> float:
+def notify(call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call an observer. Its errors are logged: what watches the engine must not stop it."""
+    try:
+        call(*args, **kwargs)
+    except Exception:
+        logger.exception("an observer of the engine failed")
+
+
+def _moving_average(average: float | None, value: float) -> float:
     return value if average is None else average + SMOOTHING * (value - average)

@@ -1,0 +1,238 @@
+"""The books of the engine: who is accepted, who runs, what each caller is told, and how each request ends.
+
+Every method is safe from any thread. No runner here: `decode_loop.py` does the arithmetic and reports the results.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+
+from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
+from dalle_server.engine.scheduler import Scheduler
+from dalle_server.engine.sequence import ImageSequence, Job
+from dalle_server.engine.stats import EngineStats, Observer, notify
+from dalle_server.errors import DalleServerError, DeadlineExceeded, GenerationFailed, Overloaded
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Failed,
+    GeneratedImage,
+    ImageReady,
+    Pixels,
+    Preview,
+    Progress,
+    Queued,
+    Started,
+)
+
+
+class RequestTracker:
+    """A request enters through `accept` and leaves through `finish`, each exactly once."""
+
+    def __init__(
+        self,
+        num_slots: int,
+        stats: EngineStats,
+        observer: Observer,
+        *,
+        max_waiting_images: int,
+        progress_every_s: float,
+    ):
+        self._scheduler = Scheduler(num_slots)
+        self._jobs: set[Job] = set()  # accepted and not ended
+        self._stats, self._observer = stats, observer
+        self._max_waiting_images = max_waiting_images
+        self._progress_every_s = progress_every_s
+        self._changed = threading.Condition(threading.RLock())  # guards all of the above
+        self._woken = False
+
+    # -- in
+
+    def accept(self, job: Job, num_detokenizing: int) -> None:
+        """Put a request on the books. Raises Overloaded when the queue has no room for its pictures."""
+        with self._changed:
+            self._refuse_overload(len(job.sequences), num_detokenizing)
+            self._jobs.add(job)
+            if job.is_replay:
+                job.handle.emit(Queued(0))
+                self._start(job)
+            else:
+                self._scheduler.add(job)
+                self._tell_positions()
+            self.wake()
+
+    def _refuse_overload(self, num_images: int, num_detokenizing: int) -> None:
+        scheduler = self._scheduler
+        busy = len(scheduler.running) + len(scheduler.waiting) + num_detokenizing
+        room = max(0, scheduler.num_slots + self._max_waiting_images - busy)
+        if num_images > room:
+            seconds = self._seconds(scheduler.steps_until_ended(num_images - room))
+            raise Overloaded(
+                f"the queue has room for {room} more pictures, not {num_images}; try again later",
+                retry_after_s=max(1.0, seconds),
+            )
+
+    def admit_next(self) -> tuple[ImageSequence, int] | None:
+        """The next waiting picture and the slot it now holds. None when no slot is free or nothing waits."""
+        with self._changed:
+            sequence = self._scheduler.admit_next()
+            if sequence is None or sequence.slot is None:
+                return None
+            return sequence, sequence.slot
+
+    def started(self, job: Job) -> None:
+        """The first picture of a request was admitted (later calls do nothing)."""
+        with self._changed:
+            if job.started_at is None:
+                self._start(job)
+            self._tell_positions()
+
+    def _start(self, job: Job) -> None:
+        job.started_at = time.monotonic()
+        job.handle.emit(Started(job.queue_s))
+
+    # -- one token
+
+    def rows_to_launch(self) -> tuple[list[ImageSequence], list[StepRow]]:
+        """The next position of every running picture, counted as launched."""
+        with self._changed:
+            sequences = self._scheduler.to_launch()
+            return sequences, [sequence.launch() for sequence in sequences]
+
+    def write(self, sequences: Sequence[ImageSequence], tokens: Iterable[int]) -> list[ImageSequence]:
+        """Put a step's tokens into their grids; the pictures written. Those that lost their slot are passed over."""
+        with self._changed:
+            running = [(s, token) for s, token in zip(sequences, tokens, strict=True) if s.slot is not None]
+            for sequence, token in running:
+                if token == NAN_TOKEN:
+                    self.lose(sequence, GenerationFailed("the model's numbers were not finite; try another seed"))
+                else:
+                    sequence.write(token)
+                    if sequence.is_complete:
+                        self._scheduler.release(sequence)
+            self._tell_progress({sequence.job for sequence, _ in running})
+            return [sequence for sequence, token in running if token != NAN_TOKEN]
+
+    # -- pixels
+
+    def deliver(self, sequence: ImageSequence, pixels: Pixels) -> None:
+        with self._changed:
+            job = sequence.job
+            image = GeneratedImage(sequence.index, sequence.key, pixels, sequence.tokens)
+            if job.handle.emit(ImageReady(image)):
+                self._stats.images += 1
+                job.images[sequence.index] = image
+                self._finish_when_settled(job)
+
+    def deliver_preview(self, sequence: ImageSequence, tokens_done: int, pixels: Pixels) -> None:
+        if sequence.job.handle.emit(Preview(sequence.index, tokens_done, pixels)):
+            self._stats.previews += 1
+            notify(self._observer.on_preview, sequence.job.handle)
+
+    # -- out
+
+    def end_cancelled_and_expired(self) -> None:
+        now = time.monotonic()
+        for job in self._live():
+            if job.handle.cancel_reason is not None:
+                self.finish(job, Cancelled(job.handle.cancel_reason))
+            elif job.handle.deadline is not None and now >= job.handle.deadline:
+                seconds = job.handle.request.timeout_s
+                self.finish(job, Failed(DeadlineExceeded(f"not done within its time limit of {seconds:g} s")))
+
+    def lose(self, sequence: ImageSequence, error: DalleServerError) -> None:
+        """One picture failed. Its siblings go on and are delivered; then the request ends with this error."""
+        with self._changed:
+            self._scheduler.release(sequence)
+            sequence.job.lost[sequence.index] = error
+            self._finish_when_settled(sequence.job)
+
+    def _finish_when_settled(self, job: Job) -> None:
+        if len(job.images) + len(job.lost) < len(job.sequences):
+            return
+        if job.lost:
+            self.finish(job, Failed(next(iter(job.lost.values()))))
+        else:
+            images = tuple(job.images[index] for index in range(len(job.sequences)))
+            self.finish(job, Done(images, job.queue_s, job.total_s))
+
+    def finish(self, job: Job, event: Done | Failed | Cancelled) -> None:
+        """The only way out: frees what the request holds and emits its terminal event, once."""
+        with self._changed:
+            if job not in self._jobs:
+                return
+            self._jobs.remove(job)
+            self._scheduler.remove(job)
+            self._stats.requests[type(event).__name__.lower()] += 1
+            job.handle.emit(event)
+            self._tell_positions()
+            self._changed.notify_all()
+        notify(self._observer.on_finished, job.handle, event)
+
+    def finish_all(self, event: Failed | Cancelled) -> None:
+        for job in self._live():
+            self.finish(job, event)
+
+    def _live(self) -> list[Job]:
+        with self._changed:
+            return list(self._jobs)
+
+    # -- what callers are told on the way
+
+    def _tell_positions(self) -> None:
+        for job, position in self._scheduler.positions().items():
+            if position != job.position:
+                job.position = position
+                job.handle.emit(Queued(position))
+
+    def _tell_progress(self, jobs: Iterable[Job]) -> None:
+        now = time.monotonic()
+        due = [job for job in jobs if not job.ended and job.progress_is_due(now, self._progress_every_s)]
+        steps = self._scheduler.steps_until_done() if due else {}
+        for job in due:
+            job.reported_at = now
+            eta_s = self._seconds(steps.get(job, 0)) + (self._stats.detokenize_s or 0.0)
+            job.handle.emit(Progress(job.tokens_done, job.num_tokens, None if self._stats.step_s is None else eta_s))
+
+    def _seconds(self, steps: int) -> float:
+        return steps * (self._stats.step_s or 0.0)
+
+    # -- waiting
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a picture runs or waits for a slot."""
+        with self._changed:
+            return not self._scheduler.is_idle
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._jobs
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def wait_for_work(self) -> None:
+        """Sleep until a request comes, a cancel, or the next deadline."""
+        with self._changed:
+            if not self._woken:
+                deadlines = [job.handle.deadline for job in self._jobs if job.handle.deadline is not None]
+                timeout_s = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+                self._changed.wait_for(lambda: self._woken, timeout_s)
+            self._woken = False
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """True when every accepted request ended within timeout_s."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+
+    def update_stats(self) -> None:
+        """Refresh the counts that are of this moment."""
+        with self._changed:
+            self._stats.running = len(self._scheduler.running)
+            self._stats.waiting = len(self._scheduler.waiting)
+            self._stats.live_requests = len(self._jobs)

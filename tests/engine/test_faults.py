@@ -1,0 +1,230 @@
+"""What goes wrong: every waiter hears of it at once, one restart, and nobody else's picture changes."""
+
+import threading
+import time
+
+import pytest
+
+from dalle_server.engine.runners.fake import FakeRunner
+from dalle_server.errors import GenerationFailed, NotReady
+from dalle_server.generation import Done, Failed, GenerationRequest, ImageKey, ImageReady
+from tests.engine.conftest import alone, run, same
+
+NUM_TOKENS = 16
+
+
+class BrokenAt:
+    """An on_step hook that raises (or blocks) at the k-th step from now, once or for ever."""
+
+    def __init__(self, k, error=None, *, times=1, hang=None):
+        self.k, self.error, self.times, self.hang = k, error or RuntimeError("injected"), times, hang
+        self.calls = 0
+
+    def __call__(self, rows):
+        self.calls += 1
+        if self.k < self.calls <= self.k + self.times:
+            if self.hang is not None:
+                self.hang.wait(20)
+                return
+            raise self.error
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("k", range(NUM_TOKENS + 4))
+def test_a_fault_at_any_step_ends_every_live_request_and_restarts_once(k, lookahead, make_engine):
+    runner = FakeRunner(num_slots=2, lookahead=lookahead)
+    engine = make_engine(runner)
+    runner.on_step = BrokenAt(k)
+    two = engine.submit(GenerationRequest.of("a", 2, seed=1, client="a"))
+    one = engine.submit(GenerationRequest.of("b", 1, seed=2, client="b"))
+    run(engine)
+    assert isinstance(two.terminal, Failed), "its second picture is running or waiting at every k"
+    assert two.terminal.error.status == 500 and "try again" in two.terminal.error.message
+    assert isinstance(one.terminal, Failed if k < NUM_TOKENS else Done)
+    assert engine.state == "ready" and engine.stats().faults == 1 and engine.stats().running == 0
+    again = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    run(engine)
+    assert same(again.result(), alone(GenerationRequest.of("a", 2, seed=1))), "as good as new"
+
+
+def test_a_second_fault_is_fatal(make_engine):
+    runner, fatal = FakeRunner(), []
+    engine = make_engine(runner, on_fatal=lambda: fatal.append(engine.state))
+    for expected in ("ready", "failed"):
+        runner.on_step = BrokenAt(3)
+        generation = engine.submit(GenerationRequest.of("a"))
+        run(engine)
+        assert isinstance(generation.terminal, Failed) and engine.state == expected
+    assert fatal == ["failed"]
+    with pytest.raises(NotReady, match="failed"):
+        engine.submit(GenerationRequest.of("a"))
+
+
+def test_restart_makes_a_new_runner_where_it_can(make_engine):
+    first, second = FakeRunner(), FakeRunner()
+    engine = make_engine(first, make_runner=lambda: second)
+    first.on_step = BrokenAt(0, times=10**6)
+    engine.submit(GenerationRequest.of("a"))
+    run(engine)
+    assert first.closed and engine.state == "ready"
+    generation = engine.submit(GenerationRequest.of("a", seed=1))
+    run(engine)
+    assert same(generation.result(), alone(GenerationRequest.of("a", seed=1)))
+
+
+def test_a_restart_that_fails_is_fatal(make_engine):
+    def no_runner():
+        raise RuntimeError("the device is gone")
+
+    fatal = []
+    runner = FakeRunner()
+    engine = make_engine(runner, make_runner=no_runner, on_fatal=lambda: fatal.append(True))
+    runner.on_step = BrokenAt(0)
+    engine.submit(GenerationRequest.of("a"))
+    run(engine)
+    assert engine.state == "failed" and fatal == [True]
+
+
+def test_waiters_hear_of_a_fault_within_a_second(make_engine):
+    runner = FakeRunner(num_slots=1, step_s=0.001)
+    engine = make_engine(runner)
+    engine.start()
+    runner.on_step = BrokenAt(5)
+    generations = [engine.submit(GenerationRequest.of("a", 2, seed=i)) for i in range(4)]
+    begun = time.monotonic()
+    for generation in generations:
+        with pytest.raises(GenerationFailed):
+            generation.result(5)
+    assert time.monotonic() - begun < 1
+
+
+def wait_until(condition, timeout_s=5.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_a_hung_step_is_abandoned_and_a_new_runner_goes_on(make_engine):
+    hang = threading.Event()
+    first, second = FakeRunner(), FakeRunner()
+    engine = make_engine(first, make_runner=lambda: second, step_timeout_s=0.2)
+    first.on_step = BrokenAt(5, hang=hang)
+    engine.start()
+    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    with pytest.raises(GenerationFailed):
+        generation.result(5)
+    wait_until(lambda: engine.state == "ready")
+    again = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    assert same(again.result(5), alone(GenerationRequest.of("a", 2, seed=1)))
+    hang.set()  # the abandoned thread returns, and must change nothing
+    third = engine.submit(GenerationRequest.of("b", 2, seed=1))
+    assert same(third.result(5), alone(GenerationRequest.of("b", 2, seed=1)))
+    wait_until(lambda: sum(thread.name == "engine" for thread in threading.enumerate()) == 1)
+
+
+@pytest.mark.parametrize("where", ["on_step", "on_detokenize", "on_encode"])
+def test_a_hung_runner_without_a_successor_is_fatal(where, make_engine):
+    hang, fatal = threading.Event(), threading.Event()
+    runner = FakeRunner()
+    engine = make_engine(runner, step_timeout_s=0.2, on_fatal=fatal.set)
+    setattr(runner, where, lambda _: hang.wait(20) and None)
+    engine.start()
+    generation = engine.submit(GenerationRequest.of("a", seed=1))
+    with pytest.raises(GenerationFailed):
+        generation.result(5)
+    assert fatal.wait(5) and engine.state == "failed"
+    hang.set()
+
+
+def test_no_memory_at_admission_costs_that_request_alone(make_engine):
+    runner = FakeRunner(num_slots=2)
+    engine = make_engine(runner)
+
+    def encode(texts):
+        if texts[0].length > 10:
+            raise MemoryError
+
+    runner.on_encode = encode
+    long = engine.submit(GenerationRequest.of("a very long prompt", 2, seed=1))
+    short = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    run(engine)
+    assert isinstance(long.terminal, Failed) and "memory" in long.terminal.error.message
+    assert same(short.result(), alone(GenerationRequest.of("a", 2, seed=1)))
+    assert engine.stats().faults == 0
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 4, 5, 7])
+def test_no_memory_at_a_step_goes_on_with_fewer_rows(fits, make_engine):
+    runner = FakeRunner(num_slots=8)
+    engine = make_engine(runner)
+    sizes = []
+
+    def step(rows):
+        sizes.append(len(rows))
+        if len(rows) > fits:
+            raise MemoryError
+
+    runner.on_step = step
+    generation = engine.submit(GenerationRequest.of("a", 8, seed=1))
+    run(engine)
+    if fits < 4:  # one retry, with the next smaller bucket: 8 → 4
+        assert isinstance(generation.terminal, Failed) and engine.stats().faults == 1
+    else:
+        assert same(generation.result(), alone(GenerationRequest.of("a", 8, seed=1)))
+        assert sizes[:3] == [8, 4, 4] and max(sizes[1:]) == 4, "tried once, then kept"
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_nan_in_one_row_costs_that_picture_alone(lookahead, make_engine):
+    runner = FakeRunner(num_slots=2, lookahead=lookahead)
+    engine = make_engine(runner)
+    runner.nan_at = {ImageKey(1, 0): 5}
+    spoiled = engine.submit(GenerationRequest.of("a", seed=1))
+    neighbour = engine.submit(GenerationRequest.of("b", seed=2))
+    following = engine.submit(GenerationRequest.of("c", seed=3))
+    run(engine)
+    assert isinstance(spoiled.terminal, Failed) and "finite" in spoiled.terminal.error.message
+    assert same(neighbour.result(), alone(GenerationRequest.of("b", seed=2)))
+    assert same(following.result(), alone(GenerationRequest.of("c", seed=3))), "the slot's next picture"
+
+
+def test_siblings_of_a_lost_picture_are_delivered_before_the_error(make_engine):
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    runner.nan_at = {ImageKey(1, 1): 3}
+    generation = engine.submit(GenerationRequest.of("a", 3, seed=1))
+    run(engine)
+    events = list(generation.events())
+    ready = [event.image for event in events if isinstance(event, ImageReady)]
+    expected = alone(GenerationRequest.of("a", 3, seed=1))
+    assert same(ready, [expected[0], expected[2]]) and isinstance(events[-1], Failed)
+
+
+def test_pixels_that_fail_cost_that_picture_alone(make_engine):
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    calls = []
+
+    def detokenize(grids):
+        calls.append(grids)
+        if len(calls) == 1:
+            raise RuntimeError("injected")
+
+    runner.on_detokenize = detokenize
+    first, second = (engine.submit(GenerationRequest.of("a", seed=i)) for i in (1, 2))
+    run(engine)
+    assert {type(first.terminal), type(second.terminal)} == {Failed, Done}
+    assert engine.state == "ready"
+
+
+def test_a_failing_observer_stops_nothing(make_engine):
+    engine = make_engine()
+
+    def fail(*args):
+        raise ValueError("injected")
+
+    engine.observer.on_step = engine.observer.on_finished = fail
+    generation = engine.submit(GenerationRequest.of("a", seed=1))
+    run(engine)
+    assert isinstance(generation.terminal, Done)

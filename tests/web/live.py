@@ -1,0 +1,53 @@
+"""The application on a real socket, on the real engine with a runner without weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from waitress import create_server
+
+from dalle_server.config import Settings
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
+from dalle_server.web.app import create_app
+from dalle_server.web.service import Service
+
+
+@dataclass
+class Live:
+    url: str
+    engine: Engine
+    runner: FakeRunner
+
+
+@contextmanager
+def live(data_dir: Path, runner: FakeRunner | None = None, **settings_kw: Any) -> Iterator[Live]:
+    """A server on a free port of this machine alone, until the block ends."""
+    settings = Settings(data_dir=data_dir, output_dir=data_dir / "out", **settings_kw)
+    runner = runner or FakeRunner()
+    engine = Engine(
+        runner, FakeTokenizer(), digest="d" * 64, max_waiting_images=settings.max_waiting_images, progress_every_s=0.01
+    )
+    engine.start()
+    service = Service(settings, load=lambda: engine)
+    service.start_loading()
+    assert service.wait_until_loaded(10)
+    server = create_server(
+        create_app(settings, service), host="127.0.0.1", port=0, threads=24, channel_request_lookahead=5
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield Live(f"http://127.0.0.1:{server.effective_port}", engine, runner)
+    finally:
+        engine.stop()
+        server.task_dispatcher.shutdown()
+        server.close()
+        for channel in list(server.active_channels.values()):  # connections that clients keep open
+            channel.handle_close()
+        thread.join(5)
