@@ -14,6 +14,7 @@ from dalle_server.web.openapi import describe, document
 from dalle_server.web.service import Service, State, current_service
 
 blueprint = Blueprint("operations", __name__, template_folder="templates")
+_DOCUMENT, _PAGE = "dalle_server.openapi", "dalle_server.docs"
 
 
 class Health(BaseModel):
@@ -130,10 +131,21 @@ def info() -> dict[str, Any]:
 
 @blueprint.get("/openapi.json")
 def openapi() -> Response:
-    return jsonify(document(current_app))
+    return jsonify(_document())
 
 
 @blueprint.get("/docs")
 def docs() -> str:
     """A page that needs nothing from elsewhere: an offline machine shows it too."""
-    return render_template("docs.html", api=document(current_app))
+    page: str | None = current_app.extensions.get(_PAGE)
+    if page is None:
+        page = current_app.extensions[_PAGE] = render_template("docs.html", api=_document())
+    return page
+
+
+def _document() -> dict[str, Any]:
+    """Made once: the routes do not change after the first request."""
+    found: dict[str, Any] | None = current_app.extensions.get(_DOCUMENT)
+    if found is None:
+        found = current_app.extensions[_DOCUMENT] = document(current_app)
+    return found

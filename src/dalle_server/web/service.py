@@ -122,6 +122,12 @@ class Service:
             self._state = "draining"
             self._changed.notify_all()
 
+    def stop(self) -> None:
+        """Cancel what still runs and close the engine."""
+        self.drain()
+        if self._engine is not None:
+            self._engine.stop()
+
 
 def current_service() -> Service:
     """The service of the app that handles the current request."""

@@ -1,0 +1,177 @@
+"""The serving process: start, overload, leaving clients, slow clients, signals, faults."""
+
+import http.client
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.web.server_process import ServerProcess, post_bytes
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
+ONE = {"text": "a red apple", "num_images": 1}
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One slot, one waiting picture, half a second a picture (16 tokens)."""
+    flags = ("--num_slots", "1", "--max_waiting_images", "1")
+    with ServerProcess(tmp_path_factory.mktemp("busy"), *flags, step_s=0.03) as server:
+        yield server.ready()
+
+
+def idle(server: ServerProcess) -> bool:
+    return server.metric("dalle_running_images") == 0 == server.metric("dalle_waiting_images")
+
+
+def test_answers_while_it_loads_and_says_its_lines(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, load_s=1.0) as server:
+        assert server.get("/health") == (200, {"status": "ok", "model": "loading", "version": "0.1.0"})
+        assert server.get("/ready")[0] == 503
+        status, headers, _ = server.request("POST", "/v1/images/generations", {"prompt": "x"})
+        assert status == 503 and "Retry-After" in headers
+        assert server.in_background("/dalle", ONE).reply()[0] == 200  # the original's clients wait
+        server.wait_for(lambda: len(server.lines) >= 4)
+        assert [line.split(".")[0].split(" http")[0] for line in server.lines] == [
+            "--> Starting DALL-E Server",
+            "--> Listening on",
+            "--> DALL-E Server is up and running!",
+            "--> Model selected - DALL-E Mini",
+        ]
+
+
+def test_missing_weights_end_it_with_one_line(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, load_s="missing") as server:
+        assert server.exit_code() == 1
+        assert [line for line in server.errors if line.startswith("error:")] == [
+            "error: there are no weights here; pull them elsewhere"
+        ]
+        assert not any("Traceback" in line for line in server.errors)
+
+
+def test_a_full_queue_is_refused_and_health_answers(busy: ServerProcess) -> None:
+    pending = [busy.in_background("/dalle", ONE)]
+    busy.wait_for(lambda: busy.metric("dalle_running_images") == 1)
+    pending.append(busy.in_background("/dalle", ONE))
+    busy.wait_for(lambda: busy.metric("dalle_waiting_images") == 1)
+    refused = [busy.in_background("/dalle", ONE) for _ in range(8)]
+    for one in refused:
+        status, headers, body = one.reply()
+        assert status == 503 and int(headers["Retry-After"]) >= 1
+        assert "error" in json.loads(body)
+    assert busy.get("/health")[0] == 200
+    assert [one.reply()[0] for one in pending] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/dalle", {"text": "x", "num_images": 2}),
+        ("/v1/images/generations", {"prompt": "x", "n": 2, "stream": True, "partial_images": 3}),
+    ],
+)
+def test_a_client_that_leaves_frees_its_slot(busy: ServerProcess, path: str, body: object) -> None:
+    busy.wait_for(lambda: idle(busy))
+    cancelled = busy.metric('dalle_requests_total{outcome="cancelled"}')
+    images = busy.metric("dalle_images_total")
+    connection = busy.raw(post_bytes(path, body))
+    busy.wait_for(lambda: busy.metric("dalle_running_images") == 1)
+    connection.close()
+    busy.wait_for(lambda: idle(busy))
+    busy.wait_for(lambda: busy.metric('dalle_requests_total{outcome="cancelled"}') == cancelled + 1)
+    assert busy.metric("dalle_images_total") < images + 2
+    assert busy.request("POST", "/dalle", ONE)[0] == 200
+
+
+def test_slow_clients_do_not_block_others(busy: ServerProcess) -> None:
+    busy.wait_for(lambda: idle(busy))
+    dripping = [busy.raw(b"POST /dalle HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(150)]
+    deaf = [busy.raw(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n" * 5) for _ in range(70)]
+    try:
+        for connection in dripping:
+            connection.sendall(b"a")
+        assert busy.get("/health")[0] == 200
+        assert busy.request("POST", "/dalle", ONE)[0] == 200
+    finally:
+        for connection in dripping + deaf:
+            connection.close()
+
+
+def test_large_and_broken_requests_are_refused(busy: ServerProcess) -> None:
+    assert busy.request("POST", "/dalle", {"text": "x" * (1 << 20)})[0] == 413
+    with busy.raw(b"POST /dalle HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n") as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+    with busy.raw(b"GET /" + b"a" * 100_000) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.0 431")
+
+
+@posix
+def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--num_slots", "2", step_s=0.03) as server:
+        server.ready()
+        pending = [server.in_background("/dalle", ONE) for _ in range(4)]
+        stream = server.in_background("/v1/images/generations", {"prompt": "x", "stream": True})
+        server.wait_for(lambda: server.metric("dalle_running_images") + server.metric("dalle_waiting_images") == 5)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.get("/ready")[1]["state"] == "draining")
+        assert server.request("POST", "/dalle", ONE)[0] == 503
+        for one in pending:
+            status, _, body = one.reply()
+            assert status == 200 and len(json.loads(body)["generatedImages"]) == 1
+        assert stream.reply()[2].rstrip().endswith(b"data: [DONE]")
+        assert server.exit_code() == 0
+
+
+@posix
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, step_s=0.05) as server:
+        server.ready()
+        pending = server.in_background("/dalle", {"text": "x", "num_images": 16})
+        server.wait_for(lambda: server.metric("dalle_running_images") == 4)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.get("/ready")[1]["state"] == "draining")
+        server.process.send_signal(signal.SIGINT)
+        assert server.exit_code() == 128 + signal.SIGINT
+        with pytest.raises((OSError, http.client.HTTPException)):
+            pending.reply()
+
+
+@posix
+def test_work_that_outlasts_the_drain_is_cancelled_with_an_answer(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--drain_timeout_s", "0.2", step_s=0.2) as server:
+        server.ready()
+        pending = server.in_background("/dalle", ONE)
+        server.wait_for(lambda: server.metric("dalle_running_images") == 1)
+        server.process.send_signal(signal.SIGINT)
+        status, _, body = pending.reply()
+        assert status == 499 and "shutting down" in json.loads(body)["error"]
+        assert server.exit_code() == 0
+
+
+def test_a_fault_is_answered_and_survived_once(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, step_s=0.01) as server:
+        server.ready()
+        status, _, body = server.request("POST", "/dalle", {"text": "FAULT", "num_images": 1})
+        assert status == 500 and "Traceback" not in body.decode()
+        server.ready()
+        assert server.request("POST", "/dalle", ONE)[0] == 200
+        assert server.metric("dalle_engine_faults_total") == 1
+        assert server.request("POST", "/dalle", {"text": "FAULT", "num_images": 1})[0] == 500
+        assert server.exit_code() == 1
+
+
+def test_a_client_that_never_reads_does_not_hold_the_end(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        server.ready()
+        deaf = socket.create_connection(("127.0.0.1", server.port))
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+        time.sleep(0.1)
+        server.process.terminate()
+        assert server.exit_code() in (0, 1) if sys.platform == "win32" else server.exit_code() == 0
+        deaf.close()
