@@ -26,6 +26,7 @@ from dalle_server.generation import GenerationRequest
 from dalle_server.web import admission, jobs
 from dalle_server.web.app import create_app
 from dalle_server.web.http_server import HttpServer
+from dalle_server.web.jobs_pump import Jobs
 from dalle_server.web.logging import configure
 from dalle_server.web.service import Service
 
@@ -62,7 +63,7 @@ class Process:
         self._service = Service(settings, self._load)
         self._app: Flask = create_app(settings, self._service)
         self._admission: admission.Admission = self._app.extensions[admission.EXTENSION]
-        self._jobs: jobs.Jobs = self._app.extensions[jobs.EXTENSION]
+        self._jobs: Jobs = self._app.extensions[jobs.EXTENSION]
         self._http = HttpServer(self._app, settings)
 
     def run(self) -> int:
