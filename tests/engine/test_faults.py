@@ -154,25 +154,32 @@ def test_no_memory_at_admission_costs_that_request_alone(make_engine):
     assert engine.stats().faults == 0
 
 
-@pytest.mark.parametrize("fits", [1, 2, 3, 4, 5, 7])
-def test_no_memory_at_a_step_goes_on_with_fewer_rows(fits, make_engine):
-    runner = FakeRunner(num_slots=8)
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("fits", range(1, 8))
+@pytest.mark.parametrize("after", [0, 3])
+def test_no_memory_at_a_step_goes_on_with_fewer_slots(fits, after, lookahead, make_engine):
+    """One retry, with the next smaller bucket (8 → 4): the evicted pictures come later, and do not change."""
+    runner = FakeRunner(num_slots=8, lookahead=lookahead)
     engine = make_engine(runner)
     sizes = []
 
     def step(rows):
         sizes.append(len(rows))
-        if len(rows) > fits:
+        if len(sizes) > after and len(rows) > fits:
             raise MemoryError
 
     runner.on_step = step
     generation = engine.submit(GenerationRequest.of("a", 8, seed=1))
     run(engine)
-    if fits < 4:  # one retry, with the next smaller bucket: 8 → 4
+    if fits < 4:
         assert isinstance(generation.terminal, Failed) and engine.stats().faults == 1
-    else:
-        assert same(generation.result(), alone(GenerationRequest.of("a", 8, seed=1)))
-        assert sizes[:3] == [8, 4, 4] and max(sizes[1:]) == 4, "tried once, then kept"
+        return
+    assert same(generation.result(), alone(GenerationRequest.of("a", 8, seed=1)))
+    assert sizes == [8] * (after + 1) + [4] * (2 * NUM_TOKENS - after) and engine.stats().faults == 0
+    runner.on_step = lambda rows: sizes.append(len(rows))
+    generation = engine.submit(GenerationRequest.of("a", 8, seed=1))
+    run(engine)
+    assert sizes[-1] == 8, "all slots again once nothing was left to do"
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])

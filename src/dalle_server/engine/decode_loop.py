@@ -28,14 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step under way: whose tokens come, and where from (several parts when memory was short)."""
+    """A step under way: which position of which picture it writes, and where its tokens come from."""
 
     sequences: Sequence[ImageSequence]
-    parts: Sequence[PendingTokens]
-
-    def tokens(self) -> list[int]:
-        """One id per sequence. Blocks until the runner has them."""
-        return [int(token) for part in self.parts for token in part.result()]
+    rows: Sequence[StepRow]
+    pending: PendingTokens
 
 
 class DecodeLoop:
@@ -59,7 +56,6 @@ class DecodeLoop:
         self._stats, self._observer = stats, observer
         self._texts = EncodedTexts(runner)
         self._launched: deque[LaunchedStep] = deque()
-        self._max_rows = runner.row_buckets[-1]
 
     def submit(self, job: Job) -> None:
         """Accept a request; a whole grid goes straight to pixels. Raises Overloaded when the queue is full."""
@@ -101,29 +97,26 @@ class DecodeLoop:
                 self.tracker.started(job)
 
     def _launch(self) -> LaunchedStep | None:
+        """Start the next step of every running picture. Out of memory, the next smaller bucket is tried once."""
         sequences, rows = self.tracker.rows_to_launch()
-        parts: list[PendingTokens] = []
-        while rows:
-            part, num_rows = self._launch_rows(rows[: self._max_rows])
-            parts.append(part)
-            rows = rows[num_rows:]
-        return LaunchedStep(sequences, parts) if sequences else None
-
-    def _launch_rows(self, rows: Sequence[StepRow]) -> tuple[PendingTokens, int]:
-        """Launch these rows, or the first few: out of memory, the next smaller bucket is tried once and kept."""
+        if not rows:
+            return None
         try:
-            return self.runner.step(rows), len(rows)
+            return LaunchedStep(sequences, rows, self.runner.step(rows))
         except MemoryError:
-            smaller = [bucket for bucket in self.runner.row_buckets if bucket < len(rows)]
+            smaller = [bucket for bucket in self.runner.row_buckets if bucket <= max(row.slot for row in rows)]
             if not smaller:
                 raise
-            self._max_rows = smaller[-1]
-            logger.warning("out of memory with %d pictures in a step; %d from now on", len(rows), self._max_rows)
-            return self.runner.step(rows[: self._max_rows]), self._max_rows
+            logger.warning("out of memory with %d pictures in a step; going on with %d slots", len(rows), smaller[-1])
+            self.tracker.shrink(smaller[-1])
+            kept = [(sequence, row) for sequence, row in zip(sequences, rows, strict=True) if row.slot < smaller[-1]]
+            sequences, rows = [sequence for sequence, _ in kept], [row for _, row in kept]
+            return LaunchedStep(sequences, rows, self.runner.step(rows)) if rows else None
 
     def _read(self, launched: LaunchedStep, begun: float) -> None:
         """Wait for a step's tokens, write them down, and send what is finished or asked for on to pixels."""
-        for sequence in self.tracker.write(launched.sequences, launched.tokens()):
+        tokens = [int(token) for token in launched.pending.result()]
+        for sequence in self.tracker.write(launched.sequences, launched.rows, tokens):
             if sequence.is_complete:
                 self.detokenizer.add_final(sequence)
             elif sequence.preview_is_due:

@@ -37,6 +37,13 @@ class FairQueue:
             self._clients[client] = requests
         return picture
 
+    def put_back(self, picture: ImageSequence) -> None:
+        """The next turn is this picture's."""
+        requests = self._clients.setdefault(picture.job.client, OrderedDict())
+        requests.setdefault(picture.job, deque()).appendleft(picture)
+        requests.move_to_end(picture.job, last=False)
+        self._clients.move_to_end(picture.job.client, last=False)
+
     def remove(self, job: Job) -> None:
         """Forget what still waits of this request."""
         requests = self._clients.get(job.client, OrderedDict())

@@ -16,17 +16,20 @@ class Scheduler:
         self.running: dict[int, ImageSequence] = {}  # slot → picture
         self.waiting = FairQueue()
         self._free = list(range(num_slots))  # a heap: the lowest slot first
+        self._limit = num_slots  # slots from here on are out of use, for lack of memory
 
     @property
     def is_idle(self) -> bool:
         return not self.running and not len(self.waiting)
 
     def add(self, job: Job) -> None:
+        if self.is_idle:
+            self._limit = self.num_slots
         self.waiting.add(job)
 
     def admit_next(self) -> ImageSequence | None:
         """Move the next waiting picture into a free slot. None when no slot is free or nothing waits."""
-        if not self._free or not len(self.waiting):
+        if not self._free or self._free[0] >= self._limit or not len(self.waiting):
             return None
         sequence = self.waiting.pop()
         sequence.slot = heapq.heappop(self._free)
@@ -45,6 +48,15 @@ class Scheduler:
         self.waiting.remove(job)
         for sequence in job.sequences:
             self.release(sequence)
+
+    def shrink(self, limit: int) -> None:
+        """Use slots below `limit` only. Pictures in the others go back to the head of the queue."""
+        self._limit = limit
+        for slot in sorted((slot for slot in self.running if slot >= limit), reverse=True):
+            sequence = self.running[slot]
+            self.release(sequence)
+            sequence.restart()
+            self.waiting.put_back(sequence)
 
     def to_launch(self) -> list[ImageSequence]:
         """The running pictures that still have a token to launch, by slot."""
@@ -73,7 +85,7 @@ class Scheduler:
     def _rehearse(self) -> list[tuple[ImageSequence, int]]:
         """Every running and waiting picture with the steps until its end. Exact, since lengths are known."""
         ended = [(sequence, sequence.steps_left) for sequence in self.running.values()]
-        slot_free_at = [0] * len(self._free) + [steps for _, steps in ended]
+        slot_free_at = [0] * sum(slot < self._limit for slot in self._free) + [steps for _, steps in ended]
         heapq.heapify(slot_free_at)
         for sequence in self.waiting.in_order():
             end = slot_free_at[0] + sequence.steps_left

@@ -44,9 +44,17 @@ class ImageSequence:
         self.launched += 1
         return StepRow(self.slot, position, self.key, self.job.handle.sampling, forced=int(self.tokens[position]))
 
+    def awaits(self, row: StepRow) -> bool:
+        """Whether the answer to this row is still wanted: not after a cancel, or an eviction."""
+        return self.slot == row.slot and self.written == row.position
+
     def write(self, token: int) -> None:
         self.tokens[self.written] = token
         self.written += 1
+
+    def restart(self) -> None:
+        """Begin again in another slot. What is written stays as forced tokens, so the picture cannot change."""
+        self.launched = self.written = 0
 
 
 @dataclass(slots=True, eq=False)

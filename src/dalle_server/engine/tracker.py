@@ -101,19 +101,26 @@ class RequestTracker:
             sequences = self._scheduler.to_launch()
             return sequences, [sequence.launch() for sequence in sequences]
 
-    def write(self, sequences: Sequence[ImageSequence], tokens: Iterable[int]) -> list[ImageSequence]:
-        """Put a step's tokens into their grids; the pictures written. Those that lost their slot are passed over."""
+    def write(
+        self, sequences: Sequence[ImageSequence], rows: Sequence[StepRow], tokens: Sequence[int]
+    ) -> list[ImageSequence]:
+        """Put a step's tokens into their grids; the pictures written. Those that left their slot are passed over."""
         with self._changed:
-            running = [(s, token) for s, token in zip(sequences, tokens, strict=True) if s.slot is not None]
-            for sequence, token in running:
+            answers = [(s, t) for s, row, t in zip(sequences, rows, tokens, strict=True) if s.awaits(row)]
+            for sequence, token in answers:
                 if token == NAN_TOKEN:
                     self.lose(sequence, GenerationFailed("the model's numbers were not finite; try another seed"))
                 else:
                     sequence.write(token)
                     if sequence.is_complete:
                         self._scheduler.release(sequence)
-            self._tell_progress({sequence.job for sequence, _ in running})
-            return [sequence for sequence, token in running if token != NAN_TOKEN]
+            self._tell_progress({sequence.job for sequence, _ in answers})
+            return [sequence for sequence, token in answers if token != NAN_TOKEN]
+
+    def shrink(self, num_slots: int) -> None:
+        """Use the first `num_slots` slots only, until nothing is left to do. Pictures in the others wait again."""
+        with self._changed:
+            self._scheduler.shrink(num_slots)
 
     # -- pixels
 

@@ -91,7 +91,8 @@ class _Ready:
     delay_s: float
 
     def result(self) -> NDArray[np.int32]:
-        time.sleep(self.delay_s)
+        if self.delay_s:
+            time.sleep(self.delay_s)
         return self.tokens
 
 
@@ -189,7 +190,8 @@ class FakeRunner:
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
         """One colour per id, one square per token, a soft shade inside each."""
         self.on_detokenize(grids)
-        time.sleep(self.detokenize_s)
+        if self.detokenize_s:
+            time.sleep(self.detokenize_s)
         side, px = self.config.grid_side, self.config.vqgan.scale_factor
         assert grids.min() >= 0 and grids.max() < self.config.codebook_size, "not a codebook id"
         colours = np.stack([(grids * step + 40) % 256 for step in (37, 91, 151)], axis=-1).reshape(-1, side, side, 3)

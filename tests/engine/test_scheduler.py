@@ -1,0 +1,100 @@
+"""Turns, positions and the rehearsal of the schedule, without any runner."""
+
+import numpy as np
+
+from dalle_server.engine.fair_queue import FairQueue
+from dalle_server.engine.runners.base import TextTokens
+from dalle_server.engine.scheduler import Scheduler
+from dalle_server.engine.sequence import Job
+from dalle_server.generation import Generation, GenerationRequest
+
+TEXT = TextTokens(np.zeros(4, np.int32), 2)
+NUM_TOKENS = 10
+
+
+def make_job(num_images: int, client: str = "") -> Job:
+    request = GenerationRequest.of("a", num_images, seed=1, client=client)
+    return Job.of(Generation(request, request.sampling), TEXT, TEXT, NUM_TOKENS)
+
+
+def drain(queue: FairQueue) -> list:
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def test_turns_go_round_clients_then_requests():
+    queue = FairQueue()
+    jobs = {name: make_job(n, client=name[0]) for name, n in [("a1", 3), ("a2", 2), ("b1", 2), ("c1", 1)]}
+    for job in jobs.values():
+        queue.add(job)
+    names = {job: name for name, job in jobs.items()}
+    expected = ["a1", "b1", "c1", "a2", "b1", "a1", "a2", "a1"]
+    assert [names[picture.job] for picture in queue.in_order()] == expected, "looking changes nothing"
+    order = drain(queue)
+    assert [names[picture.job] for picture in order] == expected
+    assert [picture.index for picture in order if picture.job is jobs["a1"]] == [0, 1, 2]
+
+
+def test_a_picture_put_back_is_next():
+    queue = FairQueue()
+    a, b = make_job(3, "a"), make_job(1, "b")
+    queue.add(a)
+    queue.add(b)
+    first = queue.pop()
+    queue.put_back(first)
+    assert drain(queue)[0] is first
+    queue.put_back(first)
+    assert len(queue) == 1 and queue.pop() is first
+
+
+def test_removed_requests_leave_nothing_behind():
+    queue = FairQueue()
+    a, b = make_job(3, "a"), make_job(1, "b")
+    queue.add(a)
+    queue.add(b)
+    queue.pop()
+    queue.remove(a)
+    queue.remove(a)
+    assert [picture.job for picture in drain(queue)] == [b] and len(queue) == 0
+
+
+def test_the_rehearsal_is_exact():
+    """What steps_until_done foretells is what happens when the schedule is played."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        scheduler = Scheduler(int(rng.integers(1, 5)))
+        jobs = [make_job(int(rng.integers(1, 6)), client="abc"[rng.integers(3)]) for _ in range(rng.integers(1, 6))]
+        for job in jobs:
+            scheduler.add(job)
+        while scheduler.admit_next():
+            pass
+        for sequence in scheduler.running.values():
+            sequence.launched = sequence.written = int(rng.integers(0, NUM_TOKENS))
+        foretold, ends = scheduler.steps_until_done(), {}
+        for now in range(1, 1000):
+            while scheduler.admit_next():
+                pass
+            for sequence in list(scheduler.running.values()):
+                sequence.write(0)
+                if sequence.is_complete:
+                    scheduler.release(sequence)
+                    ends[sequence.job] = now
+            if scheduler.is_idle:
+                break
+        assert foretold == ends
+
+
+def test_slots_out_of_use_come_back_with_the_next_request():
+    scheduler = Scheduler(4)
+    job = make_job(4)
+    scheduler.add(job)
+    while scheduler.admit_next():
+        pass
+    scheduler.shrink(2)
+    assert sorted(scheduler.running) == [0, 1] and len(scheduler.waiting) == 2
+    assert scheduler.admit_next() is None
+    assert scheduler.steps_until_done()[job] == 2 * NUM_TOKENS
+    scheduler.remove(job)
+    scheduler.add(make_job(4))
+    while scheduler.admit_next():
+        pass
+    assert sorted(scheduler.running) == [0, 1, 2, 3]
