@@ -18,7 +18,7 @@ class OverrideSettings(Body):
 class Txt2ImgBody(Body):
     """POST /sdapi/v1/txt2img. Steps, samplers, high-resolution passes and the rest are for diffusion: ignored."""
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, pattern=r"\S")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
     batch_size: int | None = Field(None, ge=1, description="pictures of one run")
     n_iter: int | None = Field(None, ge=1, description="runs")

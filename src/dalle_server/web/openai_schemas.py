@@ -20,7 +20,7 @@ MAX_PROMPT_CHARS = 32_000
 class ImageGenerationBody(Body):
     """POST /v1/images/generations."""
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, pattern=r"\S")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
     model: str | None = None
     n: int | None = Field(None, ge=1, le=10)
     size: str | None = Field(None, pattern=r"^(auto|[0-9]{2,4}x[0-9]{2,4})$", description="auto or WIDTHxHEIGHT")
