@@ -16,6 +16,7 @@ from dalle_server.web import (
     operations,
     original,
     pictures,
+    playground,
     security,
 )
 from dalle_server.web.service import EXTENSION, Service
@@ -27,6 +28,7 @@ APIS = (
     automatic1111,
     automatic1111_models,
     operations,
+    playground,
 )
 
 

@@ -165,6 +165,8 @@ class Jobs:
                 live = list(self._live.values())
             for each in live:
                 self._drain(each)
+            if self._service.state == "draining" and not self._live:
+                self.feed.close()  # a drain waits for open answers; these would never end by themselves
             self._sweep()
             self._wake.wait(TICK_S if self._live else IDLE_S)
             self._wake.clear()

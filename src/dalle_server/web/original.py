@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from flask import Blueprint
+from flask import Blueprint, Response, make_response, redirect, request, url_for
 from pydantic import BaseModel, Field
 
 from dalle_server.errors import GenerationCancelled, InvalidRequest, NotReady
@@ -35,9 +35,15 @@ class DalleReply(BaseModel):
 
 
 @blueprint.get("/")
-@describe("Says hello", reply_type="text/plain")
-def hello() -> tuple[str, dict[str, str]]:
-    return "hello world", {"Content-Type": "text/plain; charset=utf-8"}
+@describe("Says hello; browsers are pointed to the playground", reply_type="text/plain")
+def hello() -> Response:
+    # Every browser names text/html when it opens an address; no client of the original API does.
+    wants_page = any(kind == "text/html" for kind, _ in request.accept_mimetypes)
+    reply = make_response(redirect(url_for("playground.page")) if wants_page else "hello world")
+    if not wants_page:
+        reply.content_type = "text/plain; charset=utf-8"
+    reply.vary.add("Accept")
+    return reply
 
 
 @blueprint.post("/dalle")

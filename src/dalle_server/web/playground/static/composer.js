@@ -1,0 +1,156 @@
+// The form: what to draw, and how. It remembers itself, and reuses what a past job had.
+
+import { $, announce, h, setError } from "./dom.js";
+
+const NUMBERS = ["condition_scale", "temperature", "top_k", "top_p"];
+const SAVED = ["num_images", "format", "negative_prompt", ...NUMBERS];
+const STORE = "dalle-server.composer";
+
+export class Composer {
+  /** onSubmit(fields) → promise; a rejected ApiError is shown at its field. */
+  constructor(onSubmit) {
+    this.onSubmit = onSubmit;
+    this.form = $("composer");
+    this.sending = false;
+    this.#restore();
+    this.form.addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
+    this.form.addEventListener("input", () => { this.#save(); this.#showError(null); });
+    $("prompt").addEventListener("keydown", (event) => this.#key(event));
+    $("clear-seed").addEventListener("click", () => this.#set("seed", ""));
+    $("reset").addEventListener("click", () => this.#reset());
+    for (const button of this.form.querySelectorAll("[data-step]")) {
+      button.addEventListener("click", () => this.#step(Number(button.dataset.step)));
+    }
+  }
+
+  /** The checkpoint's own defaults stand in the fields as placeholders; an empty field means them. */
+  setModel({ defaults, maxImages }) {
+    for (const name of NUMBERS) $(name).placeholder = String(defaults[name] ?? "");
+    $("num_images").max = maxImages;
+    if (Number($("num_images").value) > maxImages) this.#set("num_images", maxImages);
+  }
+
+  setIdeas(ideas) {
+    $("ideas").replaceChildren(...ideas.map((idea) =>
+      h("button", { class: "idea", type: "button", onclick: () => { this.#set("prompt", idea); $("prompt").focus(); } }, idea)));
+  }
+
+  /** ready = false: the button says why it waits. */
+  setReady(ready, text = "Draw") {
+    $("submit").disabled = !ready;
+    $("submit-text").textContent = text;
+  }
+
+  reuse(job) {
+    this.#set("prompt", job.prompt);
+    this.#set("negative_prompt", job.negative_prompt);
+    for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
+    for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
+    this.#focus("Settings taken over");
+  }
+
+  reuseSeed(job) {
+    this.#set("seed", job.seed);
+    this.#focus(`Seed ${job.seed} taken over`);
+  }
+
+  async submit() {
+    if (this.sending || $("submit").disabled || !this.#valid()) return;
+    this.sending = true;
+    this.form.ariaBusy = "true";
+    try {
+      await this.onSubmit(this.fields());
+      this.#showError(null);
+    } catch (error) {
+      this.#showError(error);
+    } finally {
+      this.sending = false;
+      this.form.ariaBusy = "false";
+    }
+  }
+
+  /** The body of POST /v1/jobs: nothing that was left empty. */
+  fields() {
+    const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
+    for (const name of [...NUMBERS, "seed"]) if ($(name).value !== "") fields[name] = Number($(name).value);
+    if ($("negative_prompt").value.trim()) fields.negative_prompt = $("negative_prompt").value.trim();
+    return fields;
+  }
+
+  #valid() {
+    const wrong = [...this.form.elements].find((element) => element.willValidate && !element.checkValidity());
+    if (!wrong) {
+      if ($("prompt").value.trim()) return true;
+      this.#showError({ param: "prompt", message: "Describe the picture you want first." });
+      return false;
+    }
+    if (wrong.closest("details")) $("more").open = true;
+    const text = wrong.id === "prompt" ? "Describe the picture you want first." : `${wrong.labels[0].textContent}: ${wrong.validationMessage}`;
+    this.#showError({ param: wrong.id, message: text });
+    return false;
+  }
+
+  #showError(error) {
+    for (const field of this.form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+    setError($("form-error"), error && explain(error));
+    const field = error?.param && $(error.param);
+    if (field && this.form.contains(field)) {
+      if (field.closest("details")) $("more").open = true;
+      field.ariaInvalid = "true";
+      field.focus();
+    }
+  }
+
+  #key(event) {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    this.submit();
+  }
+
+  #step(by) {
+    const field = $("num_images");
+    this.#set("num_images", Math.min(Number(field.max), Math.max(1, (Number(field.value) || 1) + by)));
+  }
+
+  #set(name, value) {
+    $(name).value = value;
+    this.#save();
+    this.#showError(null);
+  }
+
+  #reset() {
+    for (const name of [...NUMBERS, "negative_prompt", "seed"]) this.#set(name, "");
+    announce("Back to the model's own settings");
+  }
+
+  #focus(text) {
+    announce(text);
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.form.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
+    $("prompt").focus({ preventScroll: true });
+  }
+
+  #save() {
+    localStorage.setItem(STORE, JSON.stringify(Object.fromEntries(SAVED.map((name) => [name, $(name).value]))));
+  }
+
+  #restore() {
+    let saved = {};
+    try {
+      saved = JSON.parse(localStorage.getItem(STORE)) ?? {};
+    } catch {
+      // Not ours, or cut off: the form's own values stand.
+    }
+    for (const name of SAVED) if (saved[name]) $(name).value = saved[name];
+    $("more").open = [...NUMBERS, "negative_prompt"].some((name) => $(name).value !== "");
+  }
+}
+
+function explain(error) {
+  if (error.status === 503 && error.code === "overloaded") {
+    return `The queue is full. Try again in ${error.retryAfter || 5} s, or with fewer pictures.`;
+  }
+  if (error.status === 429) return `${error.message}. Try again in ${error.retryAfter || 60} s.`;
+  if (error.status === 0) return `The server does not answer. The prompt is kept; try again when it is back.`;
+  return error.message;
+}

@@ -1,0 +1,144 @@
+// The jobs this page knows, folded from the API's answers and events. Listeners hear of every change.
+
+import { getJSON, request } from "./api.js";
+import { JobEvents } from "./events.js";
+
+const TERMINAL = new Set(["done", "failed", "cancelled"]);
+export const isOver = (job) => TERMINAL.has(job.status);
+
+export class Jobs extends EventTarget {
+  #jobs = new Map();
+  #stream = new JobEvents({
+    onEvent: (name, data) => this.#fold(name, data),
+    onOpen: () => { this.#tell("connected"); this.refresh(); },
+    onLost: (error) => { this.#tell("lost", { error }); this.refresh(); },
+  });
+
+  get(id) {
+    return this.#jobs.get(id);
+  }
+
+  get running() {
+    return [...this.#jobs.values()].filter((job) => !isOver(job));
+  }
+
+  async submit(fields) {
+    const job = await getJSON("/v1/jobs", { method: "POST", body: fields });
+    this.#put(job);
+    return this.get(job.id);
+  }
+
+  /** One page, newest first: { jobs, hasMore }. */
+  async page({ search = "", after = "", limit = 24 } = {}) {
+    const query = new URLSearchParams({ q: search, after, limit });
+    const { data, has_more: hasMore } = await getJSON(`/v1/jobs?${query}`);
+    data.forEach((job) => this.#put(job, { quiet: true }));
+    this.#watch();
+    return { jobs: data.map((job) => this.get(job.id)), hasMore };
+  }
+
+  /** Cancels an unfinished job, deletes a finished one. */
+  async remove(job) {
+    const over = isOver(job);
+    await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
+    if (over) {
+      this.#jobs.delete(job.id);
+      this.#tell("removed", { job });
+    }
+  }
+
+  /** Ask again about everything unfinished: after a lost connection an end may have been missed. */
+  async refresh() {
+    for (const job of this.running) {
+      try {
+        this.#put(await getJSON(`/v1/jobs/${job.id}`));
+      } catch (error) {
+        if (error.status === 404) {
+          this.#jobs.delete(job.id);
+          this.#tell("removed", { job });
+        } else if (!error.status) {
+          return;
+        }
+      }
+    }
+  }
+
+  retryNow() {
+    this.#stream.hurry();
+  }
+
+  /** With a new key: forget everything, and the stream too. */
+  reset() {
+    this.#stream.close();
+    this.#stream.lastId = "0";
+    this.#jobs.clear();
+  }
+
+  #put(fresh, { quiet = false } = {}) {
+    const known = this.#jobs.get(fresh.id);
+    const wasOver = known ? isOver(known) : true;
+    const job = Object.assign(known ?? { previews: new Map(), receivedAt: 0 }, fresh, { receivedAt: performance.now() });
+    this.#jobs.set(job.id, job);
+    if (!known && !quiet) this.#tell("added", { job });
+    else if (known) this.#tell("changed", { job });
+    if (known && !wasOver && isOver(job)) this.#tell("ended", { job });
+    this.#watch();
+  }
+
+  #fold(name, data) {
+    const job = this.#jobs.get(data.job);
+    if (!job) {
+      this.#fetchUnknown(data.job, name);
+      return;
+    }
+    if (isOver(job)) return;
+    job.receivedAt = performance.now();
+    switch (name) {
+      case "queued": job.position = data.position; break;
+      case "started": job.status = "running"; job.position = 0; break;
+      case "progress": Object.assign(job, { tokens_done: data.tokens_done, num_tokens: data.num_tokens, eta_s: data.eta_s }); break;
+      case "preview": job.previews.set(data.index, data); break;
+      case "image": this.#addImage(job, data); break;
+      default: this.#end(job, name, data);
+    }
+    this.#tell("changed", { job, event: name, index: data.index });
+    if (isOver(job)) {
+      this.#tell("ended", { job });
+      this.#watch();
+    }
+  }
+
+  #addImage(job, image) {
+    job.images = [...job.images.filter((each) => each.index !== image.index), image].sort((a, b) => a.index - b.index);
+    job.previews.delete(image.index);
+  }
+
+  #end(job, status, data) {
+    Object.assign(job, { status, error: data.error ?? null, finished_at: Date.now() / 1000, total_s: data.total_s ?? null });
+    if (data.images) job.images = data.images;
+    job.previews.clear();
+  }
+
+  /** A job of another tab or device appears here too. */
+  async #fetchUnknown(id, name) {
+    if (!id || TERMINAL.has(name) || this.asked?.has(id)) return;
+    (this.asked ??= new Set()).add(id);
+    try {
+      this.#put(await getJSON(`/v1/jobs/${id}`));
+    } catch {
+      // It is gone already, or the connection is: the next page load shows what there is.
+    } finally {
+      this.asked.delete(id);
+    }
+  }
+
+  /** The stream is open only while something runs: an idle page costs the server nothing. */
+  #watch() {
+    if (this.running.length) this.#stream.open();
+    else this.#stream.close();
+  }
+
+  #tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}

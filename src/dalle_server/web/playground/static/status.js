@@ -1,0 +1,131 @@
+// What serves: the model line, and the banner that says what is wrong and what to do about it.
+
+import { backend, base, getJSON } from "./api.js";
+import { $, h, icon } from "./dom.js";
+
+const RETRY_MS = 2_000;
+const NANO = "nano is the small model that comes with the server: it draws emoji, alone and in simple scenes, within "
+  + "seconds on any computer. For drawings and photographs of anything, start the server with --model_version mini or mega.";
+
+/** Asks until the model is ready. Calls onReady(model) every time it has become so, onWaiting(text) meanwhile. */
+export class Status {
+  #timer;
+  #asking;
+
+  constructor({ onReady, onWaiting, onUnauthorized }) {
+    Object.assign(this, { onReady, onWaiting, onUnauthorized, model: null });
+    this.host = new URL(base).host;
+  }
+
+  check() {
+    clearTimeout(this.#timer);
+    this.#asking ??= this.#ask().finally(() => (this.#asking = undefined));
+    return this.#asking;
+  }
+
+  /** A request found no server: say so, and go on asking. */
+  lost() {
+    this.#wait("unreachable", `No answer from ${this.host}. This page tries again every ${RETRY_MS / 1000} seconds; is the server running?`);
+  }
+
+  async #ask() {
+    try {
+      const { model: state } = await getJSON("/health"); // answers whatever the state is, and without a key
+      if (state !== "ready") {
+        await this.#explainState(state);
+        return;
+      }
+      const info = await getJSON("/v1/info");
+      this.model = describe(info);
+      this.#show("ready", this.model.line, this.#details(info));
+      hideBanner();
+      this.onReady(this.model);
+    } catch (error) {
+      this.#explain(error);
+    }
+  }
+
+  #explain(error) {
+    if (error.status === 401) {
+      this.#show("stopped", "A key is needed");
+      this.onUnauthorized(error);
+    } else if (error.status === 429) {
+      this.#wait("stopped", `${error.message}. This page tries again in ${error.retryAfter || 60} s.`, error.retryAfter || 60);
+    } else if (error.status === 503) {
+      this.#explainState("loading");
+    } else if (error.status) {
+      this.#wait("stopped", `${error.message} (${error.status})`);
+    } else {
+      this.lost();
+    }
+  }
+
+  async #explainState(state) {
+    if (state === "failed") this.#wait("stopped", `The model is not available: ${await failureReason()}`);
+    else if (state === "draining") this.#wait("loading", "The server is shutting down; what it accepted is finished first.");
+    else this.#wait("loading", "The model is loading. Pictures can be drawn as soon as it is ready; this page will notice.");
+  }
+
+  #wait(state, text, seconds = RETRY_MS / 1000) {
+    this.#show(state === "loading" ? "loading" : "stopped", { loading: "Loading the model", unreachable: "No connection" }[state] ?? "Not ready");
+    showBanner(text, state, () => this.check());
+    this.onWaiting(state);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.check(), seconds * 1000);
+  }
+
+  #show(state, line, details = null) {
+    $("model-dot").dataset.state = state;
+    $("model-line").textContent = line;
+    $("model-more").replaceChildren(...(details ?? [h("p", {}, "More is known once the model is ready.")]));
+  }
+
+  #details({ version, model, runner }) {
+    const facts = [
+      ["Model", `${model.name}, ${model.image_px} × ${model.image_px} px from ${model.image_tokens} tokens`],
+      ["Runs on", `${runner.device_name} (${runner.device})`],
+      ["With", `${runner.runner}, ${runner.dtype}`],
+      ["Why", runner.reason],
+      ["Same seed", `same picture: ${model.determinism}`],
+      ["Weights", model.weights_digest.slice(0, 16)],
+      ["Server", `${backend || this.host}, version ${version}`],
+    ];
+    const list = h("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    return [...(model.name === "nano" ? [h("p", {}, NANO)] : []), list];
+  }
+}
+
+function describe({ model, runner, limits }) {
+  return {
+    name: model.name,
+    imagePx: model.image_px,
+    imageTokens: model.image_tokens,
+    defaults: model.sampling,
+    maxImages: limits.max_images,
+    line: [model.name, runner.device === "cpu" ? "CPU" : runner.device_name, runner.runner, runner.dtype].join(" · "),
+  };
+}
+
+/** /ready answers 503 with a body that says why. */
+async function failureReason() {
+  try {
+    return (await (await fetch(new URL("ready", base))).json()).reason;
+  } catch {
+    return "the server's log says why";
+  }
+}
+
+function showBanner(text, state, retry) {
+  const banner = $("banner");
+  if (banner.dataset.text === text) return; // an alert that repeats itself would be read out again
+  banner.dataset.text = text;
+  banner.dataset.state = state;
+  banner.replaceChildren(h("span", { class: "spinner", ariaHidden: "true" }), h("span", {}, text),
+    h("button", { class: "button small", type: "button", onclick: retry }, icon("reuse"), "Try now"));
+  banner.hidden = false;
+}
+
+function hideBanner() {
+  $("banner").hidden = true;
+  delete $("banner").dataset.text;
+}

@@ -1,0 +1,72 @@
+"""A real server for the browser: waitress, the whole application, an engine on a runner that takes its time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import waitress
+
+from dalle_server.config import Settings
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer, fake_config
+from dalle_server.web.app import create_app
+from dalle_server.web.jobs import EXTENSION as JOBS
+from dalle_server.web.service import Service
+
+GRID_SIDE = 8
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """Down and up again on the same port and the same data_dir, as a restart is."""
+
+    def __init__(self, data_dir: Path, **settings: Any):
+        self.port = free_port()
+        self.settings = Settings(port=self.port, host="127.0.0.1", data_dir=data_dir, **settings)
+        self.step_s = 0.01
+        self.ready = threading.Event()  # cleared: a model that is still loading
+        self.ready.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.runner = FakeRunner(fake_config(GRID_SIDE), step_s=self.step_s, num_slots=4)
+        self.service = Service(self.settings, self._load)
+        self.app = create_app(self.settings, self.service)
+        self._http = waitress.create_server(
+            self.app, host="127.0.0.1", port=self.port, threads=16, channel_request_lookahead=5
+        )
+        self._thread = threading.Thread(target=self._http.run, daemon=True)
+        self._thread.start()
+        self.service.start_loading()
+        if self.ready.is_set():
+            assert self.service.wait_until_loaded(10)
+            self.app.extensions[JOBS].start()
+
+    def _load(self) -> Engine:
+        self.ready.wait()
+        self.engine = Engine(self.runner, FakeTokenizer(), digest="0" * 64, max_waiting_images=8)
+        self.engine.start()
+        return self.engine
+
+    def stop(self) -> None:
+        """As a kill would: connections cut, jobs left as they are."""
+        self.ready.set()
+        self.service.wait_until_loaded(10)
+        self.app.extensions[JOBS].close()
+        self._http.close()
+        for channel in list(self._http.active_channels.values()):
+            channel.close()
+        self._http.task_dispatcher.shutdown()
+        self.engine.stop()
+        self._thread.join(5)

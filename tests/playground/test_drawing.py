@@ -1,0 +1,170 @@
+"""From a prompt to pictures: live previews, progress, cancel, several requests, reload."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.playground.conftest import Witness
+from tests.playground.server import Server
+
+
+def draw(page: Page, prompt: str, num_images: int = 1) -> Locator:
+    """Submits with the keyboard; the new card."""
+    page.fill("#num_images", str(num_images))
+    page.fill("#prompt", prompt)
+    page.press("#prompt", "Enter")
+    card = page.locator("article.card", has_text=prompt).first
+    card.wait_for()
+    return card
+
+
+def test_a_prompt_becomes_pictures_row_by_row(page: Page, server: Server, witness: Witness) -> None:
+    page.evaluate(
+        """() => {
+        window.seen = new Set();
+        new MutationObserver(() => document.querySelectorAll("img.preview").forEach((image) => {
+          if (image.src) window.seen.add(image.src);
+        })).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["src"] });
+      }"""
+    )
+    card = draw(page, "two moons", 2)
+    expect(card).to_have_attribute("data-status", "done")
+    pictures = card.locator("img.final")
+    expect(pictures).to_have_count(2)
+    expect(pictures.nth(1)).to_be_visible()
+    assert pictures.nth(0).evaluate("image => image.naturalWidth") == 64
+    assert page.evaluate("window.seen.size") >= 4  # previews changed while it was written
+    expect(page.locator("#announcer")).to_contain_text("2 pictures finished")
+    assert {url.split("/")[2] for url in witness.requests if not url.startswith("data:")} == {server.url[7:]}
+
+
+def test_shift_enter_breaks_the_line_and_enter_submits(page: Page) -> None:
+    page.fill("#prompt", "a red")
+    page.press("#prompt", "Shift+Enter")
+    page.locator("#prompt").press_sequentially("apple")
+    expect(page.locator("#prompt")).to_have_value("a red\napple")
+    page.press("#prompt", "Enter")
+    expect(page.locator("article.card")).to_have_count(1)
+
+
+def test_progress_counts_tokens_and_the_time_left(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    card = draw(page, "slow")
+    expect(card.locator(".status")).to_contain_text("/ 64 tokens")
+    expect(card.locator(".eta")).to_contain_text("s left")
+    slow_server.runner.step_s = 0
+    expect(card).to_have_attribute("data-status", "done")
+    expect(card.locator(".progress")).to_be_hidden()
+
+
+def test_a_waiting_request_says_how_many_are_ahead(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    draw(page, "first", 4)
+    next_in_line = draw(page, "second", 4)
+    waiting = draw(page, "third", 2)
+    expect(next_in_line.locator(".status")).to_have_text("Next in line")
+    expect(waiting.locator(".status")).to_have_text(re.compile(r"Waiting · \d+ pictures? ahead"))
+
+
+def test_cancel_stops_within_a_token(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    card = draw(page, "a mistake", 4)
+    expect(card).to_have_attribute("data-status", "running")
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_have_attribute("data-status", "cancelled", timeout=2_000)
+    assert slow_server.engine.stats().running == 0
+    expect(card.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_several_requests_run_at_once(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    for prompt in ("one sun", "one moon", "one star"):
+        draw(page, prompt)
+    expect(page.locator('article[data-status="running"]')).to_have_count(3)
+    slow_server.runner.step_s = 0
+    expect(page.locator('article[data-status="done"]')).to_have_count(3)
+    assert page.locator(".card-prompt").all_inner_texts() == ["one star", "one moon", "one sun"]
+
+
+def test_a_reload_finds_the_running_job_again(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    draw(page, "long work", 2)
+    page.reload()
+    slow_server.runner.step_s = 0.03
+    card = page.locator("article.card", has_text="long work")
+    expect(card).to_have_attribute("data-status", "running")
+    expect(card.locator("img.preview").first).to_be_visible()
+    expect(card).to_have_attribute("data-status", "done")
+    expect(card.locator("img.final").first).to_be_visible()
+
+
+def test_another_tab_sees_the_same_job(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    draw(make_page(slow_server), "shared")
+    other = make_page(slow_server)
+    slow_server.runner.step_s = 0
+    expect(other.locator("article.card", has_text="shared")).to_have_attribute("data-status", "done")
+
+
+def test_no_previews_when_they_are_not_wanted(page: Page, server: Server) -> None:
+    page.locator("#more summary").click()
+    page.locator("#preview").uncheck()
+    expect(draw(page, "no previews")).to_have_attribute("data-status", "done")
+    assert server.engine.stats().previews == 0
+
+
+def test_the_form_sends_what_it_shows(page: Page, server: Server) -> None:
+    page.locator("#more summary").click()
+    for name, value in {
+        "condition_scale": "3.5",
+        "temperature": "0.8",
+        "top_k": "7",
+        "top_p": "0.9",
+        "seed": "42",
+    }.items():
+        page.fill(f"#{name}", value)
+    page.fill("#negative_prompt", "green")
+    page.select_option("#format", "webp")
+    with page.expect_request("**/v1/jobs") as sent:
+        draw(page, "a red apple")
+    assert sent.value.post_data_json == {
+        "prompt": "a red apple", "num_images": 1, "format": "webp", "preview": True, "condition_scale": 3.5,
+        "temperature": 0.8, "top_k": 7, "top_p": 0.9, "seed": 42, "negative_prompt": "green",
+    }  # fmt: skip
+
+
+def test_fields_show_the_checkpoints_own_defaults(page: Page) -> None:
+    expect(page.locator("#top_k")).to_have_attribute("placeholder", "50")
+    expect(page.locator("#condition_scale")).to_have_attribute("placeholder", "10")
+
+
+def test_a_wrong_field_is_named_and_focused(page: Page) -> None:
+    page.fill("#prompt", "a red apple")
+    page.fill("#num_images", "99")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#form-error")).to_contain_text("Pictures")
+    expect(page.locator("#num_images")).to_be_focused()
+    expect(page.locator("article.card")).to_have_count(0)
+
+
+def test_a_full_queue_says_when_to_try_again(
+    slow_server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = make_page(slow_server)
+    for number in range(3):
+        draw(page, f"many {number}", 4)
+    page.fill("#prompt", "one too many")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#form-error")).to_contain_text("queue is full")
+    expect(page.locator("#prompt")).to_have_value("one too many")
+    assert "503" in witness.console.pop()
+
+
+def test_an_idea_fills_the_prompt(page: Page) -> None:
+    idea = page.locator(".idea").first
+    text = idea.inner_text()
+    idea.click()
+    expect(page.locator("#prompt")).to_have_value(text)
+    expect(page.locator("#prompt")).to_be_focused()
