@@ -47,13 +47,16 @@ def convert(
     vqgan: Path | str | None = None,
     name: str | None = None,
     dtype: np.dtype[Any] | None = None,
+    file_suffix: str | None = None,
+    extra_files: Mapping[str, Path] | None = None,
     origin: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the Flax or min-dalle checkpoint `source` as a native one at `target`, whole or not at all.
 
     `vqgan` names the VQGAN folder when it is not where `find_vqgan` looks. `dtype` casts the
-    transformer. Memory stays near the size of the largest tensor. Raises CheckpointError.
+    transformer. `file_suffix` chooses between the two models of a min-dalle folder. `extra_files` (name → file)
+    are copied. Memory stays near the size of the largest tensor. Raises CheckpointError.
     """
     source = Path(source)
     form = detect_form(source)
@@ -61,7 +64,7 @@ def convert(
         raise CheckpointError(f"{source} is native already")
     name = name or source.resolve().name
     target = Path(target)
-    with _reading(form, source, vqgan, name, target.parent, progress) as read:
+    with _reading(form, source, vqgan, name, file_suffix, target.parent, progress) as read:
         if dtype is not None:
             read = read.cast(dtype)
         return write_native(
@@ -69,7 +72,7 @@ def convert(
             read.config,
             read.transformer,
             read.vqgan,
-            read.tokenizer_files,
+            {**read.tokenizer_files, **(extra_files or {})},
             source={"form": form.value, **(origin or {})},
             progress=progress,
             overwrite=overwrite,
@@ -78,26 +81,38 @@ def convert(
 
 @contextmanager
 def _reading(
-    form: Form, source: Path, vqgan: Path | str | None, name: str, scratch: Path, progress: Progress | None
+    form: Form,
+    source: Path,
+    vqgan: Path | str | None,
+    name: str,
+    file_suffix: str | None,
+    scratch: Path,
+    progress: Progress | None,
 ) -> Iterator[Source]:
+    vqgan = Path(vqgan) if vqgan else find_vqgan(source)
     if form is Form.FLAX:
-        yield flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source, flax.is_flax_vqgan), name)
+        yield flax.read_flax(source, vqgan, name)
         return
-    if not vqgan:
-        has_own = min_dalle.has_detokenizer(source)
-        vqgan = source if has_own else find_vqgan(source, min_dalle.has_detokenizer)
-    scratch.mkdir(parents=True, exist_ok=True)
-    with min_dalle.read_min_dalle(source, Path(vqgan), name, scratch, progress) as read:
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {scratch}: {error}") from error
+    with min_dalle.read_min_dalle(source, vqgan, name, scratch, file_suffix, progress) as read:
         yield read
 
 
-def find_vqgan(directory: Path, is_vqgan: Callable[[Path], bool]) -> Path:
-    """The VQGAN that belongs to a DalleBart folder: inside it, else beside it.
+def find_vqgan(directory: Path) -> Path:
+    """The VQGAN that belongs to a DalleBart folder, in the same form: inside it, else beside it.
 
-    In each place a folder called `vqgan` wins; otherwise there must be exactly one VQGAN folder.
-    Raises CheckpointError when there is none or the choice is open.
+    In each place a folder called `vqgan` wins; otherwise there must be exactly one VQGAN folder. A min-dalle
+    folder usually holds its own `detoker.pt`. Raises CheckpointError when there is none or the choice is open.
     """
     directory = directory.resolve()
+    is_vqgan: Callable[[Path], bool] = flax.is_flax_vqgan
+    if detect_form(directory) is Form.MIN_DALLE:
+        is_vqgan = min_dalle.has_detokenizer
+        if is_vqgan(directory):
+            return directory
     for place in (directory, directory.parent):
         if is_vqgan(place / "vqgan"):
             return place / "vqgan"

@@ -48,13 +48,19 @@ def has_detokenizer(directory: Path) -> bool:
 
 @contextmanager
 def read_min_dalle(
-    directory: Path, vqgan_directory: Path, name: str, scratch: Path, progress: Progress | None = None
+    directory: Path,
+    vqgan_directory: Path,
+    name: str,
+    scratch: Path,
+    suffix: str | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Source]:
     """Unpickle into a temporary folder under `scratch` (about as large as the .pt files) and map that.
 
-    Raises CheckpointError; without PyTorch it says how to get it.
+    `suffix` says which of two models in the folder is meant: "" or "_mini". Raises CheckpointError;
+    without PyTorch it says how to get it.
     """
-    suffixes = _suffixes(directory)
+    suffixes = _suffixes(directory) if suffix is None else [suffix]
     if len(suffixes) != 1:
         raise CheckpointError(f"{directory} holds two models: move {' and '.join(_names(suffixes[-1]))} elsewhere")
     paths = [*(directory / file for file in _names(suffixes[0])), vqgan_directory / DETOKENIZER]

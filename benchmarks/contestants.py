@@ -1,0 +1,203 @@
+"""What can draw a picture of true Mini shape: our runners and the peer, behind one small interface.
+
+Each is run in a process of its own (`python -m benchmarks.contestants NAME …`), because two thread
+pools in one process fight for the cores and the peer sets torch's globals on import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dalle_server.checkpoints import open_checkpoint
+from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
+from dalle_server.generation import ImageKey, SamplingParams
+
+NUM_TEXT_TOKENS = 12
+SAMPLING = SamplingParams(temperature=1.0, top_k=256, top_p=1.0, condition_scale=16.0)  # min-dalle's defaults
+
+
+NUM_STEPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One call for num_images pictures, text ids to pixels."""
+
+    text_s: float
+    steps_s: list[float]
+    pixels_s: float
+
+
+class Contestant(Protocol):
+    def draw(self, num_images: int, num_steps: int) -> Timing:
+        """`num_steps` < 256: only so many steps, at positions spread evenly over the picture."""
+        ...
+
+
+def text_ids() -> list[int]:
+    return [0, *range(100, 100 + NUM_TEXT_TOKENS - 2), 2]
+
+
+class RunnerContestant:
+    """One of our runners, driven the way the engine drives it."""
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+
+    def draw(self, num_images: int, num_steps: int) -> Timing:
+        start = time.perf_counter()
+        conditional, unconditional = self.runner.encode([_padded(text_ids()), _padded([0, 2])])
+        for slot in range(num_images):
+            self.runner.admit(slot, conditional, unconditional)
+        encoded = time.perf_counter()
+        times = [encoded]
+        tokens = np.zeros((num_images, NUM_STEPS), np.int32)
+        for position in np.linspace(0, NUM_STEPS - 1, num_steps).astype(int).tolist():
+            rows = [StepRow(slot, position, ImageKey(7, slot), SAMPLING) for slot in range(num_images)]
+            tokens[:, position] = self.runner.step(rows).result()
+            times.append(time.perf_counter())
+        self.runner.detokenize(tokens)
+        return _timing(start, times, time.perf_counter())
+
+
+def _padded(ids: list[int]) -> TextTokens:
+    return TextTokens(np.array(ids + [1] * (64 - len(ids)), np.int32), len(ids))
+
+
+def torch_fp32(checkpoint: Path, num_images: int) -> Contestant:
+    return _torch(checkpoint, num_images, "fp32")
+
+
+def torch_bf16(checkpoint: Path, num_images: int) -> Contestant:
+    return _torch(checkpoint, num_images, "bf16")
+
+
+def _torch(checkpoint: Path, num_images: int, dtype: str) -> Contestant:
+    from dalle_server.engine.runners.torch_runner import TorchRunner
+
+    return RunnerContestant(TorchRunner(open_checkpoint(checkpoint), dtype=dtype, num_slots=num_images))
+
+
+class MinDalleContestant:
+    """The PyPI package's own generation loop in fp32; its modules are built with random weights, nothing is fetched."""
+
+    def __init__(self) -> None:
+        import min_dalle.min_dalle as package
+        import torch
+
+        class Tokenizer:
+            def tokenize(self, text: str, is_verbose: bool = False) -> list[int]:
+                return text_ids()
+
+        class RandomMinDalle(package.MinDalle):
+            def init_tokenizer(self) -> None:
+                self.tokenizer = Tokenizer()
+
+            def init_encoder(self) -> None:
+                self.encoder = package.DalleBartEncoder(
+                    self.layer_count, self.embed_count, self.attention_head_count, self.text_vocab_count,
+                    self.text_token_count, self.glu_embed_count, self.device,
+                ).eval()  # fmt: skip
+
+            def init_decoder(self) -> None:
+                self.decoder = package.DalleBartDecoder(
+                    self.image_vocab_count, self.embed_count, self.attention_head_count, self.glu_embed_count,
+                    self.layer_count, self.device,
+                ).eval()  # fmt: skip
+
+            def init_detokenizer(self) -> None:
+                self.detokenizer = package.VQGanDetokenizer().eval()
+
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as empty:
+            self.model = RandomMinDalle(empty, is_mega=False, is_verbose=False, device="cpu")
+        self.times: list[float] = []
+        self.num_steps = NUM_STEPS
+        self.model.decoder.sample_tokens = self._timed(self.model.decoder.sample_tokens)
+
+    def _timed(self, sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
+        """Note the time around the package's step; past `num_steps` answer the last tokens again."""
+        answer: Any = None
+
+        def timed(**arguments: Any) -> Any:
+            nonlocal answer
+            if not self.times:
+                self.times.append(time.perf_counter())  # the text is encoded
+            if len(self.times) <= self.num_steps:
+                answer = sample_tokens(**arguments)
+                self.times.append(time.perf_counter())
+            return answer
+
+        return timed
+
+    def draw(self, num_images: int, num_steps: int) -> Timing:
+        self.times.clear()
+        self.num_steps = num_steps
+        start = time.perf_counter()
+        self.model.generate_images("", seed=1, grid_size=round(num_images**0.5), top_k=256, supercondition_factor=16)
+        return _timing(start, self.times, time.perf_counter())
+
+
+def min_dalle(_checkpoint: Path, _num_images: int) -> Contestant:
+    return MinDalleContestant()
+
+
+def _timing(start: float, times: list[float], end: float) -> Timing:
+    """`times`: when the text was encoded, then when each step was done."""
+    return Timing(times[0] - start, np.diff(times).tolist(), end - times[-1])
+
+
+CONTESTANTS: dict[str, Callable[[Path, int], Contestant]] = {
+    "min-dalle fp32": min_dalle,
+    "torch fp32": torch_fp32,
+    "torch bf16": torch_bf16,
+}
+
+
+class PeakMemory:
+    """Largest resident set of this process while it is watched, in bytes (Linux; 0 elsewhere)."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        status = Path("/proc/self/statm")
+        while status.exists() and not self._stop.wait(0.05):
+            self.peak_bytes = max(self.peak_bytes, int(status.read_text().split()[1]) * 4096)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=CONTESTANTS)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("num_images", type=int)
+    parser.add_argument("num_steps", type=int)
+    arguments = parser.parse_args()
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        contestant = CONTESTANTS[arguments.name](arguments.checkpoint, arguments.num_images)
+        load_s = time.perf_counter() - start
+        timing = contestant.draw(arguments.num_images, arguments.num_steps)
+    print(json.dumps({"load_s": load_s, "peak_bytes": memory.peak_bytes, **asdict(timing)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The models that go by name: where their weights are published, how large they are, under which licence.
+
+Sizes are data here, never branches elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from dalle_server.errors import ConfigError
+
+
+class ModelSize(Enum):
+    """The values are the original server's spelling."""
+
+    NANO = "Nano"
+    MINI = "Mini"
+    MEGA = "Mega"
+    MEGA_FULL = "Mega_full"
+
+    @classmethod
+    def parse(cls, name: str) -> ModelSize:
+        """Any case. Raises ConfigError listing the names."""
+        for size in cls:
+            if size.value.lower() == name.lower():
+                return size
+        names = ", ".join(size.value.lower() for size in cls)
+        raise ConfigError(f"unknown model {name!r}: choose one of {names}", param="model_version")
+
+    @property
+    def folder_name(self) -> str:
+        return self.value.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class HubFiles:
+    """Files of one repository on the Hugging Face hub."""
+
+    repository: str
+    files: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    revision: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One place to get a model from. The transformer and the VQGAN may share a repository."""
+
+    transformer: HubFiles
+    vqgan: HubFiles
+    word_frequency: HubFiles  # splits hashtags; only ever published with Mini
+    download_bytes: int  # approximate: the hub tells the truth when asked
+    dtype: str | None = None  # to convert the transformer to; None keeps what is published
+    file_suffix: str | None = None  # in a min-dalle repository: which of its two models
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model that goes by name."""
+
+    size: ModelSize
+    title: str
+    licence: str
+    dtype: str  # of the transformer's weights as they are stored and served: float16 or float32
+    weights_bytes: int  # on disk after conversion, and in memory when served in this dtype
+    published: Publication | None  # None: shipped inside this package
+    mirror: Publication | None = None
+
+
+_VQGAN = HubFiles("dalle-mini/vqgan_imagenet_f16_16384", ("config.json", "flax_model.msgpack"))
+_WORDS = HubFiles("dalle-mini/dalle-mini", (), ("enwiki-words-frequency.txt",))
+_VQGAN_BYTES = 76_073_859 * 4
+_DETOKENIZER_BYTES = 46_000_000 * 4
+_MINI_PARAMS, _MEGA_PARAMS = 437_833_712, 2_587_521_024
+_LICENCE = "Apache-2.0 (VQGAN: MIT)"
+
+
+def _flax(repository: str, transformer_bytes: int, dtype: str | None = None) -> Publication:
+    names = ("config.json", "flax_model.msgpack", "vocab.json", "merges.txt")
+    files = HubFiles(repository, names, ("tokenizer.json",))
+    return Publication(files, _VQGAN, _WORDS, transformer_bytes + _VQGAN_BYTES, dtype)
+
+
+def _min_dalle(suffix: str, transformer_bytes: int) -> Publication:
+    names = (f"encoder{suffix}.pt", f"decoder{suffix}.pt", f"vocab{suffix}.json", f"merges{suffix}.txt")
+    vqgan = HubFiles("kuprel/min-dalle", ("detoker.pt",))
+    files = HubFiles("kuprel/min-dalle", names)
+    return Publication(files, vqgan, _WORDS, transformer_bytes + _DETOKENIZER_BYTES, file_suffix=suffix)
+
+
+VARIANTS: dict[ModelSize, Variant] = {
+    variant.size: variant
+    for variant in (
+        Variant(ModelSize.NANO, "DALL-E Nano", "Apache-2.0", "float16", 25_000_000, None),
+        Variant(
+            ModelSize.MINI,
+            "DALL-E Mini",
+            _LICENCE,
+            "float32",
+            _MINI_PARAMS * 4 + _VQGAN_BYTES,
+            _flax("dalle-mini/dalle-mini", _MINI_PARAMS * 4),
+            _min_dalle("_mini", _MINI_PARAMS * 2),
+        ),
+        Variant(
+            ModelSize.MEGA,
+            "DALL-E Mega",
+            _LICENCE,
+            "float16",
+            _MEGA_PARAMS * 2 + _VQGAN_BYTES,
+            _flax("dalle-mini/dalle-mega", _MEGA_PARAMS * 4, "float16"),
+            _min_dalle("", _MEGA_PARAMS * 2),
+        ),
+        Variant(
+            ModelSize.MEGA_FULL,
+            "DALL-E Mega_full",
+            _LICENCE,
+            "float32",
+            _MEGA_PARAMS * 4 + _VQGAN_BYTES,
+            _flax("dalle-mini/dalle-mega", _MEGA_PARAMS * 4, "float32"),
+        ),
+    )
+}

@@ -1,0 +1,242 @@
+"""Downloads against a hub on this machine: whole, interrupted, damaged, absent."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants as hf
+import numpy as np
+import pytest
+
+from dalle_server.checkpoints import find_checkpoint, hub, open_checkpoint
+from dalle_server.errors import CheckpointError, WeightsNotFound
+from dalle_server.variants import VARIANTS, ModelSize
+
+from .flax_writer import write_flax
+from .hub_stub import COMMIT, Hub
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
+WEIGHTS = "flax_model.msgpack"
+
+
+@pytest.fixture
+def repositories(tmp_path, tiny_config, transformer, vqgan) -> dict[str, Path]:
+    """Mini, Mega and the VQGAN, small, as their repositories are laid out."""
+    root = tmp_path / "published"
+    mini = write_flax(root / "mini", tiny_config, transformer, vqgan, stacked=True)
+    shutil.move(mini / "vqgan", root / "vqgan")
+    (mini / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        shutil.copy(PARITY / "tokenizer" / name, mini / name)
+    shutil.copytree(mini, root / "mega")
+    shutil.copy(PARITY / "enwiki-words-frequency.txt", mini)
+    (mini / "README.md").write_text("not wanted")
+    return {
+        "dalle-mini/dalle-mini": mini,
+        "dalle-mini/dalle-mega": root / "mega",
+        "dalle-mini/vqgan_imagenet_f16_16384": root / "vqgan",
+    }
+
+
+@pytest.fixture
+def stub(tmp_path, repositories, monkeypatch):
+    served = Hub(repositories)
+    endpoint = served.start()
+    monkeypatch.setattr(hf, "ENDPOINT", endpoint)
+    monkeypatch.setattr(hf, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hf, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf, "DOWNLOAD_CHUNK_SIZE", 100)
+    monkeypatch.setattr("time.sleep", lambda _s: None)  # the client waits a second between its attempts
+    yield served
+    served.stop()
+
+
+def pull(tmp_path: Path, size: ModelSize = ModelSize.MINI, **options) -> Path:
+    return hub.pull(size, cache_dir=tmp_path / "cache", **options)
+
+
+def blobs(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "hub").rglob("blobs/*") if path.is_file()]
+
+
+def test_pull_downloads_verifies_and_converts(tmp_path, stub, transformer):
+    seen: list[tuple[str, int, int]] = []
+    folder = pull(tmp_path, progress=lambda *event: seen.append(event))
+    assert folder == tmp_path / "cache" / "models" / "mini"
+    checkpoint = open_checkpoint(folder)
+    np.testing.assert_array_equal(checkpoint.transformer["lm_head.weight"], transformer["lm_head.weight"])
+    assert (folder / "enwiki-words-frequency.txt").is_file()
+    assert json.loads((folder / "config.json").read_text())["source"] == {
+        "form": "Flax", "repository": "dalle-mini/dalle-mini", "revision": COMMIT,
+    }  # fmt: skip
+    assert stub.downloads("README.md") == []
+    downloads = [event for event in seen if event[0] == "downloading"]
+    assert downloads[-1][1] == downloads[-1][2] > 0
+    assert [done for _, done, _ in downloads] == sorted(done for _, done, _ in downloads)
+
+
+def test_a_second_pull_asks_nothing(tmp_path, stub):
+    pull(tmp_path)
+    stub.requests.clear()
+    assert pull(tmp_path) == find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+    assert stub.requests == []
+
+
+def test_serving_downloads_by_itself_unless_told_not_to(tmp_path, stub):
+    with pytest.raises(WeightsNotFound, match="dalle-server pull mini"):
+        find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache", download=False)
+    open_checkpoint(find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache"))
+
+
+def test_mega_is_half_precision_and_mega_full_is_not(tmp_path, stub):
+    dtypes = {
+        size: {array.dtype.name for array in open_checkpoint(pull(tmp_path, size)).transformer.values()}
+        for size in (ModelSize.MEGA, ModelSize.MEGA_FULL)
+    }
+    assert dtypes == {ModelSize.MEGA: {"float16"}, ModelSize.MEGA_FULL: {"float32"}}
+    assert len(stub.downloads(WEIGHTS)) == 2  # one transformer for both, one VQGAN
+    assert (tmp_path / "cache" / "models" / "mega" / "enwiki-words-frequency.txt").is_file()
+
+
+def test_an_interrupted_download_resumes_where_it_stopped(tmp_path, stub):
+    stub.cut_after[WEIGHTS] = 1000
+    open_checkpoint(pull(tmp_path))
+    ranges = [headers.get("range") for headers in stub.downloads(WEIGHTS)]
+    assert "bytes=1000-" in ranges
+
+
+def test_a_download_that_never_completes_poisons_nothing(tmp_path, stub):
+    class DeadAfter300(dict):
+        sent = 300
+
+        def pop(self, name, default=None):
+            if name != WEIGHTS:
+                return default
+            sent, self.sent = self.sent, 0
+            return sent
+
+    stub.cut_after = DeadAfter300()
+    with pytest.raises(WeightsNotFound, match=rf"{WEIGHTS}.*--model_version nano"):
+        pull(tmp_path)
+    assert not (tmp_path / "cache" / "models" / "mini").exists()
+    stub.cut_after = {}
+    stub.requests.clear()
+    open_checkpoint(pull(tmp_path))
+    assert stub.downloads(WEIGHTS)[0]["range"] == "bytes=300-"  # goes on where the earlier attempt stopped
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
+def test_a_wrong_digest_is_an_error_and_leaves_a_clean_cache(tmp_path, stub, name):
+    stub.corrupt.add(name)
+    with pytest.raises(CheckpointError, match=rf"{name} was damaged on its way .* pull again"):
+        pull(tmp_path)
+    assert not (tmp_path / "cache" / "models" / "mini").exists()
+    stub.corrupt.clear()
+    open_checkpoint(pull(tmp_path))
+
+
+def test_damage_in_the_hubs_cache_is_found_before_conversion(tmp_path, stub, monkeypatch):
+    pull(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    largest = max(blobs(tmp_path), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[-1] ^= 1
+    largest.write_bytes(content)
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="was damaged"):
+        find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+    assert not largest.exists()
+
+
+@pytest.mark.parametrize("why", ["offline", "unreachable", "no such repository", "no such file"])
+def test_without_weights_the_error_names_the_three_ways_out(tmp_path, stub, monkeypatch, why):
+    if why == "offline":
+        monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
+    elif why == "unreachable":
+        stub.stop()
+        stub.start = stub.stop = lambda: None
+    elif why == "no such repository":
+        stub.repositories.clear()
+    else:
+        stub.hidden.add("merges.txt")
+    with pytest.raises(WeightsNotFound) as caught:
+        find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+    for way_out in ("dalle-server pull mini", "--model_dir PATH", "--model_version nano", str(tmp_path / "cache")):
+        assert way_out in str(caught.value)
+    assert not (tmp_path / "cache" / "models" / "mini").exists()
+
+
+def test_offline_the_hubs_cache_is_enough(tmp_path, stub, monkeypatch):
+    pull(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    stub.requests.clear()
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
+    open_checkpoint(find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache"))
+    shutil.rmtree(tmp_path / "cache")
+    open_checkpoint(pull(tmp_path))
+    assert stub.requests == []
+
+
+def test_the_mirror(tmp_path, stub, monkeypatch):
+    pytest.importorskip("torch")
+    folder = tmp_path / "published" / "mirror"
+    shutil.copytree(PARITY / "min-dalle-tiny", folder)
+    for name in ("encoder.pt", "decoder.pt", "vocab.json", "merges.txt"):
+        path = folder / name
+        shutil.copy(path, folder / f"{path.stem}_mini{path.suffix}")
+    stub.repositories["kuprel/min-dalle"] = folder
+    published = VARIANTS[ModelSize.MINI]
+    with_dims = replace(published.mirror.transformer, optional=("dims.json",))  # tiny heads are not 64 wide
+    variant = replace(published, mirror=replace(published.mirror, transformer=with_dims))
+    monkeypatch.setitem(VARIANTS, ModelSize.MINI, variant)
+    checkpoint = open_checkpoint(pull(tmp_path, mirror=True))
+    assert checkpoint.config.transformer.d_model == 32
+    assert stub.downloads("encoder.pt") == []
+
+
+def test_mega_full_has_no_mirror_and_nano_needs_none(tmp_path, stub):
+    with pytest.raises(WeightsNotFound, match="has no mirror"):
+        pull(tmp_path, ModelSize.MEGA_FULL, mirror=True)
+    assert stub.requests == []
+
+
+def test_list_models_says_what_is_here_and_what_it_would_take(tmp_path, stub):
+    def states() -> dict[ModelSize, str]:
+        return {status.size: status.state for status in hub.list_models(tmp_path / "cache")}
+
+    assert states()[ModelSize.MINI] == "absent"
+    [mini] = [status for status in hub.list_models(tmp_path / "cache") if status.size is ModelSize.MINI]
+    assert mini.download_bytes > 1e9 and mini.weights_bytes > 1e9 and mini.path is None
+    folder = pull(tmp_path)
+    assert states()[ModelSize.MINI] == "ready"
+    shutil.rmtree(folder)
+    assert states()[ModelSize.MINI] == "downloaded"
+    assert states()[ModelSize.MEGA] == "absent"
+
+
+def test_the_environment_is_respected(tmp_path, stub):
+    """HF_ENDPOINT, HF_HOME and HF_TOKEN, read by a fresh process."""
+    program = (
+        "from pathlib import Path; from dalle_server.checkpoints import hub;"
+        "from dalle_server.variants import ModelSize;"
+        f"hub.pull(ModelSize.MINI, cache_dir=Path({str(tmp_path / 'cache')!r}))"
+    )
+    source_root = str(Path(__file__).parents[2] / "src")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "PYTHONPATH": source_root,
+        "HF_ENDPOINT": hf.ENDPOINT,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_secret",
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    open_checkpoint(tmp_path / "cache" / "models" / "mini")
+    assert (tmp_path / "home" / "hub" / "models--dalle-mini--dalle-mini").is_dir()
+    asked = [(path, headers.get("authorization")) for _, path, headers in stub.requests]
+    assert {token for path, token in asked if "/resolve/" in path} == {"Bearer hf_secret"}
+    assert {token for path, token in asked if path.startswith("/cdn/")} == {None}  # another host gets no token
