@@ -1,0 +1,147 @@
+"""The started engine: wake-ups, cancels, deadlines and drains in real time; pixels beside the steps."""
+
+import threading
+import time
+
+import pytest
+
+from dalle_server.engine.runners.fake import FakeRunner
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, NotReady, Overloaded
+from dalle_server.generation import Cancelled, Done, GenerationRequest, ImageReady, Preview
+from tests.engine.conftest import alone, same
+
+NUM_TOKENS = 16
+
+
+def started(make_engine, runner, **options):
+    engine = make_engine(runner, **options)
+    engine.start()
+    return engine
+
+
+def test_requests_of_many_threads_are_each_answered_as_if_alone(make_engine):
+    engine = started(make_engine, FakeRunner(num_slots=3, lookahead=1))
+    requests = [GenerationRequest.of("a", 1 + i % 3, seed=i, client=str(i % 4), preview_every=4) for i in range(12)]
+    answers: dict[int, tuple] = {}
+
+    def client(i):
+        answers[i] = engine.submit(requests[i]).result(30)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert all(same(answers[i], alone(requests[i])) for i in range(len(requests)))
+    assert engine.stats().requests["done"] == 12 and engine.stats().live_requests == 0
+
+
+def test_an_idle_engine_sleeps_and_wakes_for_a_request(make_engine):
+    runner = FakeRunner()
+    engine = started(make_engine, runner)
+    engine.submit(GenerationRequest.of("a", seed=1)).result(10)
+    steps, ends = [], engine._loop.step
+    engine._loop.step = lambda: steps.append(1) or ends()
+    time.sleep(0.3)
+    assert len(steps) <= 1, "no busy loop"
+    engine.submit(GenerationRequest.of("b", seed=1)).result(10)
+
+
+def test_cancel_takes_effect_within_a_token(make_engine):
+    runner = FakeRunner(num_slots=1, step_s=0.05)
+    engine = started(make_engine, runner)
+    generation = engine.submit(GenerationRequest.of("a", 4, seed=1))
+    time.sleep(0.12)
+    steps = runner.num_steps
+    generation.cancel("enough")
+    with pytest.raises(GenerationCancelled, match="enough"):
+        generation.result(5)
+    assert runner.num_steps <= steps + 1
+    assert engine.stats().running == engine.stats().waiting == 0
+
+
+def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
+    """Nothing runs then, so the engine sleeps: both must wake it."""
+    runner = FakeRunner(detokenize_s=0.6)
+    engine = started(make_engine, runner)
+    grid = tuple(range(NUM_TOKENS))
+    cancelled = engine.submit(GenerationRequest.of("a", 3, forced_tokens=grid))
+    expired = engine.submit(GenerationRequest.of("b", 3, forced_tokens=grid, timeout_s=0.1))
+    begun = time.monotonic()
+    cancelled.cancel()
+    with pytest.raises(GenerationCancelled):
+        cancelled.result(5)
+    with pytest.raises(DeadlineExceeded):
+        expired.result(5)
+    assert time.monotonic() - begun < 0.5, "not after the pixels"
+
+
+def test_steps_go_on_while_pixels_are_made(make_engine):
+    runner = FakeRunner(num_slots=1, detokenize_s=0.4)
+    engine = started(make_engine, runner)
+    steps = runner.num_steps
+    first = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    for event in first.events():
+        if isinstance(event, ImageReady):
+            break
+    assert runner.num_steps == steps + 2 * NUM_TOKENS, "the second picture was written during the first's pixels"
+
+
+def test_late_previews_are_dropped_and_never_hold_up_a_picture(make_engine):
+    runner = FakeRunner(num_slots=1, step_s=0.005, detokenize_s=0.1)
+    engine = started(make_engine, runner)
+    generation = engine.submit(GenerationRequest.of("a", seed=1, preview_every=1))
+    events = list(generation.events())
+    previews = [event.tokens_done for event in events if isinstance(event, Preview)]
+    assert 1 <= len(previews) <= 10 and previews == sorted(previews), "15 were due, there was time for a few"
+    assert isinstance(events[-1], Done) and isinstance(events[-2], ImageReady)
+
+
+def test_drain_finishes_what_was_accepted_and_refuses_the_rest(make_engine):
+    engine = started(make_engine, FakeRunner(num_slots=1, step_s=0.005))
+    generations = [engine.submit(GenerationRequest.of("a", seed=i)) for i in range(3)]
+    stopper = threading.Thread(target=engine.stop, args=(20.0,))
+    stopper.start()
+    while engine.state == "ready":
+        time.sleep(0.001)
+    with pytest.raises(NotReady, match="stopping"):
+        engine.submit(GenerationRequest.of("b"))
+    stopper.join(20)
+    assert all(isinstance(generation.terminal, Done) for generation in generations)
+    assert engine.state == "stopped"
+
+
+def test_a_short_drain_cancels_the_rest_and_leaves_no_thread(make_engine):
+    before = threading.active_count()
+    engine = started(make_engine, FakeRunner(num_slots=1, step_s=0.05))
+    generations = [engine.submit(GenerationRequest.of("a", seed=i)) for i in range(3)]
+    engine.stop(drain_s=0.1)
+    assert all(isinstance(generation.terminal, Cancelled) for generation in generations)
+    end = time.monotonic() + 5
+    while threading.active_count() > before:
+        assert time.monotonic() < end, threading.enumerate()
+        time.sleep(0.01)
+
+
+def test_refusal_at_twice_the_limit_is_immediate(make_engine):
+    engine = started(make_engine, FakeRunner(num_slots=2, step_s=0.1), max_waiting_images=8)
+    seconds = []
+    for i in range(20):
+        begun = time.monotonic()
+        try:
+            engine.submit(GenerationRequest.of("a", seed=i))
+        except Overloaded as error:
+            seconds.append(time.monotonic() - begun)
+            assert error.retry_after_s >= 1
+    assert len(seconds) == 10 and sorted(seconds)[5] < 0.05
+
+
+def test_eta_is_near_the_truth(make_engine):
+    engine = started(make_engine, FakeRunner(num_slots=1, step_s=0.02))
+    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    told = {}
+    for event in generation.events():
+        if type(event).__name__ == "Progress" and event.eta_s is not None:
+            told[event.tokens_done] = time.monotonic() + event.eta_s
+        end = time.monotonic()
+    assert told[8] == pytest.approx(end, abs=0.6 * (32 - 8) * 0.02), "the queue is counted in"
