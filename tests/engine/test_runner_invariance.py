@@ -1,0 +1,103 @@
+"""The promise again, with real arithmetic: each runner's pictures in random company equal those made alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.base import Runner
+from dalle_server.engine.runners.fake import FakeTokenizer
+from dalle_server.generation import FREE, Done, GeneratedImage, Generation, GenerationRequest, SamplingParams
+from tests.engine.conftest import run, same
+
+NUM_SLOTS = 4
+NUM_REQUESTS = 14
+ORDERS = 3
+
+
+def torch_runner(dtype: str, **options: bool) -> Runner:
+    pytest.importorskip("torch")
+    from dalle_server.engine.runners.torch_runner import TorchRunner
+    from tests.runners.golden_checkpoints import open_golden
+
+    return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)
+
+
+def openvino_runner(dtype: str) -> Runner:
+    pytest.importorskip("torch")  # reads the golden
+    from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+    from tests.runners.golden_checkpoints import open_golden
+
+    return OpenVINORunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, num_threads=1)
+
+
+RUNNERS: dict[str, Callable[[], Runner]] = {
+    "torch-fp32": lambda: torch_runner("fp32"),
+    "torch-bf16": lambda: torch_runner("bf16"),
+    "torch-fp32-sampled-on-device": lambda: torch_runner("fp32", on_device=True),
+    "openvino-fp32": lambda: openvino_runner("fp32"),
+    "openvino-bf16": lambda: openvino_runner("bf16"),
+    "openvino-int8": lambda: openvino_runner("int8"),
+}
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(request: pytest.FixtureRequest) -> Runner:
+    return RUNNERS[request.param]()
+
+
+def requests(num_tokens: int) -> list[GenerationRequest]:
+    rng = np.random.default_rng(11)
+    prompts = ["a cat", "a red apple on a table", "two boats", "x"]
+    return [
+        GenerationRequest.of(
+            prompts[rng.integers(4)],
+            int(rng.integers(1, 4)),
+            seed=int(rng.integers(2**63)),
+            sampling=SamplingParams(
+                temperature=[None, 0.7, 1.5][rng.integers(3)],
+                top_k=[None, 0, 8][rng.integers(3)],
+                top_p=[None, 0.9][rng.integers(2)],
+                condition_scale=[None, 1.0, 4.0][rng.integers(3)],
+            ),
+            negative_prompt=["", "", "blurry"][rng.integers(3)],
+            forced_tokens=[(), tuple(5 if i < 6 else FREE for i in range(num_tokens))][rng.integers(2)],
+            client=str(rng.integers(3)),
+        )
+        for _ in range(NUM_REQUESTS)
+    ]
+
+
+def pictures_alone(runner: Runner, request: GenerationRequest) -> tuple[GeneratedImage, ...]:
+    engine = Engine(runner, FakeTokenizer())
+    generation = engine.submit(request)
+    run(engine)
+    return generation.result()
+
+
+def test_pictures_are_the_same_in_any_company(runner: Runner) -> None:
+    wanted = requests(runner.config.transformer.image_length)
+    expected = [pictures_alone(runner, request) for request in wanted]
+    assert len({image.tokens.tobytes() for images in expected for image in images}) > NUM_REQUESTS, "they differ at all"
+    rng = np.random.default_rng(5)
+    for _ in range(ORDERS):
+        engine = Engine(runner, FakeTokenizer())
+        generations: dict[int, Generation] = {}
+        for i in rng.permutation(NUM_REQUESTS):
+            generations[i] = engine.submit(wanted[i])
+            doomed = engine.submit(GenerationRequest.of("a passer-by", 2, seed=int(i)))
+            for _ in range(rng.integers(1, 9)):
+                engine.step()
+            doomed.cancel()
+        run(engine)
+        for i, generation in generations.items():
+            assert isinstance(generation.terminal, Done)
+            assert same(generation.terminal.images, expected[i]), f"request {i}"
+
+
+def test_this_machine_is_exact(runner: Runner) -> None:
+    """True of every machine seen so far. Where it fails, the server says so in its log and in /v1/info."""
+    assert Engine(runner, FakeTokenizer()).determinism.startswith("exact: ")
