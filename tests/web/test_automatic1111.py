@@ -254,3 +254,8 @@ def test_a_large_picture_may_be_asked_about(make_app: Callable[..., Flask]) -> N
 
 def test_img2img_says_that_it_is_not_there(client: FlaskClient) -> None:
     assert client.post("/sdapi/v1/img2img", json={"init_images": []}).status_code == 501
+
+
+def test_a_wrong_query_is_a_clear_error(client: FlaskClient) -> None:
+    reply = client.get("/sdapi/v1/progress?skip_current_image=perhaps")
+    assert (reply.status_code, "skip_current_image" in reply.json["detail"]) == (400, True)

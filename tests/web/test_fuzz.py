@@ -5,6 +5,7 @@ Some 2,000 calls, the same ones in every run. FUZZ_CASES=10000 makes that many, 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -81,17 +82,20 @@ def test_no_call_breaks_the_server(schema: Any, mode: GenerationMode) -> None:
     fixed = [operation for operation in operations if not _has_input(operation, GenerationMode.POSITIVE)]
     calls: Counter[str] = Counter()
     for operation in open_ended:
-        _fuzz(operation, mode, round(CASES * SHARES[mode] / len(open_ended)), calls)
+        # A tenth more: an operation that takes one yes or no has no more than a few calls in it.
+        _fuzz(operation, mode, math.ceil(1.1 * CASES * SHARES[mode] / len(open_ended)), calls)
     if mode is GenerationMode.POSITIVE:
         for operation in fixed:
             _fuzz(operation, mode, 1, calls)
         assert set(calls) == {operation.label for operation in operations}
-    assert calls.total() >= CASES * SHARES[mode] * 0.95, calls
+    assert calls.total() >= CASES * SHARES[mode], calls
 
 
 def _has_input(operation: Any, mode: GenerationMode) -> bool:
     """Something that varies. A path's name is never wrong in form: for it, nothing is forbidden."""
-    return bool(operation.body) or bool(operation.path_parameters and mode is GenerationMode.POSITIVE)
+    return bool(operation.body or operation.query) or bool(
+        operation.path_parameters and mode is GenerationMode.POSITIVE
+    )
 
 
 def _fuzz(operation: Any, mode: GenerationMode, num_cases: int, calls: Counter[str]) -> None:

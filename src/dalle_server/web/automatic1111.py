@@ -30,6 +30,7 @@ from dalle_server.web.automatic1111_schemas import (
     Empty,
     PngInfoBody,
     PngInfoReply,
+    ProgressQuery,
     ProgressReply,
     Txt2ImgBody,
     Txt2ImgReply,
@@ -37,7 +38,7 @@ from dalle_server.web.automatic1111_schemas import (
 from dalle_server.web.images import ImageFormat, base64_text, describe_image, encode_image
 from dalle_server.web.infotext import SAMPLER, infotext, parameters
 from dalle_server.web.openapi import describe
-from dalle_server.web.schemas import read_json
+from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service
 from dalle_server.web.waiting import client_left, watched_events
@@ -141,15 +142,15 @@ def img2img() -> Response:
 
 
 @blueprint.get("/progress")
-@describe("How far the oldest txt2img request of this client is", reply=ProgressReply)
+@describe("How far the oldest txt2img request of this client is", reply=ProgressReply, query=ProgressQuery)
 def progress() -> Response:
+    query = validate(ProgressQuery, request.args.to_dict())
     jobs = _jobs().of(client_id())
     if not jobs:
         return jsonify(ProgressReply().model_dump())
-    with_image = request.args.get("skip_current_image", "false").lower() != "true"
-    if with_image:
+    if not query.skip_current_image:
         jobs[0].want_previews()
-    return jsonify(jobs[0].describe(with_image).model_dump())
+    return jsonify(jobs[0].describe(with_image=not query.skip_current_image).model_dump())
 
 
 @blueprint.post("/interrupt")

@@ -36,6 +36,12 @@ class Txt2ImgReply(BaseModel):
     info: str  # JSON
 
 
+class ProgressQuery(BaseModel):
+    """The query of GET /sdapi/v1/progress."""
+
+    skip_current_image: bool = Field(False, description="leave the picture so far out")
+
+
 class ProgressState(BaseModel):
     skipped: bool = False
     interrupted: bool = False

@@ -55,7 +55,7 @@ def submit() -> tuple[Response, int, dict[str, str]]:
 
 
 @blueprint.get("")
-@describe("List your jobs, newest first", reply=JobList)
+@describe("List your jobs, newest first", reply=JobList, query=JobQuery)
 def list_jobs() -> Response:
     query = validate(JobQuery, request.args.to_dict())
     found = current_jobs().store.find(
