@@ -56,7 +56,7 @@ class RunnerContestant:
 
     def draw(self, num_images: int, num_steps: int) -> Timing:
         start = time.perf_counter()
-        conditional, unconditional = self.runner.encode([_padded(text_ids()), _padded([0, 2])])
+        conditional, unconditional = self.runner.encode([padded(text_ids()), padded([0, 2])])
         for slot in range(num_images):
             self.runner.admit(slot, conditional, unconditional)
         encoded = time.perf_counter()
@@ -70,7 +70,7 @@ class RunnerContestant:
         return _timing(start, times, time.perf_counter())
 
 
-def _padded(ids: list[int]) -> TextTokens:
+def padded(ids: list[int]) -> TextTokens:
     return TextTokens(np.array(ids + [1] * (64 - len(ids)), np.int32), len(ids))
 
 
@@ -89,11 +89,16 @@ def _torch(checkpoint: Path, num_images: int, dtype: str) -> Contestant:
 
 
 class MinDalleContestant:
-    """The PyPI package's own generation loop in fp32; its modules are built with random weights, nothing is fetched."""
+    """The PyPI package's own generation loop; its modules are built with random weights, nothing is fetched.
 
-    def __init__(self) -> None:
+    `dtype` fp16 is what its README measures GPUs with: fp16 weights under its own autocast.
+    """
+
+    def __init__(self, *, is_mega: bool = False, dtype: str = "fp32", device: str = "cpu") -> None:
         import min_dalle.min_dalle as package
         import torch
+
+        from dalle_server.engine.runners.torch_weights import DTYPES
 
         class Tokenizer:
             def tokenize(self, text: str, is_verbose: bool = False) -> list[int]:
@@ -107,20 +112,22 @@ class MinDalleContestant:
                 self.encoder = package.DalleBartEncoder(
                     self.layer_count, self.embed_count, self.attention_head_count, self.text_vocab_count,
                     self.text_token_count, self.glu_embed_count, self.device,
-                ).eval()  # fmt: skip
+                ).to(self.device, self.dtype).eval()  # fmt: skip
 
             def init_decoder(self) -> None:
                 self.decoder = package.DalleBartDecoder(
                     self.image_vocab_count, self.embed_count, self.attention_head_count, self.glu_embed_count,
                     self.layer_count, self.device,
-                ).eval()  # fmt: skip
+                ).to(self.device, self.dtype).eval()  # fmt: skip
 
             def init_detokenizer(self) -> None:
-                self.detokenizer = package.VQGanDetokenizer().eval()
+                self.detokenizer = package.VQGanDetokenizer().to(self.device).eval()
 
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as empty:
-            self.model = RandomMinDalle(empty, is_mega=False, is_verbose=False, device="cpu")
+            self.model = RandomMinDalle(
+                empty, DTYPES[dtype], device=device, is_mega=is_mega, is_reusable=True, is_verbose=False
+            )
         self.times: list[float] = []
         self.num_steps = NUM_STEPS
         self.model.decoder.sample_tokens = self._timed(self.model.decoder.sample_tokens)

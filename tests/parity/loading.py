@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.flax import read_flax
+from dalle_server.checkpoints.min_dalle import read_min_dalle
 from dalle_server.engine.runners.torch_weights import load_transformer
-from dalle_server.models.config import ModelConfig, TransformerConfig
+from dalle_server.models.config import ModelConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
 
@@ -50,16 +51,22 @@ def load_bart(name: str, dtype: torch.dtype = torch.float32) -> DalleBart:
     return load_transformer(golden_checkpoint(name), CPU, dtype)
 
 
+@lru_cache
+def min_dalle_checkpoint(name: str) -> Checkpoint:
+    """A golden min-dalle folder with the golden detokenizer."""
+    with (
+        TemporaryDirectory() as scratch,
+        read_min_dalle(PARITY / name, PARITY / "min-dalle-tiny", name, Path(scratch)) as source,
+    ):
+        return in_memory(
+            source.config,
+            {name: np.array(tensor.load()) for name, tensor in source.transformer.items()},
+            {name: np.array(tensor.load()) for name, tensor in source.vqgan.items()},
+        )
+
+
 def load_min_dalle(name: str) -> DalleBart:
-    """min-dalle's own state dicts carry our names, but for lm_head's place."""
-    directory = PARITY / name
-    dims = json.loads((directory / "dims.json").read_text())
-    parts = {part: torch.load(directory / f"{part}.pt", weights_only=True) for part in ("encoder", "decoder")}
-    state = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    state["lm_head.weight"] = state.pop("decoder.lm_head.weight")
-    model = DalleBart(TransformerConfig.from_dict(dims))
-    model.load_state_dict(state, strict=True)
-    return model.float().eval().requires_grad_(False)
+    return load_transformer(min_dalle_checkpoint(name), CPU, torch.float32)
 
 
 def load_vqgan() -> VQGAN:

@@ -12,6 +12,7 @@ from dalle_server.engine.runners.torch_runner import TorchRunner
 from dalle_server.generation import SamplingParams
 from tests.parity.decoding import Picture, decode, pictures
 from tests.parity.loading import golden_checkpoint, goldens, without_vqgan_limit
+from tests.runners.torch_forms import FORMS, options
 
 GREEDY = SamplingParams(temperature=1.0, top_k=1, top_p=1.0, condition_scale=1.0)
 CASES = {
@@ -23,20 +24,20 @@ CASES = {
 }
 
 
-def runner_for(checkpoint: Checkpoint, on_device: bool, dtype: str = "fp32") -> TorchRunner:
-    return TorchRunner(checkpoint, device="cpu", dtype=dtype, num_slots=3, on_device=on_device)
+def runner_for(checkpoint: Checkpoint, form: str, dtype: str = "fp32") -> TorchRunner:
+    return TorchRunner(checkpoint, dtype=dtype, num_slots=3, **options(form))
 
 
-@pytest.fixture(params=[False, True], ids=["host", "device"], scope="module")
-def on_device(request: pytest.FixtureRequest) -> bool:
+@pytest.fixture(params=FORMS, scope="module")
+def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("sequence", "scale"), [("seq_greedy", 1.0), ("seq_top1_cs10", 10.0), ("seq_top1_cs3", 3.0)])
-def test_best_token_sequences(name, sequence, scale, on_device):
+def test_best_token_sequences(name, sequence, scale, form):
     golden = goldens(CASES[name])
-    runner = runner_for(without_vqgan_limit(golden_checkpoint(name)), on_device)
+    runner = runner_for(without_vqgan_limit(golden_checkpoint(name)), form)
     tokens, _ = decode(runner, pictures(golden, replace(GREEDY, condition_scale=scale)))
     np.testing.assert_array_equal(tokens, golden[sequence][:, 1:])
 
@@ -51,10 +52,10 @@ def forced_pictures(golden: dict[str, np.ndarray]) -> list[Picture]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_guided_logits_along_forced_tokens(name, on_device):
+def test_guided_logits_along_forced_tokens(name, form):
     golden = goldens(CASES[name])
     batch = forced_pictures(golden)
-    tokens, logits = decode(runner_for(golden_checkpoint(name), on_device), batch)
+    tokens, logits = decode(runner_for(golden_checkpoint(name), form), batch)
     np.testing.assert_array_equal(tokens[:, :-1], golden["decoder_input_ids"][:, 1:])
     expected = golden["supercond_logits"][..., : logits.shape[-1]]
     tolerance = 2e-4 * 2 * float(golden["condition_scale"])
@@ -62,9 +63,9 @@ def test_guided_logits_along_forced_tokens(name, on_device):
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_half_precision_stays_near(dtype, on_device):
+def test_half_precision_stays_near(dtype, form):
     golden = goldens("tiny-mega-fp16/goldens_compute_fp16.npz")
-    _, logits = decode(runner_for(golden_checkpoint("tiny-mega-fp16"), on_device, dtype), forced_pictures(golden))
+    _, logits = decode(runner_for(golden_checkpoint("tiny-mega-fp16"), form, dtype), forced_pictures(golden))
     error = logits - golden["supercond_logits"][..., : logits.shape[-1]]
     relative = np.sqrt(np.square(error).mean()) / golden["supercond_logits"].std()
     # fp16 is what the golden itself computed in; bf16 keeps three bits fewer.
@@ -73,7 +74,7 @@ def test_half_precision_stays_near(dtype, on_device):
 
 def test_pixels():
     golden = goldens("tiny-vqgan/goldens.npz")
-    runner = runner_for(golden_checkpoint("tiny-mega"), on_device=False)
+    runner = runner_for(golden_checkpoint("tiny-mega"), "host")
     pixels = runner.detokenize(golden["indices"])
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - golden["pixels_uint8"]).max() <= 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_server.models.config import VQGANConfig
-from dalle_server.models.vqgan import VQGAN, to_pixels
-from tests.parity.loading import PARITY, goldens, load_vqgan
+from dalle_server.engine.runners.torch_weights import load_detokenizer
+from dalle_server.models.vqgan import to_pixels
+from tests.parity.loading import CPU, goldens, load_vqgan, min_dalle_checkpoint
 
 TOLERANCE = 5e-4
 
@@ -54,12 +52,8 @@ def test_encoding():
 
 def test_min_dalle_detokenizer():
     golden = goldens("min-dalle-tiny/detoker_goldens.npz")
-    state = torch.load(PARITY / "min-dalle-tiny" / "detoker.pt", weights_only=True)
-    config = VQGANConfig.from_dict(json.loads((PARITY / "tiny-vqgan" / "config.json").read_text()))
-    model = VQGAN(config, with_encoder=False)
-    state["quantize.embedding.weight"] = state.pop("embedding.weight")
-    model.load_state_dict(state, strict=True)
-    images = model.decode(torch.tensor(golden["indices"])).detach()
+    model = load_detokenizer(min_dalle_checkpoint("min-dalle-tiny"), CPU, torch.float32)
+    images = model.decode(torch.tensor(golden["indices"]))
     # min-dalle normalises with torch's default eps 1e-5 where vqgan-jax has 1e-6: hence the distance.
     np.testing.assert_allclose(nhwc(images), golden["raw_pixels"], rtol=0, atol=TOLERANCE)
 

@@ -14,17 +14,18 @@ from dalle_server.errors import ConfigError
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.parity.decoding import Picture, admit, decode, row, texts
 from tests.parity.loading import golden_checkpoint, goldens
+from tests.runners.torch_forms import FORMS, options
 
 SAMPLING = SamplingParams(temperature=1.1, top_k=30, top_p=0.95, condition_scale=4.0)
 DTYPES = ["fp32", "bf16"]
 
 
-def make_runner(on_device: bool = False, dtype: str = "fp32", num_slots: int = 8) -> TorchRunner:
-    return TorchRunner(golden_checkpoint("tiny-mega"), dtype=dtype, num_slots=num_slots, on_device=on_device)
+def make_runner(form: str = "host", dtype: str = "fp32", num_slots: int = 8) -> TorchRunner:
+    return TorchRunner(golden_checkpoint("tiny-mega"), dtype=dtype, num_slots=num_slots, **options(form))
 
 
-@pytest.fixture(params=[False, True], ids=["host", "device"])
-def on_device(request: pytest.FixtureRequest) -> bool:
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -45,8 +46,8 @@ def alone(runner: TorchRunner, picture: Picture) -> tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_picture_does_not_depend_on_its_company(batch, on_device, dtype):
-    runner = make_runner(on_device, dtype)
+def test_a_picture_does_not_depend_on_its_company(batch, form, dtype):
+    runner = make_runner(form, dtype)
     together, logits = decode(runner, batch)
     for i, picture in enumerate(batch):
         expected, expected_logits = alone(runner, picture)
@@ -55,9 +56,9 @@ def test_a_picture_does_not_depend_on_its_company(batch, on_device, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pictures_join_and_leave_at_any_token(batch, on_device, dtype):
+def test_pictures_join_and_leave_at_any_token(batch, form, dtype):
     """Picture i starts at time 5i in slot 7 − i; slots are used again with leftovers of others inside."""
-    runner = make_runner(on_device, dtype)
+    runner = make_runner(form, dtype)
     length = runner.config.transformer.image_length
     expected = [alone(runner, picture)[0] for picture in batch]
     decode(runner, batch[::-1])  # leave something behind in every slot
@@ -77,8 +78,8 @@ def test_pictures_join_and_leave_at_any_token(batch, on_device, dtype):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_slot_that_skips_steps_goes_on_where_it_was(batch, on_device):
-    runner = make_runner(on_device)
+def test_a_slot_that_skips_steps_goes_on_where_it_was(batch, form):
+    runner = make_runner(form)
     expected, _ = decode(runner, batch[:2])
     for slot in range(2):
         admit(runner, slot, batch[slot])
@@ -91,14 +92,14 @@ def test_a_slot_that_skips_steps_goes_on_where_it_was(batch, on_device):
 
 
 def test_host_and_device_forms_agree(batch):
-    host, host_logits = decode(make_runner(on_device=False), batch)
-    device, device_logits = decode(make_runner(on_device=True), batch)
+    host, host_logits = decode(make_runner("host"), batch)
+    device, device_logits = decode(make_runner("device"), batch)
     np.testing.assert_array_equal(device, host)
     np.testing.assert_allclose(device_logits, host_logits, rtol=0, atol=1e-4)
 
 
-def test_forced_tokens_are_taken_and_seen(batch, on_device):
-    runner = make_runner(on_device)
+def test_forced_tokens_are_taken_and_seen(batch, form):
+    runner = make_runner(form)
     free, _ = alone(runner, batch[0])
     forced = np.where(np.arange(free.size) < 7, free, -1)
     kept, _ = alone(runner, replace(batch[0], forced=forced))
@@ -110,8 +111,8 @@ def test_forced_tokens_are_taken_and_seen(batch, on_device):
     assert (changed[4:] != free[4:]).any()
 
 
-def test_nan_spoils_one_picture_and_not_the_slots_next(batch, on_device):
-    runner = make_runner(on_device)
+def test_nan_spoils_one_picture_and_not_the_slots_next(batch, form):
+    runner = make_runner(form)
     expected, _ = decode(runner, batch[:3])
     broken = runner.encode([batch[1].conditional])[0]
     values = broken.cross_values.clone()
@@ -127,8 +128,8 @@ def test_nan_spoils_one_picture_and_not_the_slots_next(batch, on_device):
     np.testing.assert_array_equal(again, expected)
 
 
-def test_rows_answer_in_their_own_order(batch, on_device):
-    runner = make_runner(on_device)
+def test_rows_answer_in_their_own_order(batch, form):
+    runner = make_runner(form)
     for slot in range(3):
         admit(runner, slot, batch[slot])
     rows = [row(slot, 0, batch[slot]) for slot in range(3)]
@@ -138,9 +139,9 @@ def test_rows_answer_in_their_own_order(batch, on_device):
     np.testing.assert_array_equal(backward_logits[::-1], forward_logits)
 
 
-def test_a_pinned_bucket_changes_no_bit(batch, on_device):
-    expected, expected_logits = decode(make_runner(on_device), batch[:1])
-    runner = make_runner(on_device)
+def test_a_pinned_bucket_changes_no_bit(batch, form):
+    expected, expected_logits = decode(make_runner(form), batch[:1])
+    runner = make_runner(form)
     runner.pin_bucket(8)
     assert runner.row_buckets == (8,)
     tokens, logits = decode(runner, batch[:1])

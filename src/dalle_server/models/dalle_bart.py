@@ -275,5 +275,5 @@ class DalleBart(nn.Module):
         return self.lm_head(self.decoder(decoder_input_ids, self.encode(input_ids, mask), mask))
 
     def new_cache(self, num_rows: int) -> DecoderCache:
-        weight = self.lm_head.weight
+        weight = self.decoder.embed_tokens.weight
         return DecoderCache(self.config, num_rows, device=weight.device, dtype=weight.dtype)

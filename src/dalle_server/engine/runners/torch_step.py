@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_server.engine.runners.torch_inputs import StepInputs
 from dalle_server.engine.runners.torch_sampling import sample
@@ -31,7 +31,7 @@ class SlotStates:
         self.device = weight.device
         # (C, d): ids beyond the codebook are never computed. Always fp32: guided logits are large, and
         # rounding them to bf16 would move the candidates against each other by a tenth.
-        self.codebook_weight = weight[:codebook_size].float()
+        model.lm_head.weight = nn.Parameter(weight[:codebook_size].float(), requires_grad=False)
         self.last_tokens = torch.zeros(num_slots, dtype=torch.long, device=self.device)
 
     def admit(self, slot: int, cross_keys: Tensor, cross_values: Tensor, text_mask: Tensor) -> None:
@@ -50,7 +50,7 @@ class SlotStates:
         # lm_head has no bias, so that guiding in front of it guides the logits: u + s·(c − u).
         guided = unconditional + inputs.condition_scale[:, None] * (conditional - unconditional)
         padding = max(0, MIN_ROWS - len(guided))
-        logits = F.linear(F.pad(guided, (0, 0, 0, padding)), self.codebook_weight)
+        logits: Tensor = self.model.lm_head(F.pad(guided, (0, 0, 0, padding)))
         return logits[: len(guided)]
 
     def remember(self, tokens: Tensor, inputs: StepInputs) -> None:
