@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.sizes import SIZES
 from dalle_server.engine.runners import select
 from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
 from dalle_server.errors import ConfigError
@@ -81,12 +82,19 @@ def test_a_cpu_build_of_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose().device == "cpu"
 
 
-def test_slots_shrink_with_the_size_of_a_slot() -> None:
+def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_free_gpu_bytes", lambda device: 80 << 30)
     config = random_checkpoint().config.transformer
     mega = replace(config, d_model=2048, decoder_layers=24, image_length=256)
     assert default_num_slots(config, Choice("openvino", "cpu", "int8", "")) == 16
     assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
     assert default_num_slots(mega, Choice("openvino", "cpu", "fp32", "")) == 4
+
+
+@pytest.mark.parametrize(("free_gb", "slots"), [(80, 17), (7.7, 11), (6.6, 2), (4, 1)])
+def test_slots_leave_room_for_the_weights_on_a_small_gpu(monkeypatch, free_gb: float, slots: int) -> None:
+    monkeypatch.setattr(select, "_free_gpu_bytes", lambda device: int(free_gb * 1e9))
+    assert default_num_slots(SIZES["mega"].transformer, Choice("torch", "cuda:0", "fp16", "")) == slots
 
 
 def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+import math
 from dataclasses import dataclass
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tensor_names import transformer_tensors
 from dalle_server.engine.runners.base import Runner
 from dalle_server.errors import ConfigError
 from dalle_server.models.config import TransformerConfig
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 # times one row's arithmetic, on a GPU the weights still dominate.
 _CPU_SLOTS = (1 << 30, 16)
 _GPU_SLOTS = (2 << 30, 32)
+_GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,18 @@ def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
     budget_bytes, most = _CPU_SLOTS if choice.device == "cpu" else _GPU_SLOTS
     positions = config.image_length + config.max_text_length
     value_bytes = 4 if choice.dtype == "fp32" else 2
+    if choice.device.startswith("cuda"):
+        num_weights = sum(math.prod(shape) for shape in transformer_tensors(config).values())
+        free_bytes = _free_gpu_bytes(choice.device) - num_weights * value_bytes - _GPU_RESERVE_BYTES
+        budget_bytes = min(budget_bytes, max(0, free_bytes))
     slot_bytes = 2 * 2 * config.decoder_layers * positions * config.d_model * value_bytes
     return max(1, min(most, budget_bytes // slot_bytes))
+
+
+def _free_gpu_bytes(device: str) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _accelerator() -> str | None:
