@@ -1,0 +1,164 @@
+"""The `dalle-server` command: serve · generate · pull · models · info · replay.
+
+Exit codes: 0 done, 1 it failed, 2 it was called or set up wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from dalle_server import __version__
+from dalle_server.config import Settings, did_you_mean, load_settings
+from dalle_server.config_help import add_flags
+from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
+
+if TYPE_CHECKING:
+    from dalle_server.engine.engine import Engine
+    from dalle_server.engine.stats import Observer
+
+MODEL_FLAGS = ("model_version", "model_dir", "cache_dir", "runner", "device", "dtype", "num_threads", "num_slots")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with `did you mean` for a mistyped flag."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
+        if unknown:
+            name = unknown[1].replace("-", "_")
+            message = f"--{unknown[1]} is no flag of {self.prog}{did_you_mean(name, lambda known: f'--{known}')}"
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    given = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    arguments = _parser().parse_args(given)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except DalleServerError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | InvalidRequest) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _underscored(word: str) -> str:
+    """`--some-name=x` → `--some_name=x`: both spellings are the same flag."""
+    found = re.match(r"--[A-Za-z][\w-]*", word)
+    return word if found is None else "--" + found[0][2:].replace("-", "_") + word[found.end() :]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dalle-server", description="Text in, pictures out.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"dalle-server {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+
+    serve = commands.add_parser("serve", help="answer over HTTP", allow_abbrev=False, description=_SERVE)
+    serve.add_argument("--config", metavar="FILE", help="TOML file with settings (docs/configuration.md)")
+    add_flags(serve)
+    serve.set_defaults(run=_serve)
+
+    generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
+    generate.add_argument("prompt", help="what the pictures show")
+    generate.add_argument("-n", "--num_images", type=int, default=1, metavar="N", help="how many [1]")
+    generate.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same pictures [random]")
+    generate.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to put them [here]")
+    generate.add_argument("--negative_prompt", default="", metavar="TEXT", help="what to steer away from")
+    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("condition_scale", float)):
+        generate.add_argument(f"--{name}", type=kind, metavar="X", help="[the model's own]")
+    _add_model_flags(generate, "img_format")
+    generate.set_defaults(run=_generate)
+
+    pull = commands.add_parser("pull", help="download and convert published weights", allow_abbrev=False)
+    pull.add_argument("model", metavar="MODEL", help="mini, mega or mega_full")
+    pull.add_argument("--mirror", action="store_true", help="from min-dalle's repository: smaller; needs torch once")
+    pull.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+    add_flags(pull, only=("cache_dir",))
+    pull.set_defaults(run=_pull)
+
+    models = commands.add_parser("models", help="list the models: what is here, what the rest would take")
+    models.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+    add_flags(models, only=("cache_dir",))
+    models.set_defaults(run=_models)
+
+    info = commands.add_parser("info", help="print how a saved picture was made", allow_abbrev=False)
+    info.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    info.set_defaults(run=_info)
+
+    replay = commands.add_parser("replay", help="make a saved picture again, and compare", allow_abbrev=False)
+    replay.add_argument("file", type=Path, metavar="FILE")
+    replay.add_argument(
+        "--source", choices=("seed", "tokens"), default="seed", help="draw it again, or decode its tokens [seed]"
+    )
+    replay.add_argument("-o", "--output", type=Path, metavar="PNG", help="also write the picture here")
+    _add_model_flags(replay)
+    replay.set_defaults(run=_replay)
+    return parser
+
+
+_SERVE = """Answer over HTTP. Every flag is also an environment variable DALLE_NAME and a line of the TOML file;
+dashes may stand for underscores; [defaults] are in brackets."""
+
+
+def _add_model_flags(parser: argparse.ArgumentParser, *more: str) -> None:
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (docs/configuration.md)")
+    add_flags(parser, only=(*MODEL_FLAGS, *more))
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    return load_settings(flags, config_file=arguments.config)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    from dalle_server.web.server import serve
+
+    def load(settings: Settings, observer: Observer, on_fatal: Callable[[], None]) -> Engine:
+        from dalle_server.dalle_model import load_engine  # after the port answers: this imports the runners
+
+        return load_engine(settings, observer, on_fatal)
+
+    code = serve(settings, load)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads inside native code (a load, a step) cannot be joined, and die badly at finalisation.
+    os._exit(code)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands
+
+    return commands.generate(_settings(arguments), arguments)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands
+
+    return commands.pull(arguments.model, _settings(arguments), mirror=arguments.mirror)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands
+
+    return commands.models(_settings(arguments))
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands
+
+    return commands.info(arguments.files)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands
+
+    return commands.replay(_settings(arguments), arguments)

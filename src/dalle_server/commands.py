@@ -1,0 +1,187 @@
+"""What the commands other than `serve` do, with a terminal in front of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from dalle_server.checkpoints import hub
+from dalle_server.config import Settings
+from dalle_server.dalle_model import load_engine
+from dalle_server.engine.engine import Engine
+from dalle_server.errors import DalleServerError, GenerationCancelled
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Failed,
+    GeneratedImage,
+    Generation,
+    GenerationRequest,
+    SamplingParams,
+)
+from dalle_server.generation import Progress as TokenProgress
+from dalle_server.metadata import PictureMetadata, read_metadata
+from dalle_server.replay import Source, info_text
+from dalle_server.replay import replay as replay_picture
+from dalle_server.variants import ModelSize
+from dalle_server.web.images import ImageFormat, encode_image
+from dalle_server.web.saving import safe_name, write_whole
+
+_errors = Console(stderr=True)  # progress goes here, so that standard output stays a list of files
+
+
+def generate(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Prints the path of each picture it has written."""
+    sampling = SamplingParams(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        condition_scale=arguments.condition_scale,
+    )
+    request = GenerationRequest.of(
+        arguments.prompt,
+        arguments.num_images,
+        arguments.seed,
+        sampling=sampling,
+        negative_prompt=arguments.negative_prompt,
+    )
+    with _engine(settings) as engine:
+        generation = engine.submit(request)
+        images = _watch(generation)
+        for image in images:
+            path = _write(arguments.output, settings.img_format, image, generation, engine)
+            print(path)
+    return 0
+
+
+def _watch(generation: Generation) -> tuple[GeneratedImage, ...]:
+    """Draw a bar until the pictures are there. Ctrl+C cancels."""
+    with _token_bar() as advance:
+        try:
+            for event in generation.events():
+                match event:
+                    case TokenProgress(tokens_done=done, num_tokens=total):
+                        advance(done, total)
+                    case Done(images=images):
+                        return images
+                    case Failed(error=error):
+                        raise error
+                    case Cancelled(reason=reason):
+                        raise GenerationCancelled(reason)
+        except KeyboardInterrupt:
+            generation.cancel("interrupted")
+            raise
+    raise AssertionError("unreachable: a generation ends with a terminal event")
+
+
+def _write(directory: Path, image_format: str, image: GeneratedImage, generation: Generation, engine: Engine) -> Path:
+    request, kind = generation.request, ImageFormat[image_format]
+    metadata = PictureMetadata.of(request, generation.sampling, image, model=engine.config.name, digest=engine.digest)
+    path = directory / f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}.{kind.value}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(path, encode_image(image.pixels, kind, metadata=metadata))
+    except OSError as error:
+        raise DalleServerError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def pull(name: str, settings: Settings, *, mirror: bool) -> int:
+    size = ModelSize.parse(name)
+    with _byte_bars() as progress:
+        directory = hub.pull(size, progress, cache_dir=settings.cache_dir, mirror=mirror)
+    print(directory)
+    return 0
+
+
+def models(settings: Settings) -> int:
+    table = Table("Model", "State", "Download", "Disk and memory", "Licence", Column("Where", overflow="fold"))
+    for status in hub.list_models(settings.cache_dir):
+        table.add_row(
+            status.size.folder_name,
+            status.state,
+            _shown_bytes(status.download_bytes),
+            _shown_bytes(status.weights_bytes),
+            status.licence,
+            str(status.path or ", ".join(status.repositories)),
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+def _shown_bytes(count: int) -> str:
+    return "–" if count == 0 else f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def info(files: Sequence[Path]) -> int:
+    for file in files:
+        if len(files) > 1:
+            print(f"== {file}")
+        print(info_text(read_metadata(file)))
+    return 0
+
+
+def replay(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Exit code 1 when the same weights draw other tokens."""
+    metadata = read_metadata(arguments.file)
+    if "model_version" not in settings.model_fields_set and settings.model_dir is None:
+        settings = _made_by(metadata, settings)
+    with _engine(settings) as engine:
+        again = replay_picture(metadata, engine, Source(arguments.source))
+        print(again.verdict)
+        if arguments.output is not None:
+            write_whole(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
+            print(arguments.output)
+    return 0 if again.same_tokens else 1
+
+
+def _made_by(metadata: PictureMetadata, settings: Settings) -> Settings:
+    """The model that the picture names, where it goes by a name we know."""
+    names = {size.folder_name for size in ModelSize}
+    return settings.model_copy(update={"model_version": metadata.model}) if metadata.model in names else settings
+
+
+@contextmanager
+def _engine(settings: Settings) -> Iterator[Engine]:
+    with _byte_bars() as progress, _errors.status("loading the model"):
+        engine = load_engine(settings, progress=progress)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def _token_bar() -> Iterator[Callable[[int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_errors, transient=True) as bar:
+        task = bar.add_task("writing tokens", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _byte_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar for each thing that is downloaded or converted."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance

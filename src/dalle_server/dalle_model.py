@@ -1,0 +1,117 @@
+"""The original's class: a model that turns a text into pictures. And how an engine is put together from settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image
+
+from dalle_server.checkpoints import find_checkpoint, open_checkpoint
+from dalle_server.config import DEFAULT_IMG_OUTPUT_DIR, Settings, parse_arg_boolean, parse_arg_dalle_version
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.base import Runner
+from dalle_server.engine.runners.select import choose_runner
+from dalle_server.engine.stats import Observer
+from dalle_server.generation import Generation, GenerationRequest, SamplingParams
+from dalle_server.text import TextTokenizer
+from dalle_server.variants import ModelSize
+
+__all__ = [
+    "DEFAULT_IMG_OUTPUT_DIR",
+    "DalleModel",
+    "ModelSize",
+    "load_engine",
+    "parse_arg_boolean",
+    "parse_arg_dalle_version",
+]
+
+Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(
+    settings: Settings,
+    observer: Observer | None = None,
+    on_fatal: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Find the weights (converting or downloading them once), choose what runs them, and build an engine around it.
+
+    The engine is not started. Raises WeightsNotFound, CheckpointError, ConfigError.
+    """
+    wanted: ModelSize | Path = settings.model_dir or ModelSize.parse(settings.model_version)
+    checkpoint = open_checkpoint(find_checkpoint(wanted, cache_dir=settings.cache_dir, progress=progress))
+    logger.info("model: %s from %s, weights %s", checkpoint.config.name, checkpoint.path, checkpoint.digest[:12])
+
+    def make_runner() -> Runner:
+        return choose_runner(
+            checkpoint,
+            settings.runner,
+            settings.dtype,
+            device=settings.device,
+            num_slots=settings.num_slots,
+            num_threads=settings.num_threads,
+        )
+
+    return Engine(
+        make_runner(),
+        TextTokenizer.from_checkpoint(checkpoint),
+        digest=checkpoint.digest,
+        max_waiting_images=settings.max_waiting_images,
+        make_runner=make_runner,
+        observer=observer,
+        on_fatal=on_fatal,
+    )
+
+
+class DalleModel:
+    """`DalleModel(ModelSize.MINI).generate_images("a red apple", 4)` → four pictures. Thread-safe.
+
+    Keyword arguments are settings (docs/configuration.md): model_dir, device, dtype, num_threads, …
+    """
+
+    def __init__(self, model_version: ModelSize = ModelSize.MINI, **settings: Any):
+        self._engine = load_engine(Settings.model_validate({"model_version": model_version.value, **settings}))
+        self._engine.start()
+
+    def generate_images(
+        self,
+        text: str,
+        num_images: int,
+        seed: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        condition_scale: float | None = None,
+        negative_prompt: str = "",
+    ) -> list[Image.Image]:
+        """RGB pictures; the same seed draws the same ones. Raises InvalidRequest, GenerationFailed."""
+        sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=condition_scale)
+        request = GenerationRequest.of(text, num_images, seed, sampling=sampling, negative_prompt=negative_prompt)
+        return [Image.fromarray(image.pixels) for image in self.submit(request).result()]
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """A request whose events the caller reads: progress, previews, each picture as it is finished."""
+        return self._engine.submit(request)
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def close(self) -> None:
+        """Cancel what runs and free the memory."""
+        self._engine.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

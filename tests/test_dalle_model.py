@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dalle_server
+from dalle_server import DalleModel, ModelSize
+from dalle_server.config import parse_arg_dalle_version
+from dalle_server.dalle_model import DEFAULT_IMG_OUTPUT_DIR, load_engine
+from dalle_server.errors import InvalidRequest, WeightsNotFound
+
+TINY = Path(__file__).parent / "data" / "parity" / "tiny-mega"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DalleModel]:
+    cache_dir = tmp_path_factory.mktemp("cache")
+    with DalleModel(ModelSize.MINI, model_dir=TINY, cache_dir=cache_dir, num_threads=1) as model:
+        yield model
+
+
+def test_a_text_becomes_pictures(model: DalleModel) -> None:
+    images = model.generate_images("a red apple", 3)
+    side = model.engine.config.image_px
+    assert [(image.mode, image.size) for image in images] == [("RGB", (side, side))] * 3
+
+
+def test_a_seed_names_the_pictures(model: DalleModel) -> None:
+    first, same, other = (model.generate_images("a red apple", 2, seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other[0])
+
+
+def test_parameters_reach_the_model(model: DalleModel) -> None:
+    greedy = [model.generate_images("a boat", 1, seed=seed, top_k=1)[0] for seed in (1, 2)]
+    assert np.array_equal(greedy[0], greedy[1])
+    with pytest.raises(InvalidRequest, match="temperature must lie between"):
+        model.generate_images("a boat", 1, temperature=0)
+    with pytest.raises(InvalidRequest, match="prompt must not be empty"):
+        model.generate_images(" ", 1)
+
+
+def test_weights_that_are_not_there_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFound, match="is not a folder"):
+        DalleModel(ModelSize.MINI, model_dir=tmp_path / "nothing")
+
+
+def test_the_originals_names_are_found() -> None:
+    assert DEFAULT_IMG_OUTPUT_DIR == "generations"
+    assert {size.value for size in ModelSize} == {"Nano", "Mini", "Mega", "Mega_full"}
+    assert {parse_arg_dalle_version(size.value) for size in ModelSize} == {size.folder_name for size in ModelSize}
+    assert callable(load_engine)
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    code = "import dalle_server, sys; assert not {'numpy', 'flask', 'pydantic', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(TINY.parents[3] / "src")})
+
+
+def test_public_names() -> None:
+    assert dir(dalle_server) == ["DalleModel", "ModelSize", "SamplingParams", "__version__", "errors"]
+    assert all(getattr(dalle_server, name) for name in dir(dalle_server))
+    with pytest.raises(AttributeError):
+        _ = dalle_server.nothing
