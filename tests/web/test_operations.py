@@ -106,6 +106,7 @@ def test_requests_are_counted_by_outcome(client: FlaskClient, engine: ScriptedEn
     assert metric(client, "dalle_request_seconds_count") == 1
     assert metric(client, "dalle_queue_seconds_count") == 1
     assert metric(client, "dalle_slots") == 4
+    assert metric(client, 'dalle_http_responses_total{method="POST",route="/dalle",status="200"}') == 1
 
 
 def test_steps_and_previews_are_measured(app: Flask, engine: ScriptedEngine) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from dalle_server.web.errors import error_model
 
 View = TypeVar("View", bound=Callable[..., object])
 Schema = dict[str, Any]
+_EVENTS = "text/event-stream"
 Refs = dict[Any, Schema]  # (model, mode) → {"$ref": …}
 
 
@@ -33,6 +34,7 @@ class Description:
     reply_type: str = "application/json"  # or image/png, text/plain, …
     streams: bool = False  # may answer text/event-stream instead
     query: type[BaseModel] | None = None
+    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # other statuses with a reply of their own
 
 
 def describe(
@@ -45,11 +47,12 @@ def describe(
     reply_type: str = "application/json",
     streams: bool = False,
     query: type[BaseModel] | None = None,
+    also: Mapping[int, type[BaseModel]] | None = None,
 ) -> Callable[[View], View]:
     """Decorates a view (below @blueprint.route) with its line in the OpenAPI document. Undescribed views stay out."""
 
     def mark(view: View) -> View:
-        description = Description(summary, body, reply, status, body_type, reply_type, streams, query)
+        description = Description(summary, body, reply, status, body_type, reply_type, streams, query, also or {})
         view.__openapi__ = description  # type: ignore[attr-defined]
         return view
 
@@ -62,7 +65,11 @@ def document(app: Flask) -> Schema:
     keys: set[tuple[type[BaseModel], JsonSchemaMode]] = set()
     for path, _, description in routes:
         keys |= {(model, "validation") for model in (description.body,) if model}
-        keys |= {(model, "serialization") for model in (description.reply, error_model(path)) if model}
+        keys |= {
+            (model, "serialization")
+            for model in (description.reply, error_model(path), *description.also.values())
+            if model
+        }
     ordered = sorted(keys, key=lambda key: (key[0].__name__, key[0].__module__, key[1]))
     refs, definitions = models_json_schema(ordered, ref_template="#/components/schemas/{model}")
     paths: dict[str, Schema] = {}
@@ -128,11 +135,19 @@ def _responses(path: str, description: Description, refs: Refs) -> Schema:
     else:
         schema = {"type": "string"}
     content: Schema = {description.reply_type: {"schema": schema}}
-    if description.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if description.streams or description.reply_type == _EVENTS:
+        content[_EVENTS] = {}  # OpenAPI 3.1 has no words for a stream of events
     error = {"application/json": {"schema": refs[error_model(path), "serialization"]}}
+    others = {
+        str(status): {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/json": {"schema": refs[model, "serialization"]}},
+        }
+        for status, model in description.also.items()
+    }
     return {
         str(description.status): {"description": HTTPStatus(description.status).phrase, "content": content},
+        **others,
         "4XX": {"description": "The request was refused; the message names the field", "content": error},
         "5XX": {"description": "The server could not answer; Retry-After says when to try again", "content": error},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any, Literal
 
-from flask import Blueprint, Response, current_app, jsonify, render_template
+from flask import Blueprint, Response, current_app, jsonify, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
@@ -15,6 +15,13 @@ from dalle_server.web.service import Service, State, current_service
 
 blueprint = Blueprint("operations", __name__, template_folder="templates")
 _DOCUMENT, _PAGE = "dalle_server.openapi", "dalle_server.docs"
+
+
+@blueprint.after_app_request
+def count(response: Response) -> Response:
+    rule = request.url_rule.rule if request.url_rule else "none"  # not the path: anyone can make up new ones
+    current_service().metrics.http.labels(rule, request.method, response.status_code).inc()
+    return response
 
 
 class Health(BaseModel):
@@ -74,7 +81,9 @@ def health() -> dict[str, Any]:
 
 
 @blueprint.get("/ready")
-@describe("May requests be sent here? 503 while loading, restarting or draining", reply=Readiness)
+@describe(
+    "May requests be sent here? 503 while loading, restarting or draining", reply=Readiness, also={503: Readiness}
+)
 def ready() -> tuple[Response, int]:
     service = current_service()
     state = service.state
