@@ -68,6 +68,17 @@ def test_top_k_keeps_exactly_k_and_the_lowest_ids_of_a_tie():
         assert filter_logits(logits, sampling)[0].tolist() == list(kept)
 
 
+@pytest.mark.parametrize("size", [7, 128, 1000, 4099])
+@pytest.mark.parametrize("num_values", [1, 5, 10**6])
+def test_top_k_equals_a_full_sort(size, num_values):
+    rng = np.random.default_rng(size)
+    for k in {1, 2, 5, 50, size // 3, size - 1, size, size + 1}:
+        logits = rng.integers(0, num_values, size).astype(np.float32)
+        expected = sorted(np.argsort(-logits, kind="stable")[:k].tolist())
+        sampling = SamplingParams(temperature=1.0, top_k=k, top_p=1.0, condition_scale=1.0)
+        assert filter_logits(logits, sampling)[0].tolist() == expected
+
+
 def test_top_p_keeps_the_crossing_token_and_at_least_one():
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     for p, kept in [(0.4, [0]), (0.6, [0, 1]), (0.79, [0, 1]), (0.9, [0, 1, 2]), (1e-6, [0])]:
