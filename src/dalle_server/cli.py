@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it failed, 2 it was called or set up wrongly, 130 interrup
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
 if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
     from dalle_server.engine.stats import Observer
+
+logger = logging.getLogger(__name__)
 
 MODEL_FLAGS = ("model_version", "model_dir", "cache_dir", "runner", "device", "dtype", "num_threads", "num_slots")
 
@@ -125,13 +128,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     def load(settings: Settings, observer: Observer, on_fatal: Callable[[], None]) -> Engine:
         from dalle_server.dalle_model import load_engine  # after the port answers: this imports the runners
 
-        return load_engine(settings, observer, on_fatal)
+        return load_engine(settings, observer, on_fatal, progress=_logged_progress())
 
     code = serve(settings, load)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads inside native code (a load, a step) cannot be joined, and die badly at finalisation.
     os._exit(code)
+
+
+def _logged_progress() -> Callable[[str, int, int], None]:
+    """Downloads and conversions in the server's log: a line for each tenth."""
+    told: dict[str, int] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(1, total)
+        if told.get(what) != tenth:
+            told[what] = tenth
+            logger.info("%s: %d %% of %.1f MB", what, 10 * tenth, total / 1e6)
+
+    return tell
 
 
 def _generate(arguments: argparse.Namespace) -> int:

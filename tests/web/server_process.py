@@ -1,4 +1,4 @@
-"""A server in a process of its own, on a free port, and clients that are rude to it."""
+"""A server in a process of its own, on a free port (`real`: the command itself), and clients that are rude to it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ PATIENCE_S = 60.0  # the machine may be busy; nothing here measures time
 class ServerProcess:
     """`with ServerProcess(tmp_path, step_s=0.01) as server:` → listening; leaves no process behind."""
 
-    def __init__(self, directory: Path, *flags: str, step_s: float = 0.0, load_s: object = 0, module: str = ""):
+    def __init__(self, directory: Path, *flags: str, step_s: float = 0.0, load_s: object = 0, real: bool = False):
         paths = ["--data_dir", str(directory / "data"), "--output_dir", str(directory / "out")]
-        command = [sys.executable, "-m", "tests.web.fake_server", str(step_s), str(load_s)]
+        fake = ["-m", "tests.web.fake_server", str(step_s), str(load_s)]
+        command = [sys.executable, *(["-m", "dalle_server", "serve"] if real else fake)]
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         self.process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", "0", *paths, *flags],
@@ -77,10 +78,12 @@ class ServerProcess:
             reader.join()
         return code
 
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
+    def request(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
-            connection.request(method, path, body=None if body is None else json.dumps(body))
+            connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers or {})
             reply = connection.getresponse()
             return reply.status, dict(reply.getheaders()), reply.read()
         finally:

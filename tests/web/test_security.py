@@ -7,6 +7,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from dalle_server.errors import ConfigError
+from dalle_server.web import policy
 from dalle_server.web.rates import MAX_NAMES, SlidingWindow
 from dalle_server.web.security import Keys
 from tests.web.scripted_engine import ScriptedEngine
@@ -149,3 +150,26 @@ def test_window_slides_and_forgets() -> None:
     for n in range(MAX_NAMES + 5):
         window.add(str(n))
     assert len(window._events) == MAX_NAMES
+
+
+def test_every_route_has_been_decided_on(app: Flask) -> None:
+    """A new route that is public, costly or takes pictures must be named here as well as in the table."""
+    rules = [(rule.rule, rule.methods or set()) for rule in app.url_map.iter_rules()]
+    posts = {path for path, methods in rules if "POST" in methods}
+    assert {path for path in posts if policy.is_generation("POST", path)} == {
+        "/dalle",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
+        "/v1/jobs",
+        "/sdapi/v1/txt2img",
+        "/sdapi/v1/img2img",
+    }
+    assert {path for path in posts if policy.takes_uploads(path)} == {
+        "/v1/images/edits",
+        "/v1/images/variations",
+        "/sdapi/v1/img2img",
+        "/sdapi/v1/png-info",
+    }
+    public = {path for path, _ in rules if policy.is_public(path) and not path.startswith("/playground")}
+    assert public == {"/", "/health", "/ready", "/docs", "/openapi.json", "/pictures/<name>"}

@@ -1,6 +1,8 @@
 """The serving process: start, overload, leaving clients, slow clients, signals, faults."""
 
+import base64
 import http.client
+import io
 import json
 import signal
 import socket
@@ -10,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.web.server_process import ServerProcess, post_bytes
+from tests.web.server_process import ROOT, ServerProcess, post_bytes
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
 ONE = {"text": "a red apple", "num_images": 1}
@@ -175,3 +178,32 @@ def test_a_client_that_never_reads_does_not_hold_the_end(tmp_path: Path) -> None
         server.process.terminate()
         assert server.exit_code() in (0, 1) if sys.platform == "win32" else server.exit_code() == 0
         deaf.close()
+
+
+def test_addresses_come_from_a_trusted_proxy_only(tmp_path: Path) -> None:
+    def post(server: ServerProcess, address: str) -> int:
+        return server.request("POST", "/dalle", ONE, headers={"X-Forwarded-For": address})[0]
+
+    with ServerProcess(tmp_path, "--rate_limit", "1", "--trusted_proxy", "127.0.0.1") as server:
+        server.ready()
+        assert [post(server, address) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1")] == [200, 200, 429]
+    with ServerProcess(tmp_path, "--rate_limit", "1") as server:
+        server.ready()
+        assert [post(server, address) for address in ("10.0.0.1", "10.0.0.2")] == [200, 429]
+
+
+def test_the_command_serves_a_model(tmp_path: Path) -> None:
+    tiny = ROOT / "tests" / "data" / "parity" / "tiny-mega"
+    flags = ("--model-dir", str(tiny), "--cache-dir", str(tmp_path / "cache"), "--num-threads", "1")
+    with ServerProcess(tmp_path, *flags, "--save-to-disk", "true", real=True) as server:
+        server.ready()
+        status, _, body = server.request("POST", "/dalle", {"text": "a red apple", "num_images": 3})
+        files = [base64.b64decode(text) for text in json.loads(body)["generatedImages"]]
+        assert status == 200 and [Image.open(io.BytesIO(file)).format for file in files] == ["JPEG"] * 3
+        (saved,) = (tmp_path / "out").iterdir()
+        assert saved.name.endswith("_a red apple")
+        assert [(saved / f"{index}.jpeg").read_bytes() for index in range(3)] == files
+        server.wait_for(lambda: "--> Model selected - DALL-E Tiny-mega" in server.lines)
+        assert any("100 %" in line for line in server.errors)  # its conversion
+        server.process.terminate()
+        assert server.exit_code() == 0 or sys.platform == "win32"

@@ -8,10 +8,10 @@ import re
 _PUBLIC = re.compile(r"/|/health|/ready|/docs|/openapi\.json|/playground(/.*)?|/pictures/[^/]+")
 
 # A POST here makes pictures: it counts against the rate limit and is refused when the threads run short.
-_GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs|/sdapi/v1/(txt2img|img2img)")
+_GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs(/.*)?|/sdapi/v1/(txt2img|img2img)")
 
 # Bodies with pictures in them.
-_UPLOAD = re.compile(r"/v1/images/(edits|variations)|/v1/jobs|/sdapi/v1/(img2img|png-info|interrogate)")
+_UPLOAD = re.compile(r"/v1/images/(edits|variations)|/sdapi/v1/(img2img|png-info)")
 
 # Any web page may call these, as it could the original's. Jobs are owned, without keys by the address alone, and
 # a page that someone merely visits has that address: only origins that the operator names may see them.
