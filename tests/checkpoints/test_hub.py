@@ -205,6 +205,13 @@ def test_mega_full_has_no_mirror_and_nano_needs_none(tmp_path, stub):
     assert stub.requests == []
 
 
+def test_the_word_frequencies_are_welcome_but_not_needed(tmp_path, stub):
+    stub.repositories.pop("dalle-mini/dalle-mini")
+    folder = pull(tmp_path, ModelSize.MEGA)
+    open_checkpoint(folder)
+    assert not (folder / "enwiki-words-frequency.txt").exists()
+
+
 def test_list_models_says_what_is_here_and_what_it_would_take(tmp_path, stub):
     def states() -> dict[ModelSize, str]:
         return {status.size: status.state for status in hub.list_models(tmp_path / "cache")}
