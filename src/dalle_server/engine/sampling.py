@@ -40,12 +40,13 @@ def _top_k(scaled: Logits, k: int) -> NDArray[np.intp]:
     """Exactly k ids, ascending; among equal logits the lowest ids win."""
     if not 0 < k < scaled.shape[0]:
         return np.arange(scaled.shape[0])
-    ids = np.flatnonzero(scaled >= _lower_bound(scaled, k))
+    ids: NDArray[np.intp] = np.flatnonzero(scaled >= _lower_bound(scaled, k))
     contenders = scaled[ids]
     threshold = np.partition(contenders, ids.size - k)[ids.size - k]
-    kept = contenders > threshold
+    kept: NDArray[np.bool_] = contenders > threshold
     kept[np.flatnonzero(contenders == threshold)[: k - np.count_nonzero(kept)]] = True
-    return ids[kept]
+    survivors: NDArray[np.intp] = ids[kept]
+    return survivors
 
 
 def _lower_bound(scaled: Logits, k: int) -> np.float32:

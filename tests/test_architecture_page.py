@@ -1,0 +1,34 @@
+"""docs/architecture.md names files and functions: each must exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE)))
+
+
+def defined_names(path: Path) -> set[str]:
+    """Functions, classes, methods as Class.method, and module-level assignments of a source file."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize(("file", "name"), REFERENCES)
+def test_what_the_page_names_exists(file, name):
+    assert name in defined_names(ROOT / "src" / "dalle_server" / file)
+
+
+def test_the_page_follows_a_request_in_eight_steps():
+    assert re.findall(r"^(\d)\. \*\*", PAGE, re.MULTILINE) == [str(n) for n in range(1, 9)]
+    assert len(REFERENCES) > 20
