@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,7 +16,9 @@ from dalle_server.web.openapi import describe, document
 from dalle_server.web.service import Service, State, current_service
 
 blueprint = Blueprint("operations", __name__, template_folder="templates")
-_DOCUMENT, _PAGE = "dalle_server.openapi", "dalle_server.docs"
+_documents_lock = threading.RLock()  # many first requests at once must not all do the work
+
+T = TypeVar("T")
 
 
 @blueprint.after_app_request
@@ -146,15 +150,17 @@ def openapi() -> Response:
 @blueprint.get("/docs")
 def docs() -> str:
     """A page that needs nothing from elsewhere: an offline machine shows it too."""
-    page: str | None = current_app.extensions.get(_PAGE)
-    if page is None:
-        page = current_app.extensions[_PAGE] = render_template("docs.html", api=_document())
-    return page
+    return _once("docs", lambda: render_template("docs.html", api=_document()))
 
 
 def _document() -> dict[str, Any]:
-    """Made once: the routes do not change after the first request."""
-    found: dict[str, Any] | None = current_app.extensions.get(_DOCUMENT)
-    if found is None:
-        found = current_app.extensions[_DOCUMENT] = document(current_app)
-    return found
+    return _once("openapi", lambda: document(current_app))
+
+
+def _once(name: str, make: Callable[[], T]) -> T:
+    """Made at the first request and kept: the routes do not change after it."""
+    kept: dict[str, T] = current_app.extensions.setdefault("dalle_server.documents", {})
+    with _documents_lock:
+        if name not in kept:
+            kept[name] = make()
+        return kept[name]
