@@ -74,7 +74,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     engine.stop()
 
 
-@pytest.mark.timeout(0 if CASES > DEFAULT_CASES else 300)
+@pytest.mark.timeout(0 if CASES > DEFAULT_CASES else 900)
 @pytest.mark.parametrize("mode", list(SHARES))
 def test_no_call_breaks_the_server(schema: Any, mode: GenerationMode) -> None:
     operations = [result.ok() for result in schema.get_all_operations()]
