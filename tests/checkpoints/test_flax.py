@@ -186,6 +186,10 @@ class TestFindingTheVQGAN:
         with pytest.raises(CheckpointError, match=r"several VQGANs \(first, second\)"):
             convert(flax_dir, tmp_path / "native")
 
+    def test_one_with_too_few_codes_is_warned_of(self, tmp_path, caplog):
+        convert(PARITY / "vocab-true-fp16", tmp_path / "native", vqgan=PARITY / "tiny-vqgan")
+        assert "start token is 16384) than this VQGAN has (128)" in caplog.text
+
     def test_said_outright(self, flax_dir, tmp_path):
         elsewhere = shutil.move(flax_dir / "vqgan", tmp_path / "elsewhere")
         open_checkpoint(convert(flax_dir, tmp_path / "native", vqgan=elsewhere))

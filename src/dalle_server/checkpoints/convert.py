@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -15,6 +16,8 @@ from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 
 class Form(Enum):
@@ -65,6 +68,7 @@ def convert(
     name = name or source.resolve().name
     target = Path(target)
     with _reading(form, source, vqgan, name, file_suffix, target.parent, progress) as read:
+        _warn_of_foreign_codebook(read)
         if dtype is not None:
             read = read.cast(dtype)
         return write_native(
@@ -76,6 +80,17 @@ def convert(
             source={"form": form.value, **(origin or {})},
             progress=progress,
             overwrite=overwrite,
+        )
+
+
+def _warn_of_foreign_codebook(read: Source) -> None:
+    num_codes, start = read.config.vqgan.n_embed, read.config.transformer.decoder_start_token_id
+    if num_codes < start:
+        logger.warning(
+            "%s was trained on more codes (its start token is %d) than this VQGAN has (%d): is it the right one?",
+            read.config.name,
+            start,
+            num_codes,
         )
 
 
