@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dalle_server import cli
+from dalle_server.metadata import read_metadata
+from dalle_server.web.images import ImageFormat, encode_image
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "parity" / "tiny-mega"
@@ -56,6 +59,16 @@ def test_info_and_replay_know_the_picture(run: Run, tmp_path: Path) -> None:
     assert code == 0 and "the same picture, bit for bit" in out
     assert Image.open(tmp_path / "again.png").size == Image.open(path).size
     assert run("replay", path, "--source", "tokens")[0] == 0
+
+
+def test_replay_with_other_weights_says_so_and_names_them(run: Run, tmp_path: Path) -> None:
+    path = Path(run("generate", "a boat", "--seed", 3, "-o", tmp_path)[1].strip())
+    metadata = read_metadata(path).model_copy(update={"weights_digest": "0" * 64})
+    other = tmp_path / "other.png"
+    other.write_bytes(encode_image(np.asarray(Image.open(path)), ImageFormat.PNG, metadata=metadata))
+    code, out, _ = run("replay", other, "--source", "tokens", "-o", tmp_path / "again.png")
+    assert code == 1 and "OTHER WEIGHTS" in out
+    assert read_metadata(tmp_path / "again.png").weights_digest == read_metadata(path).weights_digest
 
 
 def test_models_lists_what_there_is(run: Run) -> None:

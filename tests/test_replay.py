@@ -56,6 +56,7 @@ def test_other_weights_are_named(source: Source) -> None:
     metadata = saved(ScriptedEngine())
     made = replay(metadata, ScriptedEngine(digest="f" * 64), source)
     assert not made.same_weights
+    assert not made.same_recipe
     assert "OTHER WEIGHTS" in made.verdict
 
 

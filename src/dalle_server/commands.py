@@ -31,7 +31,7 @@ from dalle_server.metadata import PictureMetadata, read_metadata
 from dalle_server.replay import Source, info_text
 from dalle_server.replay import replay as replay_picture
 from dalle_server.variants import ModelSize
-from dalle_server.web.images import ImageFormat, encode_image
+from dalle_server.web.images import ImageFormat, describe_image, encode_image
 from dalle_server.web.saving import safe_name, write_whole
 
 _errors = Console(stderr=True)  # progress goes here, so that standard output stays a list of files
@@ -83,7 +83,7 @@ def _watch(generation: Generation) -> tuple[GeneratedImage, ...]:
 
 def _write(directory: Path, image_format: str, image: GeneratedImage, generation: Generation, engine: Engine) -> Path:
     request, kind = generation.request, ImageFormat[image_format]
-    metadata = PictureMetadata.of(request, generation.sampling, image, model=engine.config.name, digest=engine.digest)
+    metadata = describe_image(image, generation, engine)
     path = directory / f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}.{kind.value}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def info(files: Sequence[Path]) -> int:
 
 
 def replay(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Exit code 1 when the same weights draw other tokens."""
+    """Exit code 1 unless the weights are those that the picture names and the tokens are the same."""
     metadata = read_metadata(arguments.file)
     if "model_version" not in settings.model_fields_set and settings.model_dir is None:
         settings = _made_by(metadata, settings)
@@ -137,9 +137,10 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
         again = replay_picture(metadata, engine, Source(arguments.source))
         print(again.verdict)
         if arguments.output is not None:
+            metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
             write_whole(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
             print(arguments.output)
-    return 0 if again.same_tokens else 1
+    return 0 if again.same_recipe else 1
 
 
 def _made_by(metadata: PictureMetadata, settings: Settings) -> Settings:

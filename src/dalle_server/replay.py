@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -40,6 +41,11 @@ class Replay:
     same_pixels: bool  # bit for bit, before resizing and compression
 
     @property
+    def same_recipe(self) -> bool:
+        """The file's metadata is true of this picture too."""
+        return self.same_weights and self.same_tokens
+
+    @property
     def verdict(self) -> str:
         if not self.same_weights:
             return f"from its {self.source}: made with OTHER WEIGHTS than the file names; the pictures may differ"
@@ -62,9 +68,7 @@ def replay(metadata: PictureMetadata, engine: Engine, source: Source) -> Replay:
     request = metadata.request()
     if source is Source.TOKENS:
         grid = tuple(metadata.token_grid().tolist())
-        request = GenerationRequest(
-            prompt=request.prompt, images=request.images, sampling=request.sampling, forced_tokens=grid
-        )
+        request = dataclasses.replace(request, forced_tokens=grid)
     generation = engine.submit(request)
     (image,) = generation.result()
     return Replay(
