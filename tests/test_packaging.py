@@ -1,0 +1,61 @@
+"""The wheel holds what a fresh machine needs: code, the embedded checkpoint, the playground, the licences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAX_WHEEL_BYTES = 40 * 2**20
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(target), str(ROOT)]
+    subprocess.run(command, check=True, timeout=250)
+    return zipfile.ZipFile(next(target.glob("*.whl")))
+
+
+def test_wheel_holds_every_package_file(wheel: zipfile.ZipFile) -> None:
+    packed = {name.removeprefix("dalle_server/") for name in wheel.namelist() if name.startswith("dalle_server/")}
+    package = ROOT / "src" / "dalle_server"
+    listed = subprocess.run(["git", "ls-files", "."], cwd=package, capture_output=True, text=True, check=True)
+    assert set(listed.stdout.split("\n")) - {""} <= packed
+
+
+def test_wheel_holds_the_embedded_checkpoint_and_the_playground(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for needed in ("assets/nano/config.json", "assets/nano/transformer.safetensors", "assets/nano/tokenizer.json"):
+        assert f"dalle_server/{needed}" in names
+    assert any(name.startswith("dalle_server/web/playground/") and name.endswith(".html") for name in names)
+    assert sum(info.file_size for info in wheel.infolist()) < MAX_WHEEL_BYTES
+
+
+def test_wheel_carries_licences_and_needs_no_torch(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("licenses/THIRD_PARTY_NOTICES.md") for name in names)
+    metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+    requirements = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist:")]
+    assert not [line for line in requirements if "torch" in line and "extra ==" not in line]
+
+
+def test_every_dependency_is_pinned_in_constraints() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    names = {_distribution(need) for need in wanted}
+    assert not names - pinned, f"tested versions are missing from constraints.txt: {sorted(names - pinned)}"
+
+
+def _distribution(requirement: str) -> str:
+    name = requirement
+    for separator in "[<>=!~; ":
+        name = name.split(separator)[0]
+    return name.lower().replace("_", "-")
