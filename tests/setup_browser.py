@@ -35,9 +35,7 @@ def install_browser() -> bool:
 def main() -> int:
     if find_browser() or install_browser():
         return 0
-    print(
-        "No Chromium found; the browser tests need one: install `chromium` or set TEST_BROWSER.", file=sys.stderr
-    )
+    print("No Chromium found; the browser tests need one: install `chromium` or set TEST_BROWSER.", file=sys.stderr)
     return 1 if os.environ.get("CI") == "true" else 0
 
 

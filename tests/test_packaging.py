@@ -48,8 +48,13 @@ def test_wheel_carries_licences_and_needs_no_torch(wheel: zipfile.ZipFile) -> No
 
 def test_every_dependency_is_pinned_in_constraints() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = [
+        *project["dependencies"],
+        *(need for extra in project["optional-dependencies"].values() for need in extra),
+    ]
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     names = {_distribution(need) for need in wanted}
     assert not names - pinned, f"tested versions are missing from constraints.txt: {sorted(names - pinned)}"
 
