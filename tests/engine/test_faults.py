@@ -154,7 +154,7 @@ def test_no_memory_at_admission_costs_that_request_alone(make_engine):
     assert engine.stats().faults == 0
 
 
-@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("lookahead", [0, 1, 3])
 @pytest.mark.parametrize("fits", range(1, 8))
 @pytest.mark.parametrize("after", [0, 3])
 def test_no_memory_at_a_step_goes_on_with_fewer_slots(fits, after, lookahead, make_engine):
@@ -180,6 +180,28 @@ def test_no_memory_at_a_step_goes_on_with_fewer_slots(fits, after, lookahead, ma
     generation = engine.submit(GenerationRequest.of("a", 8, seed=1))
     run(engine)
     assert sizes[-1] == 8, "all slots again once nothing was left to do"
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 3])
+def test_answers_to_an_evicted_picture_are_not_taken_for_its_new_ones(lookahead, make_engine):
+    runner = FakeRunner(num_slots=8, lookahead=lookahead)
+    engine = make_engine(runner)
+    generations = [engine.submit(GenerationRequest.of("a", seed=i)) for i in range(8)]
+    for _ in range(6):
+        engine.step()
+    for generation in generations[1:7]:
+        generation.cancel()
+    failures = [MemoryError()]
+
+    def step(rows):
+        if failures:
+            raise failures.pop()
+
+    runner.on_step = step
+    run(engine)  # the last picture moves from slot 7 to slot 1 while its old steps are still under way
+    assert not failures
+    for seed in (0, 7):
+        assert same(generations[seed].result(), alone(GenerationRequest.of("a", seed=seed)))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])

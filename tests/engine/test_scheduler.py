@@ -6,7 +6,9 @@ from dalle_server.engine.fair_queue import FairQueue
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.engine.scheduler import Scheduler
 from dalle_server.engine.sequence import Job
-from dalle_server.generation import Generation, GenerationRequest
+from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.tracker import RequestTracker
+from dalle_server.generation import Cancelled, Generation, GenerationRequest, Progress
 
 TEXT = TextTokens(np.zeros(4, np.int32), 2)
 NUM_TOKENS = 10
@@ -81,6 +83,23 @@ def test_the_rehearsal_is_exact():
             if scheduler.is_idle:
                 break
         assert foretold == ends
+
+
+def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
+    stats = EngineStats(num_slots=1, step_s=2.0, detokenize_s=1.0)
+    tracker = RequestTracker(1, stats, Observer(), max_waiting_images=9, progress_every_s=0.0)
+    running, waiting = make_job(2, "a"), make_job(1, "b")
+    tracker.accept(running, 0)
+    tracker.accept(waiting, 0)
+    sequence, _ = tracker.admit_next()
+    tracker.started(running)
+    sequences, rows = tracker.rows_to_launch()
+    tracker.write(sequences, rows, [5])
+    tracker.finish(running, Cancelled("enough"))
+    (progress,) = (event for event in running.handle.events() if isinstance(event, Progress))
+    steps = (NUM_TOKENS - 1) + NUM_TOKENS + NUM_TOKENS  # this picture, the other client's turn, the second picture
+    assert progress == Progress(1, 2 * NUM_TOKENS, steps * 2.0 + 1.0)
+    assert sequence.written == 1
 
 
 def test_slots_out_of_use_come_back_with_the_next_request():

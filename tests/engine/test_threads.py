@@ -97,6 +97,17 @@ def test_late_previews_are_dropped_and_never_hold_up_a_picture(make_engine):
     assert isinstance(events[-1], Done) and isinstance(events[-2], ImageReady)
 
 
+def test_no_preview_of_a_picture_comes_after_it(make_engine):
+    engine = started(make_engine, FakeRunner(num_slots=2, detokenize_s=0.02))
+    generation = engine.submit(GenerationRequest.of("a", 4, seed=1, preview_every=1))
+    finished = set()
+    for event in generation.events():
+        if isinstance(event, ImageReady):
+            finished.add(event.image.index)
+        assert not (isinstance(event, Preview) and event.index in finished)
+    assert len(finished) == 4
+
+
 def test_drain_finishes_what_was_accepted_and_refuses_the_rest(make_engine):
     engine = started(make_engine, FakeRunner(num_slots=1, step_s=0.005))
     generations = [engine.submit(GenerationRequest.of("a", seed=i)) for i in range(3)]
@@ -134,14 +145,3 @@ def test_refusal_at_twice_the_limit_is_immediate(make_engine):
             seconds.append(time.monotonic() - begun)
             assert error.retry_after_s >= 1
     assert len(seconds) == 10 and sorted(seconds)[5] < 0.05
-
-
-def test_eta_is_near_the_truth(make_engine):
-    engine = started(make_engine, FakeRunner(num_slots=1, step_s=0.02))
-    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
-    told = {}
-    for event in generation.events():
-        if type(event).__name__ == "Progress" and event.eta_s is not None:
-            told[event.tokens_done] = time.monotonic() + event.eta_s
-        end = time.monotonic()
-    assert told[8] == pytest.approx(end, abs=0.6 * (32 - 8) * 0.02), "the queue is counted in"
