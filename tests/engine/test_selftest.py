@@ -5,7 +5,7 @@ import pytest
 
 from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.engine.selftest import check_determinism
-from dalle_server.errors import CheckpointError
+from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import GenerationRequest, ImageKey
 from tests.engine.conftest import new_engine, run, same
 
@@ -67,4 +67,16 @@ def test_weights_that_give_nan_stop_the_start():
     runner = FakeRunner()
     runner.nan_at = {ImageKey(20210721): 1}
     with pytest.raises(CheckpointError, match="not finite"):
+        check_determinism(runner)
+
+
+def test_a_batch_that_does_not_fit_in_memory_stops_the_start():
+    runner = FakeRunner(num_slots=8)
+
+    def step(rows):
+        if len(rows) > 4:
+            raise MemoryError
+
+    runner.on_step = step
+    with pytest.raises(ConfigError, match="lower num_slots"):
         check_determinism(runner)

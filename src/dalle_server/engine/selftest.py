@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
-from dalle_server.errors import CheckpointError
+from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import ImageKey
 
 NUM_STEPS = 3
@@ -26,8 +26,17 @@ logger = logging.getLogger(__name__)
 def check_determinism(runner: Runner) -> str:
     """Compare the row buckets, pin one if they differ, and say in a line what holds from now on.
 
-    Raises CheckpointError when the logits are not finite.
+    Raises CheckpointError when the logits are not finite, ConfigError when a full batch does not fit in memory.
     """
+    try:
+        verdict = _verdict(runner)
+    except MemoryError as error:
+        raise ConfigError(f"{runner.num_slots} pictures at a time do not fit in memory; lower num_slots") from error
+    logger.log(logging.INFO if verdict.startswith("exact") else logging.WARNING, "determinism %s", verdict)
+    return verdict
+
+
+def _verdict(runner: Runner) -> str:
     buckets = [bucket for bucket in runner.row_buckets if bucket <= runner.num_slots] or [runner.num_slots]
     listed = " and ".join(filter(None, [", ".join(map(str, buckets[:-1])), str(buckets[-1])]))
     texts = [runner.encode([text])[0] for text in _texts(runner)]
@@ -35,17 +44,13 @@ def check_determinism(runner: Runner) -> str:
     if not np.isfinite(alone).all():
         raise CheckpointError("the model's logits are not finite: the weights are broken or their dtype is too narrow")
     if all(_same_bits(alone, _logits(runner, texts, bucket)) for bucket in buckets):
-        verdict = f"exact: steps of {listed} images agree bit for bit on this machine"
-    else:
-        runner.pin_bucket(runner.row_buckets[-1])
-        pinned = f"steps of {listed} images differ on this machine, so each is padded to {runner.row_buckets[-1]}"
-        alone = _logits(runner, texts, num_images=1)
-        if all(_same_bits(alone, _logits(runner, texts, bucket)) for bucket in buckets):
-            verdict = f"exact: {pinned}"
-        else:
-            verdict = f"approximate: {pinned}, and a picture still depends on its company in the last bits"
-    logger.log(logging.INFO if verdict.startswith("exact") else logging.WARNING, "determinism %s", verdict)
-    return verdict
+        return f"exact: steps of {listed} images agree bit for bit on this machine"
+    runner.pin_bucket(runner.row_buckets[-1])
+    pinned = f"steps of {listed} images differ on this machine, so each is padded to {runner.row_buckets[-1]}"
+    alone = _logits(runner, texts, num_images=1)
+    if all(_same_bits(alone, _logits(runner, texts, bucket)) for bucket in buckets):
+        return f"exact: {pinned}"
+    return f"approximate: {pinned}, and a picture still depends on its company in the last bits"
 
 
 def _same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
