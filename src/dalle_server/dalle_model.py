@@ -56,6 +56,7 @@ def load_engine(
             device=settings.device,
             num_slots=settings.num_slots,
             num_threads=settings.num_threads,
+            cache_dir=settings.cache_dir,
         )
 
     return Engine(

@@ -15,7 +15,7 @@ START = 96
 
 
 def random_checkpoint(
-    d_model: int = 96, heads: int = 3, ffn_dim: int = 130, image_length: int = 64, dtype: type = np.float32
+    d_model: int = 96, heads: int = 3, ffn_dim: int = 130, image_length: int = 36, dtype: type = np.float32
 ) -> Checkpoint:
     """Widths that are no multiples of the quantisation group, two blocks of cache a row."""
     transformer = TransformerConfig(
@@ -25,8 +25,8 @@ def random_checkpoint(
         bos_token_id=START + 1, eos_token_id=START + 1, pad_token_id=START + 1,
     )  # fmt: skip
     vqgan = VQGANConfig(
-        ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), z_channels=16, embed_dim=8, n_embed=START,
-        resolution=16, num_groups=4,
+        ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(6,), z_channels=16, embed_dim=8, n_embed=START,
+        resolution=12, num_groups=4,
     )  # fmt: skip
     generator = np.random.default_rng(3)
 
@@ -36,11 +36,13 @@ def random_checkpoint(
             return (name.endswith("norm.weight") + 0.1 * values).astype(dtype)
         return (values if "embed" in name else values / np.sqrt(np.prod(shape[1:]))).astype(dtype)
 
+    pixels = {name: draw(name, shape) for name, shape in vqgan_decoder_tensors(vqgan).items()}
+    pixels["decoder.conv_out.bias"] += 0.5  # or half of all pixels would be clipped to black
     return Checkpoint(
         Path("random"),
         ModelConfig(name="random", transformer=transformer, vqgan=vqgan),
         {name: draw(name, shape) for name, shape in transformer_tensors(transformer).items()},
-        {name: draw(name, shape) for name, shape in vqgan_decoder_tensors(vqgan).items()},
+        pixels,
         digest="random",
     )
 

@@ -58,8 +58,7 @@ def alone(runner: OpenVINORunner) -> dict[int, list[bytes]]:
     return {seed: run(runner, [Picture(seed)])[seed] for seed in range(1, 4)}
 
 
-@pytest.mark.parametrize("company", [2, 3, 5, 8, 16])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("company", "reverse"), [(2, False), (3, True), (5, False), (16, True)])
 def test_any_company_any_slot_any_position(
     runner: OpenVINORunner, alone: dict[int, list[bytes]], company: int, reverse: bool
 ) -> None:

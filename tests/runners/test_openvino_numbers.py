@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, quantise
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
-from dalle_server.engine.runners.openvino_weights import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
@@ -30,7 +30,7 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def tokens() -> np.ndarray:
-    ids = np.random.default_rng(5).integers(0, START, (2, 64))
+    ids = np.random.default_rng(5).integers(0, START, (2, 36))
     ids[:, 0] = START
     return ids
 
@@ -78,7 +78,7 @@ def test_pixels_against_torch(dtype: str, levels: int) -> None:
     model = VQGAN(checkpoint.config.vqgan, with_encoder=False)
     state = {name: torch.tensor(tensor) for name, tensor in checkpoint.vqgan.items()}
     model.load_state_dict(state)
-    ids = np.random.default_rng(2).integers(0, START, (1, 64)).astype(np.int32)
+    ids = np.random.default_rng(2).integers(0, START, (1, 36)).astype(np.int32)
     with torch.no_grad():
         expected = to_pixels(model.decode(torch.tensor(ids).long()))
     pixels = OpenVINORunner(checkpoint, dtype=dtype, num_slots=1).detokenize(ids)

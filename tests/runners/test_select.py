@@ -88,7 +88,7 @@ def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -
     mega = replace(config, d_model=2048, decoder_layers=24, image_length=256)
     assert default_num_slots(config, Choice("openvino", "cpu", "int8", "")) == 16
     assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
-    assert default_num_slots(mega, Choice("openvino", "cpu", "fp32", "")) == 4
+    assert default_num_slots(mega, Choice("openvino", "cpu", "int8", "")) == 4
 
 
 @pytest.mark.parametrize(("free_gb", "slots"), [(80, 17), (7.7, 11), (6.6, 2), (4, 1)])

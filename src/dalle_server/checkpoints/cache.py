@@ -28,16 +28,16 @@ def variant_dir(size: ModelSize, cache_dir: Path) -> Path:
     return EMBEDDED if VARIANTS[size].published is None else cache_dir / "models" / size.folder_name
 
 
-def is_ready(directory: Path) -> bool:
+def is_ready(directory: Path, file_name: str = CONFIG) -> bool:
     """Folders appear whole (see atomic.py), so one file tells."""
-    return (directory / CONFIG).is_file()
+    return (directory / file_name).is_file()
 
 
-def converted_once(target: Path, make: Callable[[], object]) -> Path:
-    """Run `make` unless `target` is there; of several processes one does it and the others wait."""
-    if not is_ready(target):
+def converted_once(target: Path, make: Callable[[], object], file_name: str = CONFIG) -> Path:
+    """Run `make` unless `target` is there (has `file_name`); of several processes one does it and the others wait."""
+    if not is_ready(target, file_name):
         with _locked(target):
-            if not is_ready(target):
+            if not is_ready(target, file_name):
                 remove_partials(target)
                 make()
     return target

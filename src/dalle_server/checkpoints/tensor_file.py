@@ -28,7 +28,6 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT_BYTES = 8
 
 
@@ -45,28 +44,40 @@ class LazyTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def open_tensors(path: Path) -> dict[str, Array]:
-    """Name → read-only view of the mapped file. Raises CheckpointError for a damaged file or another dtype."""
+def open_tensors(
+    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, *, private: bool = False
+) -> dict[str, Array]:
+    """Name → view of the mapped file, read-only unless `private` (then writing changes this process's copy alone).
+
+    Raises CheckpointError for a damaged file or a dtype that is not in `dtypes`.
+    """
     try:
         with safe_open(path, framework="numpy"):  # validates the header against the size of the file
             pass
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); copy it again") from error
     header.pop("__metadata__", None)
-    return {name: _view(path, mapped, 8 + header_bytes, name, entry) for name, entry in header.items()}
+    return {name: _view(path, mapped, 8 + header_bytes, name, entry, dtypes) for name, entry in header.items()}
 
 
-def _view(path: Path, mapped: mmap.mmap, data_start: int, name: str, entry: dict[str, Any]) -> Array:
-    if entry["dtype"] not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+def _view(
+    path: Path,
+    mapped: mmap.mmap,
+    data_start: int,
+    name: str,
+    entry: dict[str, Any],
+    dtypes: Mapping[str, np.dtype[Any]],
+) -> Array:
+    if entry["dtype"] not in dtypes:
+        raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}; expected one of {', '.join(dtypes)}")
     start, end = entry["data_offsets"]
-    dtype = DTYPES[entry["dtype"]]
+    dtype = dtypes[entry["dtype"]]
     array: Array = np.frombuffer(mapped, np.uint8)[data_start + start : data_start + end]
     if (data_start + start) % dtype.itemsize:  # another writer may not align; torch and OpenVINO want it
         array = array.copy()
@@ -88,16 +99,37 @@ def check_tensors(where: str, found: Mapping[str, Array | LazyTensor], expected:
         raise CheckpointError(f"{where} does not fit its config: {'; '.join(faults[:5])}{more}")
 
 
+def release_pages(*tensors: Array) -> None:
+    """Let the system take back the memory in which these views of a mapped file were read.
+
+    They stay valid: what is read again comes from the file. Where the system has no such call, nothing happens.
+    """
+    for tensor in tensors:
+        root: Any = tensor
+        while isinstance(root, np.ndarray):
+            root = root.base
+        mapped = root.obj if isinstance(root, memoryview) else root
+        if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):
+            continue
+        begin = tensor.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        first, last = -(-begin // mmap.PAGESIZE), (begin + tensor.nbytes) // mmap.PAGESIZE
+        if last > first:
+            mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, Array | LazyTensor], report: Callable[[int], None] = lambda done: None
+    path: Path,
+    tensors: Mapping[str, Array | LazyTensor],
+    report: Callable[[int], None] = lambda done: None,
+    dtypes: Mapping[str, np.dtype[Any]] = DTYPES,
 ) -> None:
     """Write in the mapping's order, one tensor in memory at a time, and flush to disk.
 
     `report` gets the bytes of each tensor written. Raises CheckpointError for a dtype that is not
-    fp32, fp16 or bf16. The file is deterministic: same tensors, same bytes.
+    in `dtypes` (fp32, fp16, bf16). The file is deterministic: same tensors, same bytes.
     """
     with path.open("wb") as file:
-        file.write(_header(path, tensors))
+        file.write(_header(path, tensors, {dtype: code for code, dtype in dtypes.items()}))
         for name, tensor in tensors.items():
             _write_tensor(file, name, tensor)
             report(tensor.nbytes)
@@ -105,15 +137,15 @@ def write_tensors(
         os.fsync(file.fileno())
 
 
-def _header(path: Path, tensors: Mapping[str, Array | LazyTensor]) -> bytes:
+def _header(path: Path, tensors: Mapping[str, Array | LazyTensor], codes: Mapping[np.dtype[Any], str]) -> bytes:
     entries: dict[str, Any] = {}
     offset = 0
     for name, tensor in tensors.items():
-        if tensor.dtype not in _CODES:
+        if tensor.dtype not in codes:
             raise CheckpointError(f"{path.name}: cannot store {name} as {tensor.dtype}; use fp32, fp16 or bf16")
         shape = [int(size) for size in tensor.shape]
         entries[name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": codes[tensor.dtype],
             "shape": shape,
             "data_offsets": [offset, offset + tensor.nbytes],
         }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
@@ -49,25 +47,21 @@ def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
     conditional, unconditional = ops.split(x, ops.constant(np.int32(0)), 2).outputs()
     strength = ops.unsqueeze(scales, ops.constant(np.int32(1)))
     mixed = ops.add(unconditional, ops.multiply(strength, ops.subtract(conditional, unconditional)))
-    logits = weights.linear(mixed, "lm_head.weight", rows=config.codebook_size)
+    logits = weights.multiply(mixed, "lm_head")
     return ov.Model([result("logits", logits)], inputs, "decode_step")
 
 
 def _layer(x: Node, weights: Weights, prefix: str, heads: int, pages: tuple[Pages, Pages], caches: list[Node]) -> Node:
-    scale = 1 / math.sqrt(caches[0].get_rt_info()["k_head_size"].value)
-
     def attend(h: Node, block: str) -> Node:
-        names = [f"{prefix}.{block}.{part}_proj.weight" for part in "qkv"]
         if block == "self_attn":
-            query, key, value = ops.split(
-                weights.linear(h, *names, scale=scale), ops.constant(np.int32(1)), 3
-            ).outputs()
+            qkv = weights.multiply(h, f"{prefix}.{block}.qkv")
+            query, key, value = ops.split(qkv, ops.constant(np.int32(1)), 3).outputs()
             mixed = paged_attention(query, key, value, (caches[0], caches[1]), pages[0], heads, write=True)
         else:
             # The text's keys and values were written at admission; the node still wants some of the right shape.
-            query = weights.linear(h, names[0], scale=scale)
+            query = weights.multiply(h, f"{prefix}.{block}.q")
             mixed = paged_attention(query, query, query, (caches[2], caches[3]), pages[1], heads, write=False)
-        return weights.linear(mixed, f"{prefix}.{block}.out_proj.weight")
+        return weights.multiply(mixed, f"{prefix}.{block}.out")
 
     for block, before in (("self_attn", "pre_self_attn_layer_norm"), ("encoder_attn", "pre_encoder_attn_layer_norm")):
         h = attend(layer_norm(x, weights.vector(f"{prefix}.{before}.bias")), block)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
@@ -37,13 +35,12 @@ def build_encoder(weights: Weights, config: TransformerConfig, cache_dtype: ov.T
 
 def _self_attention(h: Node, mask: Node, weights: Weights, prefix: str, heads: int, d_model: int) -> Node:
     head_size = d_model // heads
-    names = [f"{prefix}.{part}_proj.weight" for part in "qkv"]
-    qkv = ops.split(weights.linear(h, *names, scale=1 / math.sqrt(head_size)), ops.constant(np.int32(1)), 3)
+    qkv = ops.split(weights.multiply(h, f"{prefix}.qkv"), ops.constant(np.int32(1)), 3)
     query, key, value = (_split_heads(part, [heads, head_size], [1, 0, 2]) for part in qkv.outputs())
     scores = ops.add(ops.matmul(query, key, transpose_a=False, transpose_b=True), mask)
     mixed = ops.matmul(ops.softmax(scores, -1), value, transpose_a=False, transpose_b=False)
     joined = ops.reshape(ops.transpose(mixed, np.array([1, 0, 2], np.int32)), np.array([0, d_model]), special_zero=True)
-    return weights.linear(joined, f"{prefix}.out_proj.weight")
+    return weights.multiply(joined, f"{prefix}.out")
 
 
 def _cross_kv(states: Node, weights: Weights, config: TransformerConfig, cache_dtype: ov.Type) -> Node:
@@ -51,8 +48,8 @@ def _cross_kv(states: Node, weights: Weights, config: TransformerConfig, cache_d
     head_size = config.d_model // heads
     layers = []
     for layer in range(config.decoder_layers):
-        names = [f"decoder.layers.{layer}.encoder_attn.{part}_proj.weight" for part in "kv"]
-        kv = _split_heads(weights.linear(states, *names), [2, heads, head_size], [1, 2, 0, 3])
+        both = weights.multiply(states, f"decoder.layers.{layer}.encoder_attn.kv")
+        kv = _split_heads(both, [2, heads, head_size], [1, 2, 0, 3])
         layers.append(ops.unsqueeze(kv, ops.constant(np.int32(0))))
     return ops.convert(ops.concat(layers, 0), cache_dtype)
 

@@ -41,10 +41,10 @@ def layer_norm(x: Node, bias: np.ndarray[Any, Any], scale: np.ndarray[Any, Any] 
 def glu(x: Node, weights: Weights, prefix: str) -> Node:
     """Dense_2(LN(gelu(Dense_0 h) · Dense_1 h)), h = LN(x); exact (erf) GELU."""
     h = layer_norm(x, weights.vector(f"{prefix}.ln0.bias"))
-    both = weights.linear(h, f"{prefix}.fc0.weight", f"{prefix}.fc1.weight")
+    both = weights.multiply(h, f"{prefix}.gate_up")
     gate, up = ops.split(both, ops.constant(np.int32(-1)), 2).outputs()
     h = layer_norm(ops.multiply(ops.gelu(gate, "erf"), up), weights.vector(f"{prefix}.ln1.bias"))
-    return weights.linear(h, f"{prefix}.fc2.weight")
+    return weights.multiply(h, f"{prefix}.down")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,20 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
 from dalle_server.engine.runners.openvino_compile import Compiler
 from dalle_server.engine.runners.openvino_decoder import build_decoder
 from dalle_server.engine.runners.openvino_encoder import build_encoder
+from dalle_server.engine.runners.openvino_quantised import Quantised, kept_quantised
 from dalle_server.engine.runners.openvino_slots import SlotCaches
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import sample
-from dalle_server.errors import ConfigError
+from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.models.config import TransformerConfig
+
+logger = logging.getLogger(__name__)
 
 # dtype → (precision of activations, precision of the caches)
 PRECISIONS = {
@@ -30,6 +36,7 @@ PRECISIONS = {
     "bf16": (ov.Type.bf16, ov.Type.bf16),
     "fp32": (ov.Type.f32, ov.Type.f32),
 }
+WORTH_KEEPING_BYTES = 200 << 20
 TEXT_BUCKET = 16  # texts are padded to a multiple of this: four shapes to prepare instead of 64
 
 
@@ -62,6 +69,18 @@ def row_buckets(num_threads: int, num_slots: int) -> tuple[int, ...]:
     sizes = {size for power in range(12) for size in (1 << power, 3 << power)}
     between = {size for size in sizes if smallest < size < num_slots}
     return tuple(sorted({smallest, max(smallest, num_slots)} | between))
+
+
+def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[str, Quantised] | None:
+    """Quantised weights from the cache, where quantising them anew would be felt at start."""
+    size_bytes = sum(tensor.nbytes for tensor in checkpoint.transformer.values())
+    if dtype != "int8" or cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
+        return None
+    try:
+        return kept_quantised(checkpoint, cache_dir)
+    except (OSError, CheckpointError) as error:
+        logger.warning("quantised weights are not kept, so every start takes longer and more memory: %s", error)
+        return None
 
 
 class _Embeddings:
@@ -106,6 +125,7 @@ class OpenVINORunner:
         dtype: str = "int8",
         num_slots: int = 8,
         num_threads: int | None = None,
+        cache_dir: Path | None = None,
         reason: str = "chosen by the caller",
     ):
         if dtype not in PRECISIONS:
@@ -114,12 +134,14 @@ class OpenVINORunner:
         self.num_slots = num_slots
         self._embeddings = _Embeddings(checkpoint.transformer, checkpoint.config.transformer)
         compiler = Compiler(num_threads)
+        self._kept = _kept(checkpoint, dtype, cache_dir)
         self._compile(checkpoint, dtype, compiler)
         threads = self._decoder.get_compiled_model().get_property("INFERENCE_NUM_THREADS")
         self.row_buckets = row_buckets(threads, num_slots)
         self._last_tokens = np.zeros(num_slots + 1, np.int32)
         self._guided = np.zeros((0, self.config.codebook_size), np.float32)
         self._cores = threading.Lock()
+        self._warm_up()
         self.info = RunnerInfo(
             runner="openvino",
             device="cpu",
@@ -131,7 +153,7 @@ class OpenVINORunner:
 
     def _compile(self, checkpoint: Checkpoint, dtype: str, compiler: Compiler) -> None:
         precision, cache = PRECISIONS[dtype]
-        weights = Weights(checkpoint.transformer, dtype)
+        weights = Weights(checkpoint, dtype, self._kept)
         decoder = compiler.compile(build_decoder(weights, self.config), precision, cache)
         self._decoder = decoder.create_infer_request()
         self._slots = SlotCaches(decoder, self._decoder, self.config.transformer, self.num_slots)
@@ -140,6 +162,19 @@ class OpenVINORunner:
         exact = dtype == "fp32" or not compiler.has_bf16
         vqgan = build_vqgan(checkpoint.vqgan, self.config)
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
+
+    def _warm_up(self) -> None:
+        """The first call of each graph packs its weights; what they were packed from is not read again."""
+        self.encode([TextTokens(np.zeros(TEXT_BUCKET, np.int32), 1)])
+        self._release_kept("encoder.")
+        scratch = np.full(self.row_buckets[0], self._slots.scratch, np.int32)
+        self._infer(scratch, np.zeros_like(scratch), np.ones(len(scratch), np.float32))
+        self._release_kept("")
+
+    def _release_kept(self, prefix: str) -> None:
+        for name, quantised in (self._kept or {}).items():
+            if name.startswith(prefix):
+                release_pages(quantised.values, quantised.scales)
 
     def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
         return [self._encode(text) for text in texts]
@@ -164,6 +199,15 @@ class OpenVINORunner:
         slots = np.array([row.slot for row in rows] + [self._slots.scratch] * padding, np.int32)
         positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
         scales = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
+        self._guided = self._infer(slots, positions, scales)[: len(rows)]
+        tokens = sample(self._guided, rows)
+        self._last_tokens[slots[: len(rows)]] = tokens
+        return Ready(tokens)
+
+    def _infer(
+        self, slots: NDArray[np.int32], positions: NDArray[np.int32], scales: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(N,) each → (N, C) guided logits."""
         embedded = self._embeddings.codes(self._last_tokens[slots], positions)
         inputs = {
             "embeddings": np.concatenate([embedded, embedded]),
@@ -172,10 +216,8 @@ class OpenVINORunner:
         }
         with self._cores:
             self._decoder.infer(inputs)
-            self._guided = self._decoder.get_tensor("logits").data[: len(rows)].copy()
-        tokens = sample(self._guided, rows)
-        self._last_tokens[slots[: len(rows)]] = tokens
-        return Ready(tokens)
+            logits: NDArray[np.float32] = self._decoder.get_tensor("logits").data
+            return logits.copy()
 
     def guided_logits(self) -> NDArray[np.float32]:
         return self._guided

@@ -10,6 +10,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
+from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.openvino_ops import Node, parameter, result
 from dalle_server.models.config import ModelConfig, VQGANConfig
 
@@ -21,7 +22,9 @@ def build_vqgan(tensors: Mapping[str, Any], config: ModelConfig) -> ov.Model:
 
     One picture at a time: the shapes are then static, which measured faster, and no picture can touch another.
     """
-    return _Builder(tensors, config.vqgan).build(config.grid_side)
+    model = _Builder(tensors, config.vqgan).build(config.grid_side)
+    release_pages(*tensors.values())
+    return model
 
 
 class _Builder:

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import transformer_tensors
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Memory that slots may take by themselves, and how many still add speed: on a CPU 32 rows cost almost 32
 # times one row's arithmetic, on a GPU the weights still dominate.
-_CPU_SLOTS = (1 << 30, 16)
-_GPU_SLOTS = (2 << 30, 32)
+_CPU_SLOTS = (4, 16, 256 << 20)  # at least, at most, budget in bytes
+_GPU_SLOTS = (1, 32, 2 << 30)
 _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
@@ -59,8 +60,10 @@ def choose_runner(
     device: str = "auto",
     num_slots: int | None = None,
     num_threads: int | None = None,
+    cache_dir: Path | None = None,
 ) -> Runner:
     """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory.
+    `cache_dir` may keep what makes the next start faster.
 
     Raises ConfigError for an impossible choice.
     """
@@ -73,7 +76,12 @@ def choose_runner(
         from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 
         return OpenVINORunner(
-            checkpoint, dtype=choice.dtype, num_slots=slots, num_threads=num_threads, reason=choice.reason
+            checkpoint,
+            dtype=choice.dtype,
+            num_slots=slots,
+            num_threads=num_threads,
+            cache_dir=cache_dir,
+            reason=choice.reason,
         )
     from dalle_server.engine.runners.torch_runner import TorchRunner
 
@@ -88,8 +96,8 @@ def choose_runner(
 
 
 def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
-    """At least 1. A slot keeps two rows of keys and values for I + T positions of every layer."""
-    budget_bytes, most = _CPU_SLOTS if choice.device == "cpu" else _GPU_SLOTS
+    """A slot keeps two rows of keys and values for I + T positions of every layer."""
+    fewest, most, budget_bytes = _CPU_SLOTS if choice.device == "cpu" else _GPU_SLOTS
     positions = config.image_length + config.max_text_length
     value_bytes = 4 if choice.dtype == "fp32" else 2
     if choice.device.startswith("cuda"):
@@ -97,7 +105,7 @@ def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
         free_bytes = _free_gpu_bytes(choice.device) - num_weights * value_bytes - _GPU_RESERVE_BYTES
         budget_bytes = min(budget_bytes, max(0, free_bytes))
     slot_bytes = 2 * 2 * config.decoder_layers * positions * config.d_model * value_bytes
-    return max(1, min(most, budget_bytes // slot_bytes))
+    return max(fewest, min(most, budget_bytes // slot_bytes))
 
 
 def _free_gpu_bytes(device: str) -> int:

@@ -1,0 +1,76 @@
+"""Quantised weights kept for the next start: the same bits, whole or absent, never a reason not to start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dalle_server.checkpoints import open_checkpoint, write_native
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tensor_file import release_pages
+from dalle_server.engine.runners import openvino_quantised, openvino_runner
+from dalle_server.engine.runners.openvino_layers import products
+from dalle_server.engine.runners.openvino_quantised import kept_quantised, quantise_product
+from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.errors import CheckpointError
+from tests.runners.golden_checkpoints import GREEDY, force
+from tests.runners.random_checkpoint import START, random_checkpoint, random_text
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    made = random_checkpoint(dtype=np.float16)
+    files = {"tokenizer.json": b"{}"}
+    return open_checkpoint(write_native(tmp_path / "native", made.config, made.transformer, made.vqgan, files))
+
+
+@pytest.fixture(autouse=True)
+def every_model_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
+
+
+def logits(checkpoint: Checkpoint, cache_dir: Path | None) -> np.ndarray:
+    runner = OpenVINORunner(checkpoint, dtype="int8", num_slots=1, num_threads=1, cache_dir=cache_dir)
+    runner.admit(0, *runner.encode([random_text(1, 9), random_text(0, 2)]))
+    return force(runner, np.full((1, 4), START), GREEDY)
+
+
+def test_the_first_the_next_and_an_uncached_start_agree(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uncached, first = logits(checkpoint, None), logits(checkpoint, tmp_path / "cache")
+    monkeypatch.setattr(openvino_quantised, "quantise", lambda weight: pytest.fail("quantised again"))
+    np.testing.assert_array_equal(first, uncached)
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path / "cache"), uncached)
+
+
+def test_what_is_kept_is_what_quantising_gives(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    kept = kept_quantised(checkpoint, tmp_path)
+    for name, product in products(checkpoint.config).items():
+        expected = quantise_product(checkpoint.transformer, product)
+        for _ in range(2):  # the second time from pages that were given back
+            np.testing.assert_array_equal(kept[name].values, expected.values)
+            np.testing.assert_array_equal(kept[name].scales, expected.scales)
+            release_pages(kept[name].values, kept[name].scales)
+
+
+def test_a_damaged_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    kept_quantised(checkpoint, tmp_path)
+    (file,) = tmp_path.glob("quantised/*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=file.name):
+        kept_quantised(checkpoint, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    with caplog.at_level(logging.WARNING):
+        result = logits(checkpoint, blocked)
+    assert "not kept" in caplog.text
+    np.testing.assert_array_equal(result, logits(checkpoint, None))
