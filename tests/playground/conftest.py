@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.playground.server import Server
 from tests.setup_browser import find_browser
 
+expect.set_options(timeout=20_000)  # the machine may have other work; what must be quick is timed where it is tested
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--mute-audio"]  # fmt: skip
 
@@ -89,7 +90,7 @@ def make_page(browser: Browser, witness: Witness) -> Iterator[Callable[..., Page
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on(
             "console", lambda message: witness.hear(message.type, f"{message.text} {message.location.get('url', '')}")
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import waitress
+from waitress import wasyncore
 
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
@@ -28,7 +30,9 @@ def free_port() -> int:
 class Server:
     """Down and up again on the same port and the same data_dir, as a restart is."""
 
-    def __init__(self, data_dir: Path, **settings: Any):
+    def __init__(self, data_dir: Path, load: Callable[[Settings], Engine] | None = None, **settings: Any):
+        """`load` brings a real model; without it the pictures are squares of colour, `step_s` a token."""
+        self._load_engine = load or self._fake_engine
         self.port = free_port()
         self.settings = Settings(port=self.port, host="127.0.0.1", data_dir=data_dir, **settings)
         self.step_s = 0.01
@@ -40,33 +44,44 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.runner = FakeRunner(fake_config(GRID_SIDE), step_s=self.step_s, num_slots=4)
         self.service = Service(self.settings, self._load)
         self.app = create_app(self.settings, self.service)
+        self._stopping = threading.Event()
+        self._sockets: dict[int, Any] = {}
         self._http = waitress.create_server(
-            self.app, host="127.0.0.1", port=self.port, threads=16, channel_request_lookahead=5
+            self.app, map=self._sockets, host="127.0.0.1", port=self.port, threads=16, channel_request_lookahead=5
         )
-        self._thread = threading.Thread(target=self._http.run, daemon=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self.service.start_loading()
         if self.ready.is_set():
-            assert self.service.wait_until_loaded(10)
+            assert self.service.wait_until_loaded(120)
             self.app.extensions[JOBS].start()
 
     def _load(self) -> Engine:
         self.ready.wait()
-        self.engine = Engine(self.runner, FakeTokenizer(), digest="0" * 64, max_waiting_images=8)
+        self.engine = self._load_engine(self.settings)
         self.engine.start()
         return self.engine
+
+    def _fake_engine(self, settings: Settings) -> Engine:
+        self.runner = FakeRunner(fake_config(GRID_SIDE), step_s=self.step_s, num_slots=4)
+        return Engine(self.runner, FakeTokenizer(), digest="0" * 64, max_waiting_images=8)
 
     def stop(self) -> None:
         """As a kill would: connections cut, jobs left as they are."""
         self.ready.set()
         self.service.wait_until_loaded(10)
         self.app.extensions[JOBS].close()
-        self._http.close()
-        for channel in list(self._http.active_channels.values()):
-            channel.close()
-        self._http.task_dispatcher.shutdown()
+        self._stopping.set()
+        self._thread.join()
         self.engine.stop()
-        self._thread.join(5)
+
+    def _serve(self) -> None:
+        """waitress's own loop, but one that can end: sockets are closed by the thread that waits for them."""
+        while not self._stopping.is_set():
+            wasyncore.loop(timeout=0.05, count=1, map=self._sockets)
+        self._http.task_dispatcher.shutdown()
+        for each in list(self._sockets.values()):
+            each.handle_close()
+        self._http.close()

@@ -14,6 +14,7 @@ from waitress import create_server
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
+from dalle_server.web import jobs
 from dalle_server.web.app import create_app
 from dalle_server.web.service import Service
 
@@ -37,14 +38,14 @@ def live(data_dir: Path, runner: FakeRunner | None = None, **settings_kw: Any) -
     service = Service(settings, load=lambda: engine)
     service.start_loading()
     assert service.wait_until_loaded(10)
-    server = create_server(
-        create_app(settings, service), host="127.0.0.1", port=0, threads=24, channel_request_lookahead=5
-    )
+    app = create_app(settings, service)
+    server = create_server(app, host="127.0.0.1", port=0, threads=24, channel_request_lookahead=5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         yield Live(f"http://127.0.0.1:{server.effective_port}", engine, runner)
     finally:
+        app.extensions[jobs.EXTENSION].close()
         engine.stop()
         server.task_dispatcher.shutdown()
         server.close()

@@ -79,7 +79,9 @@ def test_unfinished_jobs_are_in_the_order_of_submission(store: Store) -> None:
         store.add(job(number))
     store.start("job-1", 0.0)
     store.finish("job-3", "cancelled")
-    assert [each.id for each in store.unfinished()] == ["job-1", "job-2"]
+    assert [(each.id, each.status) for each in store.unfinished()] == [("job-1", "running"), ("job-2", "queued")]
+    store.requeue("job-1")
+    assert [(each.status, each.started_at) for each in store.unfinished()] == [("queued", None)] * 2
 
 
 def test_deleting_a_job_removes_its_pictures(store: Store) -> None:

@@ -51,7 +51,7 @@ def submit() -> tuple[Response, int, dict[str, str]]:
     if body.num_images > limit:
         raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
     job = current_jobs().submit(body.model_dump(), owner=_owner(), client=client_id())
-    return _reply(job), 202, {"Location": f"/v1/jobs/{job.id}"}
+    return _reply(_find(job.id)), 202, {"Location": f"/v1/jobs/{job.id}"}
 
 
 @blueprint.get("")

@@ -82,6 +82,7 @@ class Jobs:
                 return
             self._store = Store(self._settings.data_dir)
             for job in self._store.unfinished():
+                self._store.requeue(job.id)
                 self._backlog[job.id] = job
                 self.feed.open(job.id, job.owner)
                 self.feed.publish(job.id, "queued", {"position": None})
@@ -133,7 +134,9 @@ class Jobs:
             generation.cancel("the job could not be stored")
             raise
         self.feed.open(job.id, owner)
-        self._watch(_Live(job, generation, offset=0))
+        live = _Live(job, generation, offset=0)
+        if not self._drain(live):  # the answer already tells its place in the queue
+            self._watch(live)
         return job
 
     def cancel(self, job: Job) -> None:
@@ -228,12 +231,13 @@ class Jobs:
         wanted = live.job.request["preview"] and self.feed.watched(live.job.id, live.job.owner)
         live.generation.preview_every = self._service.engine.config.grid_side if wanted else 0
 
-    def _drain(self, live: _Live) -> None:
+    def _drain(self, live: _Live) -> bool:
+        """Fold what the engine has said since the last time. True when that was the end."""
         self._steer_previews(live)
         try:
             for event in live.generation.events(poll_s=0):
                 if event is None:
-                    return
+                    return False
                 self._fold(live, event)
         except Exception as error:
             if not isinstance(error, DalleServerError):
@@ -243,6 +247,7 @@ class Jobs:
             self._end(live.job.id, "failed", {"error": openai_error(known)})
         with self._lock:
             self._live.pop(live.job.id, None)
+        return True
 
     def _fold(self, live: _Live, event: Event) -> None:
         job_id, feed = live.job.id, self.feed

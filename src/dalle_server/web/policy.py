@@ -13,10 +13,11 @@ _GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs(/.*)?|/sdapi/v1/(txt2im
 # Bodies with pictures in them.
 _UPLOAD = re.compile(r"/v1/images/(edits|variations)|/sdapi/v1/(img2img|png-info)")
 
-# Any web page may call these, as it could the original's. Jobs are owned, without keys by the address alone, and
-# a page that someone merely visits has that address: only origins that the operator names may see them.
+# Any web page may call these, as it could the original's. Jobs are owned, without keys by all who reach the server,
+# and a page that someone merely visits reaches it too: only origins that the operator names may see them. The other
+# routes here are what a playground on such an origin asks besides.
 CORS_PATHS = (r"/dalle", r"/v1/(images|models).*", r"/sdapi/.*", r"/pictures/.*")
-CORS_OWNED_PATHS = (r"/v1/jobs.*",)
+CORS_OWNED_PATHS = (r"/v1/jobs.*", r"/v1/info", r"/health", r"/ready")
 
 # Must answer whatever the load is.
 _VITAL = frozenset({"/", "/health", "/ready", "/metrics"})

@@ -128,6 +128,10 @@ class Store:
     def start(self, job_id: str, queue_s: float) -> None:
         self._update(job_id, status="running", started_at=time.time(), queue_s=queue_s)
 
+    def requeue(self, job_id: str) -> None:
+        """It ran when the last server ended; now it waits again."""
+        self._update(job_id, status="queued", started_at=None, queue_s=None)
+
     def finish(
         self, job_id: str, status: str, *, total_s: float | None = None, error: dict[str, Any] | None = None
     ) -> None:

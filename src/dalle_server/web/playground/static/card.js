@@ -67,6 +67,7 @@ export class Card {
   #runningLine() {
     const { job } = this;
     if (!job.num_tokens) return ["Reading the prompt"];
+    if (job.tokens_done >= job.num_tokens) return ["Turning tokens into pixels"];
     const tokens = `${job.tokens_done} / ${job.num_tokens} tokens`;
     if (job.eta_s === null || job.eta_s === undefined) return [tokens];
     const passed = (performance.now() - job.receivedAt) / 1000;

@@ -1,0 +1,112 @@
+"""When the server asks for a key, loads, goes away and comes back, or is another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from playwright.sync_api import Page, expect
+
+from tests.playground.conftest import Witness
+from tests.playground.server import Server
+from tests.playground.test_drawing import draw
+
+KEY = "a-key-of-this-test"
+
+
+def expected(witness: Witness, *texts: str) -> None:
+    """Browsers log every refused request; these are the ones that a test provokes."""
+    witness.console[:] = [line for line in witness.console if not any(text in line for text in texts)]
+
+
+def test_a_wrong_key_is_told_and_a_right_one_is_kept(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = make_page(start_server(api_keys=(f"me:{KEY}",)), wait=False)
+    dialog = page.locator("#connection-dialog")
+    expect(dialog).to_contain_text("asks for an API key")
+    expect(page.locator("#submit")).to_be_disabled()
+    page.fill("#api_key", "not-the-right-one")
+    page.press("#api_key", "Enter")
+    expect(dialog.locator("#connection-error")).to_contain_text("not known")
+    page.fill("#api_key", KEY)
+    page.get_by_role("button", name="Connect").click()
+    expect(dialog).to_be_hidden()
+    card = draw(page, "with a key", 2)
+    expect(card).to_have_attribute("data-status", "done")
+    picture = card.locator("img.final").first
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") == 64
+    page.reload()
+    expect(page.locator("article.card")).to_have_count(1)
+    page.get_by_role("button", name="Open picture 1").click()
+    expect(page.locator("#snippet-text")).to_contain_text("Authorization: Bearer $DALLE_API_KEY")
+    assert KEY not in page.locator("#snippet-text").inner_text()
+    expected(witness, "401")
+
+
+def test_a_loading_model_is_waited_for(start_server: Callable[..., Server], make_page: Callable[..., Page]) -> None:
+    server = start_server(loading=True)
+    page = make_page(server, wait=False)
+    expect(page.locator("#banner")).to_contain_text("model is loading")
+    expect(page.locator("#submit")).to_be_disabled()
+    server.ready.set()
+    expect(page.locator("#submit")).to_be_enabled()
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#model-line")).to_contain_text("fake")
+
+
+def test_down_and_up_again_the_job_goes_on(
+    slow_server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = make_page(slow_server)
+    draw(page, "interrupted", 2)
+    expect(page.locator("article.card")).to_have_attribute("data-status", "running")
+    slow_server.stop()
+    expect(page.locator("#banner")).to_contain_text("No answer from")
+    page.fill("#prompt", "typed meanwhile")
+    slow_server.step_s = 0.01
+    slow_server.start()
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("article.card")).to_have_attribute("data-status", "done", timeout=15_000)
+    expect(page.locator("img.final").first).to_be_visible()
+    expect(page.locator("#prompt")).to_have_value("typed meanwhile")
+    expected(witness, "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET",
+             "ERR_EMPTY_RESPONSE", "503")  # fmt: skip
+
+
+def test_a_prompt_sent_to_no_server_is_kept(server: Server, make_page: Callable[..., Page], witness: Witness) -> None:
+    page = make_page(server)
+    server.stop()
+    page.fill("#prompt", "precious")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#form-error")).to_contain_text("does not answer")
+    expect(page.locator("#prompt")).to_have_value("precious")
+    server.start()
+    expect(page.locator("#submit")).to_be_enabled()
+    expected(witness, "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
+
+
+def test_a_page_drives_another_server(start_server: Callable[..., Server], make_page: Callable[..., Page]) -> None:
+    home = start_server(name="home")
+    other = start_server(name="other", cors_origins=(home.url,))
+    page = make_page(home, query=f"?backendUrl={other.url}")
+    expect(draw(page, "far away")).to_have_attribute("data-status", "done")
+    expect(page.locator("img.final")).to_be_visible()
+    assert other.engine.stats().images == 1
+    assert home.engine.stats().images == 0
+
+
+def test_a_key_is_sent_only_to_the_server_it_was_given_for(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    home = start_server(name="home", api_keys=(f"me:{KEY}",))
+    other = start_server(name="other", cors_origins=(home.url,))
+    page = make_page(home, wait=False)
+    page.evaluate("([name, key]) => localStorage.setItem(name, key)", [f"dalle-server.key {home.url}/", KEY])
+    sent: list[dict[str, str]] = []
+    page.on("request", lambda request: request.url.startswith(other.url) and sent.append(request.headers))
+    page.goto(f"{home.url}/playground?backendUrl={other.url}")
+    page.locator("#submit:enabled").wait_for()
+    assert sent
+    assert not any("authorization" in headers for headers in sent)
+    expected(witness, "401")
