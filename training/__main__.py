@@ -1,0 +1,24 @@
+"""python -m training --preset PRESET [STAGE…]: run the recipe, or some stages. Each resumes where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+
+from training import parallel
+from training.preset import load_preset
+from training.recipe import STAGES, Recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--preset", default="cpu", help="a name in training/presets, or a path to a .toml file")
+    parser.add_argument("stages", nargs="*", help=f"default: all, in order: {' '.join(STAGES)}")
+    arguments = parser.parse_args()
+    parallel.start()
+    recipe = Recipe(load_preset(arguments.preset))
+    for stage in arguments.stages or STAGES:
+        STAGES[stage](recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What both training stages share: the clock, checkpoints to resume from, averaged weights, the log line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training import parallel
+from training.preset import Schedule
+
+SAVE_EVERY_S = 60.0
+LOG_EVERY_S = 15.0
+
+
+class AveragedWeights:
+    """Exponential moving average of a module's parameters; what is evaluated and exported."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # young averages follow quickly
+        for name, value in module.state_dict().items():
+            self.values[name].lerp_(value, 1 - decay)
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss_of_step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    schedule: Schedule,
+    checkpoint: Path,
+) -> AveragedWeights:
+    """Run one stage to the end of its schedule, resuming from `checkpoint` if it exists.
+
+    `loss_of_step(draw)` draws its own batch from the number it is given (a different one in every step and process):
+    a resumed run sees the data it would have seen.
+    """
+    average = AveragedWeights(module, schedule.ema_decay)
+    step, elapsed_s = _resume(checkpoint, module, optimizers, average)
+    base_rates = [
+        [group.setdefault("base_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers
+    ]
+    clock = time.monotonic()
+    saved_s = logged_s = elapsed_s
+    window: list[dict[str, float]] = []
+    compiled = False
+    while schedule.progress(step, elapsed_s) < 1:
+        scale = schedule.learning_rate_scale(step, elapsed_s)
+        for optimizer, rates in zip(optimizers, base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+        loss, measures = loss_of_step(step * parallel.world_size() + parallel.rank())
+        loss.backward()
+        parallel.average_gradients(module)
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        average.update(module, step)
+        window.append({"loss": float(loss.detach()), **measures})
+        if compiled:  # the first step of a process compiles, which is no part of the schedule
+            elapsed_s = parallel.agree_on(elapsed_s + time.monotonic() - clock)
+        compiled, clock = True, time.monotonic()
+        if elapsed_s - logged_s > LOG_EVERY_S:
+            rate = len(window) * schedule.batch * parallel.world_size() / (elapsed_s - logged_s)
+            if parallel.rank() == 0:
+                print(_log_line(name, step, elapsed_s, schedule, rate, window), flush=True)
+            logged_s, window = elapsed_s, []
+        if elapsed_s - saved_s > SAVE_EVERY_S:
+            _save(checkpoint, module, optimizers, average, step, elapsed_s)
+            saved_s = elapsed_s
+    _save(checkpoint, module, optimizers, average, step, elapsed_s)
+    parallel.barrier()
+    return average
+
+
+def _log_line(
+    name: str, step: int, elapsed_s: float, schedule: Schedule, rate: float, window: list[dict[str, float]]
+) -> str:
+    means = {key: sum(row[key] for row in window) / len(window) for key in window[0]}
+    done = schedule.progress(step, elapsed_s)
+    left_s = elapsed_s * (1 - done) / max(done, 1e-9)
+    numbers = " ".join(f"{key} {value:.4f}" for key, value in means.items())
+    return f"{name} step {step} {done:6.1%} {rate:.0f}/s left {left_s / 60:.0f} min | {numbers}"
+
+
+def _save(
+    path: Path, module: nn.Module, optimizers: list[Any], average: AveragedWeights, step: int, elapsed_s: float
+) -> None:
+    if parallel.rank() > 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "module": module.state_dict(),
+        "average": average.values,
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "elapsed_s": elapsed_s,
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, module: nn.Module, optimizers: list[Any], average: AveragedWeights) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    average.values = state["average"]
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    print(f"resuming {path.name} at step {state['step']}", flush=True)
+    return state["step"], state["elapsed_s"]
+
+
+def load_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a stage's checkpoint, finished or not."""
+    average: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")["average"]
+    return average

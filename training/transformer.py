@@ -1,0 +1,98 @@
+"""Stage 3: from captions to image tokens. A DalleBart, trained on fresh scenes with caption dropout."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.func import functional_call
+
+from dalle_server.models.dalle_bart import DalleBart
+from dalle_server.models.vqgan import VQGAN
+from training import fsq
+from training.captions import Captioner
+from training.compiled import compiled_loss
+from training.loop import train
+from training.preset import BOS, EOS, PAD, Preset
+from training.scenes import Composer, SceneSampler
+from training.vqgan import tokenize_images
+
+LONGEST_CAPTION = 20  # text tokens; batches are padded to this one length, so that one compiled graph serves all
+
+
+def build_model(preset: Preset, text_vocab_size: int) -> DalleBart:
+    """A fresh model. Image-token embeddings start from their FSQ coordinates: codes that look alike begin alike."""
+    torch.manual_seed(preset.seed)
+    model = DalleBart(preset.transformer_config(text_vocab_size))
+    codes = fsq.codebook(preset.fsq_levels)
+    codes = codes / codes.square().mean().sqrt()
+    with torch.no_grad():
+        for table in (model.decoder.embed_tokens.weight, model.lm_head.weight):
+            projection = torch.randn(codes.shape[1], table.shape[1]) * table.std() / codes.shape[1] ** 0.5
+            table[: len(codes)] = 0.5 * table[: len(codes)] + codes @ projection
+    return model
+
+
+def encode_captions(
+    tokenizer: Tokenizer, captions: list[str], max_length: int, min_length: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (B, T) each, padded to the longest (at least `min_length`). "" becomes [<s>, </s>]: no text."""
+    rows = [tokenizer.encode(f" {text}").ids if text else [BOS, EOS] for text in captions]
+    rows = [row if len(row) <= max_length else [*row[: max_length - 1], EOS] for row in rows]
+    length = max(min_length, *map(len, rows))
+    ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
+    return ids, (ids != PAD).long()
+
+
+def optimizers(model: DalleBart, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers (about half the steps of AdamW), AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
+    return [
+        torch.optim.Muon(matrices, learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train_transformer(
+    preset: Preset, sampler: SceneSampler, composer: Composer, vqgan: VQGAN, captioner: Captioner, tokenizer: Tokenizer
+) -> DalleBart:
+    """Train (or resume) and return the averaged model."""
+    device = composer.device
+    model = build_model(preset, tokenizer.get_vocab_size()).to(device)
+    schedule = preset.transformer_schedule
+    start = model.config.decoder_start_token_id
+
+    def token_loss(ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        inputs = F.pad(tokens[:, :-1], (1, 0), value=start)
+        # Compute in bfloat16 on copies of the fp32 weights, which is where the gradients arrive.
+        half = {name: weight.bfloat16() for name, weight in model.named_parameters()}
+        logits = functional_call(model, half, (ids, mask, inputs))
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    def batch(draw: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = random.Random(f"{preset.seed} transformer {draw}")
+        specs = [sampler.sample(rng) for _ in range(schedule.batch)]
+        tokens = tokenize_images(vqgan, composer.compose(specs, rng))
+        captions = ["" if rng.random() < preset.caption_dropout else captioner.caption(spec, rng) for spec in specs]
+        ids, mask = encode_captions(tokenizer, captions, model.config.max_text_length, LONGEST_CAPTION)
+        return ids.to(device), mask.to(device), tokens
+
+    loss_of_batch = compiled_loss(token_loss, model, batch(-1)) if schedule.compile else token_loss
+
+    def loss_of_step(draw: int) -> tuple[Tensor, dict[str, float]]:
+        return loss_of_batch(*batch(draw)), {}
+
+    average = train(
+        "transformer",
+        model,
+        optimizers(model, schedule.learning_rate),
+        loss_of_step,
+        schedule,
+        preset.work_dir / "transformer.pt",
+    )
+    model.load_state_dict(average.values)
+    return model.eval()
