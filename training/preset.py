@@ -53,7 +53,6 @@ class Preset:
     caption_dropout: float
     vqgan: VQGANConfig
     vqgan_schedule: Schedule
-    finetune_schedule: Schedule
     transformer: dict[str, int]
     transformer_schedule: Schedule
     work_dir: Path
@@ -89,7 +88,6 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
         fsq_levels=levels,
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
-        finetune_schedule=Schedule(**raw["finetune_schedule"]),
         transformer=raw["transformer"],
         transformer_schedule=Schedule(**raw["transformer_schedule"]),
         work_dir=work_root / path.stem,

@@ -38,13 +38,10 @@ def sample_tokens(
     cache.cross_values[..., :length, :] = cross_values
     cache.text_mask[:, :length] = mask.bool()
     noise = torch.Generator(device).manual_seed(seed)
-    rows = torch.arange(2 * num, device=device)
     newest = torch.full((2 * num,), config.decoder_start_token_id, device=device)
     tokens = []
     for position in range(config.image_length):
-        states = model.decoder.step(
-            newest, torch.full_like(newest, position), cache, rows, window=slice(0, 2 * num), length=position + 1
-        )
+        states = model.decoder.step(newest, torch.full_like(newest, position), cache, length=position + 1)
         conditional, unconditional = model.lm_head(states)[:, : config.image_vocab_size].float().chunk(2)
         logits = (unconditional + scale * (conditional - unconditional)) / temperature
         best, candidates = logits.topk(min(top_k, logits.shape[1]))
