@@ -53,6 +53,7 @@ class Preset:
     caption_dropout: float
     vqgan: VQGANConfig
     vqgan_schedule: Schedule
+    decoder_schedule: Schedule
     transformer: dict[str, int]
     transformer_schedule: Schedule
     work_dir: Path
@@ -88,6 +89,7 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
         fsq_levels=levels,
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
+        decoder_schedule=Schedule(**raw["decoder_schedule"]),
         transformer=raw["transformer"],
         transformer_schedule=Schedule(**raw["transformer_schedule"]),
         work_dir=work_root / path.stem,

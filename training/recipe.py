@@ -29,7 +29,7 @@ from training.scenes import Composer, Mixture, SceneSampler
 from training.sheets import SHEETS, save_sheet
 from training.tokenizer import train_tokenizer
 from training.transformer import train_transformer
-from training.vqgan import train_vqgan
+from training.vqgan import finetune_decoder, train_vqgan
 
 NUM_SEEDS = 2
 
@@ -96,7 +96,8 @@ class Recipe:
     def vqgan(self) -> VQGAN:
         """The trained VQGAN (its averaged weights), as far as it has come."""
         model = VQGAN(self.preset.vqgan)
-        model.load_state_dict(load_average(self.preset.work_dir / "vqgan.pt"))
+        finetuned = self.preset.work_dir / "decoder.pt"
+        model.load_state_dict(load_average(finetuned if finetuned.exists() else self.preset.work_dir / "vqgan.pt"))
         return model.to(self.device, memory_format=torch.channels_last).eval()
 
     @cached_property
@@ -131,6 +132,10 @@ def learn_text_tokens(recipe: Recipe) -> None:
 
 def learn_image_tokens(recipe: Recipe) -> None:
     train_vqgan(recipe.preset, recipe.sampler, recipe.composer)
+
+
+def learn_to_paint(recipe: Recipe) -> None:
+    finetune_decoder(recipe.preset, recipe.sampler, recipe.composer)
 
 
 def learn_to_draw(recipe: Recipe) -> None:
@@ -173,6 +178,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "tokenizer": learn_text_tokens,
     "vqgan": learn_image_tokens,
     "transformer": learn_to_draw,
+    "decoder": learn_to_paint,
     "choose": choose_sampling,
     "export": export_checkpoint,
     "evaluate": evaluate,

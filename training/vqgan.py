@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dalle_server.models.vqgan import VQGAN, AttnBlock, ResnetBlock
 from training import fsq
 from training.compiled import Doubled, compiled_loss
-from training.loop import train
-from training.preset import Preset
+from training.loop import load_average, train
+from training.preset import Preset, Schedule
 from training.scenes import Composer, SceneSampler
 
 
@@ -57,21 +57,46 @@ def psnr(images: Tensor, decoded: Tensor) -> float:
     return float((-10 * mse.clamp(min=1e-10).log10()).mean())
 
 
-def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> VQGAN:
-    """Train (or resume) and return the averaged model."""
+def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> None:
+    """Train (or resume) the whole VQGAN; leaves vqgan.pt."""
     torch.manual_seed(preset.seed)
-    device = composer.device
-    schedule = preset.vqgan_schedule
     model = VQGAN(preset.vqgan)
     initialise(model, preset.fsq_levels)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(composer.device, memory_format=torch.channels_last)
+    rng = random.Random(f"{preset.seed} vqgan")
+    calibrate(model, composer.compose([sampler.sample(rng) for _ in range(64)], rng))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    _fit("vqgan", model, trained, preset, preset.vqgan_schedule, sampler, composer)
 
-    def scenes(rng: random.Random) -> Tensor:
+
+def finetune_decoder(preset: Preset, sampler: SceneSampler, composer: Composer) -> None:
+    """Train the way from tokens to pixels further, the tokens staying as they are; leaves decoder.pt.
+
+    It may run at any time after train_vqgan: what the transformer learned remains valid.
+    """
+    model = VQGAN(preset.vqgan)
+    model.load_state_dict(load_average(preset.work_dir / "vqgan.pt"))
+    model.quantize.embedding.weight.requires_grad_(False)
+    model = model.to(composer.device, memory_format=torch.channels_last)
+    trained = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+    _fit("decoder", model, trained, preset, preset.decoder_schedule, sampler, composer)
+
+
+def _fit(
+    name: str,
+    model: VQGAN,
+    trained: list[nn.Parameter],
+    preset: Preset,
+    schedule: Schedule,
+    sampler: SceneSampler,
+    composer: Composer,
+) -> None:
+    device = composer.device
+
+    def scenes(draw: int) -> Tensor:
+        rng = random.Random(f"{preset.seed} {name} {draw}")
         images = composer.compose([sampler.sample(rng) for _ in range(schedule.batch)], rng)
         return images.contiguous(memory_format=torch.channels_last)
-
-    first = random.Random(f"{preset.seed} vqgan")
-    calibrate(model, torch.cat([scenes(first) for _ in range(8)]))
 
     def loss_of(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
@@ -86,18 +111,17 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> VQ
         for level in model.decoder.up:
             if hasattr(level, "upsample"):
                 level.upsample = Doubled(level.upsample.conv)
-        loss_of_batch = compiled_loss(loss_of, model, (scenes(first),))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        loss_of_batch = compiled_loss(loss_of, model, (scenes(-1),))
     # Not fused=True: on CPU it pairs weights and gradients by address, which is wrong when only one is channels-last.
     optimizer = torch.optim.AdamW(trained, schedule.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"{preset.seed} vqgan {step}")
-        return loss_of_batch(scenes(rng)), {}
-
-    average = train("vqgan", model, [optimizer], loss_of_step, schedule, preset.work_dir / "vqgan.pt")
-    model.load_state_dict(average.values)
-    return model.eval()
+    train(
+        name,
+        model,
+        [optimizer],
+        lambda draw: (loss_of_batch(scenes(draw)), {}),
+        schedule,
+        preset.work_dir / f"{name}.pt",
+    )
 
 
 def used_codes(ids: Tensor, num_codes: int) -> float:

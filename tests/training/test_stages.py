@@ -42,6 +42,10 @@ fsq_levels = [4, 3]
 batch = 4
 learning_rate = 1e-3
 steps = 4
+[decoder_schedule]
+batch = 4
+learning_rate = 1e-3
+steps = 2
 [transformer]
 d_model = 32
 encoder_layers = 1
@@ -97,6 +101,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained: Recipe, tmp_path: Pa
     recipe.learn_image_tokens(halved)
     whole, resumed = (load_average(made.preset.work_dir / "vqgan.pt") for made in (trained, halved))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_decoder_finetuning_leaves_the_tokens_alone(trained: Recipe) -> None:
+    before = load_average(trained.preset.work_dir / "vqgan.pt")
+    recipe.learn_to_paint(trained)
+    after = load_average(trained.preset.work_dir / "decoder.pt")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def stop_at_two(made: Recipe, _: Path) -> None:
