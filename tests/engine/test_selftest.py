@@ -17,42 +17,42 @@ def test_buckets_that_agree_are_left_alone():
     assert check_determinism(FakeRunner(num_slots=1)).startswith("exact: steps of 1 image")
 
 
-def test_one_bucket_is_pinned_when_they_disagree():
-    runner = FakeRunner(num_slots=4)
-    runner.unequal_buckets = True
-    verdict = check_determinism(runner)
-    assert verdict == "exact: steps of 1, 2 and 4 images differ on this machine, so each is padded to 4"
-    assert runner.row_buckets == (4,)
+@pytest.mark.parametrize(
+    ("own_class", "left", "verdict"),
+    [
+        ({1}, (2, 4, 8), "exact: steps of 2, 4 and 8 images agree bit for bit on this machine; smaller ones do not"),
+        ({1, 2}, (4, 8), "exact: steps of 4 and 8 images agree bit for bit on this machine; smaller ones do not"),
+        ({2}, (4, 8), "exact: steps of 4 and 8 images agree bit for bit on this machine; smaller ones do not"),
+        ({8}, (8,), "exact: steps of 8 images agree bit for bit on this machine; smaller ones do not"),
+    ],
+)
+def test_buckets_that_disagree_are_padded(own_class, left, verdict):
+    runner = FakeRunner(num_slots=8)
+    runner.own_class = own_class
+    assert check_determinism(runner).startswith(verdict)
+    assert runner.row_buckets == left
 
 
 def test_pictures_are_exact_on_a_machine_whose_buckets_disagree():
-    """Without the pin they are not, which shows that the test can fail."""
+    """Without the self-test they are not, which shows that this test can fail."""
 
-    def picture(company, *, pinned):
+    def first_logits(num_others, *, tested):
         runner = FakeRunner(num_slots=4)
-        runner.unequal_buckets = True
+        runner.own_class = {1}
         engine = new_engine(runner)
-        if not pinned:
-            runner._pinned = None
+        if not tested:
             runner.row_buckets = (1, 2, 4)
-        logits = []
-        runner_step = runner.step
-
-        def step(rows):
-            pending = runner_step(rows)
-            logits.append(runner.guided_logits()[0].copy())
-            return pending
-
-        runner.step = step
         generation = engine.submit(GenerationRequest.of("a", seed=1))
-        others = [engine.submit(GenerationRequest.of("b", seed=i)) for i in range(company)]
+        others = [engine.submit(GenerationRequest.of("b", seed=i)) for i in range(num_others)]
+        engine.step()
+        logits = runner.guided_logits()[0].copy()
         run(engine)
         assert all(other.terminal for other in others)
-        return generation.result(), np.stack(logits)
+        return generation.result(), logits
 
-    (pictures, logits), (in_company, logits_in_company) = picture(0, pinned=True), picture(3, pinned=True)
-    assert same(pictures, in_company) and np.array_equal(logits, logits_in_company)
-    assert not np.array_equal(picture(0, pinned=False)[1], picture(3, pinned=False)[1])
+    (alone, logits), (in_company, logits_in_company) = first_logits(0, tested=True), first_logits(3, tested=True)
+    assert same(alone, in_company) and np.array_equal(logits, logits_in_company)
+    assert not np.array_equal(first_logits(0, tested=False)[1], logits)
 
 
 def test_a_machine_that_cannot_be_exact_is_not_called_so(caplog):

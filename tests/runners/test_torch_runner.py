@@ -139,10 +139,10 @@ def test_rows_answer_in_their_own_order(batch, form):
     np.testing.assert_array_equal(backward_logits[::-1], forward_logits)
 
 
-def test_a_pinned_bucket_changes_no_bit(batch, form):
+def test_padding_to_a_larger_bucket_changes_no_bit(batch, form):
     expected, expected_logits = decode(make_runner(form), batch[:1])
     runner = make_runner(form)
-    runner.pin_bucket(8)
+    runner.drop_buckets_below(8)
     assert runner.row_buckets == (8,)
     tokens, logits = decode(runner, batch[:1])
     np.testing.assert_array_equal(tokens, expected)

@@ -1,8 +1,8 @@
 """Does this machine give a picture the same bits in any company? Asked at start, so that it need not be hoped.
 
 A step is padded to a row bucket, and a matrix product may sum in another order for another number of rows.
-Each bucket computes the same picture in other company; where a single bit of the logits differs, the largest
-bucket is pinned and every step is padded to it.
+Each bucket computes the same picture in other company. Small buckets whose logits differ by a single bit from
+the larger ones' are not used: their steps are padded. In the worst case one bucket is left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_determinism(runner: Runner) -> str:
-    """Compare the row buckets, pin one if they differ, and say in a line what holds from now on.
+    """Compare the row buckets, keep those that agree, and say in a line what holds from now on.
 
     Raises CheckpointError when the logits are not finite, ConfigError when a full batch does not fit in memory.
     """
@@ -37,20 +37,27 @@ def check_determinism(runner: Runner) -> str:
 
 
 def _verdict(runner: Runner) -> str:
-    buckets = [bucket for bucket in runner.row_buckets if bucket <= runner.num_slots] or [runner.num_slots]
-    listed = " and ".join(filter(None, [", ".join(map(str, buckets[:-1])), str(buckets[-1])]))
     texts = [runner.encode([text])[0] for text in _texts(runner)]
-    alone = _logits(runner, texts, num_images=1)
-    if not np.isfinite(alone).all():
+    buckets = sorted({min(bucket, runner.num_slots) for bucket in runner.row_buckets})  # as far as slots can fill them
+    logits = {bucket: _logits(runner, texts, bucket) for bucket in buckets}
+    largest = buckets[-1]
+    if not np.isfinite(logits[largest]).all():
         raise CheckpointError("the model's logits are not finite: the weights are broken or their dtype is too narrow")
-    if all(_same_bits(alone, _logits(runner, texts, bucket)) for bucket in buckets):
-        return f"exact: steps of {listed} images agree bit for bit on this machine"
-    runner.pin_bucket(runner.row_buckets[-1])
-    pinned = f"steps of {listed} images differ on this machine, so each is padded to {runner.row_buckets[-1]}"
-    alone = _logits(runner, texts, num_images=1)
-    if all(_same_bits(alone, _logits(runner, texts, bucket)) for bucket in buckets):
-        return f"exact: {pinned}"
-    return f"approximate: {pinned}, and a picture still depends on its company in the last bits"
+    disagreeing = [bucket for bucket in buckets if not _same_bits(logits[bucket], logits[largest])]
+    kept = [bucket for bucket in buckets if bucket > max(disagreeing, default=0)]
+    runner.drop_buckets_below(kept[0])
+    # With a picture alone, padded to the smallest bucket that is left: is that all there was?
+    alone = [_same_bits(_logits(runner, texts, 1), logits[largest]) for _ in range(2)]
+    agree = f"steps of {_listed(kept)} images agree bit for bit on this machine"
+    if not all(alone):
+        return f"approximate: {agree}, but a picture still depends on its company in the last bits"
+    if disagreeing:
+        return f"exact: {agree}; smaller ones do not, and are padded to {kept[0]}"
+    return f"exact: {agree}"
+
+
+def _listed(numbers: list[int]) -> str:
+    return " and ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
 
 
 def _same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:

@@ -94,8 +94,8 @@ class Runner(Protocol):
         """
         ...
 
-    def pin_bucket(self, num_images: int) -> None:
-        """Pad every step to this many images from now on (the self-test found buckets that disagree)."""
+    def drop_buckets_below(self, num_images: int) -> None:
+        """Pad every step to at least this bucket from now on: the self-test found smaller ones to differ in bits."""
         ...
 
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:

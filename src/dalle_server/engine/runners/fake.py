@@ -113,17 +113,16 @@ class FakeRunner:
         self.info = RunnerInfo("fake", "cpu", "no device", "fp32", "asked for by a test", {"numpy": np.__version__})
         self.num_slots = num_slots
         self.lookahead = lookahead
-        self.row_buckets = tuple(row_buckets or sorted({min(2**i, num_slots) for i in range(8)}))
+        self.row_buckets: tuple[int, ...] = tuple(row_buckets or sorted({min(2**i, num_slots) for i in range(8)}))
         self.step_s, self.detokenize_s = step_s, detokenize_s
         self.on_step: Callable[[Sequence[StepRow]], None] = lambda rows: None  # may raise or block
         self.on_encode: Callable[[Sequence[TextTokens]], None] = lambda texts: None
         self.on_detokenize: Callable[[NDArray[np.int32]], None] = lambda grids: None
         self.nan_at: dict[ImageKey, int] = {}  # the position from which an image's logits are NaN
-        self.unequal_buckets = False  # the last bit depends on the bucket
+        self.own_class: set[int] = set()  # buckets whose logits differ in the last bit
         self.num_steps = 0
         self.closed = False
         self._slots: dict[int, _Slot] = {}
-        self._pinned: int | None = None
         self._logits = np.zeros((0, self.config.codebook_size), np.float32)
         self._stepping = threading.Lock()
 
@@ -172,20 +171,19 @@ class FakeRunner:
         logits = guide(
             (conditional / MASK32 * 4).astype(np.float32), (unconditional / MASK32 * 4).astype(np.float32), scale
         )
-        if self.unequal_buckets:
-            logits = np.nextafter(logits, np.float32(self._bucket(len(rows)) % 2 * 1e9))
+        if self._bucket(len(rows)) in self.own_class:
+            logits = np.nextafter(logits, np.float32(np.inf))
         logits[[state.poisoned for state in states]] = np.nan
         return logits
 
     def _bucket(self, num_images: int) -> int:
-        return self._pinned or next(bucket for bucket in self.row_buckets if bucket >= num_images)
+        return next(bucket for bucket in self.row_buckets if bucket >= num_images)
 
     def guided_logits(self) -> NDArray[np.float32]:
         return self._logits
 
-    def pin_bucket(self, num_images: int) -> None:
-        self._pinned = num_images
-        self.row_buckets = (num_images,)
+    def drop_buckets_below(self, num_images: int) -> None:
+        self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
         """One colour per id, one square per token, a soft shade inside each."""

@@ -222,8 +222,8 @@ class OpenVINORunner:
     def guided_logits(self) -> NDArray[np.float32]:
         return self._guided
 
-    def pin_bucket(self, num_images: int) -> None:
-        self.row_buckets = (num_images,)
+    def drop_buckets_below(self, num_images: int) -> None:
+        self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
         return np.stack([self._paint(grid) for grid in grids])

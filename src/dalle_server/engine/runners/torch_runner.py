@@ -165,8 +165,8 @@ class TorchRunner:
         answer: NDArray[np.float32] = logits[slots].cpu().numpy()
         return answer
 
-    def pin_bucket(self, num_images: int) -> None:
-        self.row_buckets = (next(bucket for bucket in self.row_buckets if bucket >= num_images),)
+    def drop_buckets_below(self, num_images: int) -> None:
+        self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
     @torch.inference_mode()
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
