@@ -24,7 +24,7 @@ from training.judge import Judge
 from training.palette import COLOUR_NAMES
 from training.sample import decode_images
 from training.scenes import POSITIONS, RELATIONS, Composer, SceneSampler, SceneSpec, Thing
-from training.vqgan import tokenize_images
+from training.vqgan import psnr, tokenize_images, used_codes
 
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
 Generate = Callable[[list[str], int], Tensor]  # (captions, seed) → pictures
@@ -133,6 +133,19 @@ def score(question: Question, generate: Generate, vqgan: VQGAN, composer: Compos
     return Score(question.name, len(specs), seeds, value, low, high, renders, reconstructions, chance)
 
 
+def reconstruction(
+    vqgan: VQGAN, sampler: SceneSampler, composer: Composer, *, num_scenes: int = 512
+) -> dict[str, float]:
+    """PSNR in dB of fresh scenes after a trip through the tokens, and how many codes are in effective use."""
+    rng = random.Random("reconstruction")
+    images = composer.compose([sampler.sample(rng) for _ in range(num_scenes)], rng)
+    tokens = tokenize_images(vqgan, images)
+    return {
+        "psnr_db": round(psnr(images, decode_images(vqgan, tokens)), 2),
+        "codes_used": round(used_codes(tokens, vqgan.config.n_embed)),
+    }
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a binomial share (Wilson 1927)."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -140,9 +153,10 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def report(scores: list[Score], target: Path) -> str:
+def report(scores: list[Score], quality: dict[str, float], target: Path) -> str:
     """Write the scores as JSON and return them as a Markdown table."""
-    target.write_text(json.dumps([asdict(row) for row in scores], indent=2) + "\n", encoding="utf-8")
+    results = {"reconstruction": quality, "scores": [asdict(row) for row in scores]}
+    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     lines = [
         "| question | score (95 % interval) | prompts × seeds | ceiling: renders | ceiling: recon. | control |",
         "|---|---|---|---|---|---|",

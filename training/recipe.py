@@ -18,7 +18,7 @@ from dalle_server.models.vqgan import VQGAN
 from training.artwork import Atlas, load_atlas
 from training.captions import Captioner
 from training.concepts import Concept, load_concepts
-from training.evaluate import Generate, Question, questions, report, sampling_grid, score
+from training.evaluate import Generate, Question, questions, reconstruction, report, sampling_grid, score
 from training.export import export
 from training.held_out import HeldOut, load_held_out
 from training.judge import Judge
@@ -168,7 +168,9 @@ def evaluate(recipe: Recipe) -> None:
     for question in recipe.questions:
         scores.append(score(question, draw, recipe.vqgan, recipe.composer, seeds=NUM_SEEDS))
         print(scores[-1], flush=True)
-    print(report(scores, recipe.preset.work_dir / "scores.json"))
+    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.composer)
+    print(quality)
+    print(report(scores, quality, recipe.preset.work_dir / "scores.json"))
     for name, prompts in SHEETS.items():
         save_sheet(draw(prompts, 0), recipe.preset.work_dir / f"{name}.png", columns=8)
 

@@ -11,7 +11,7 @@ import torch
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.generation import SamplingParams
 from dalle_server.text import TextTokenizer
-from training import fsq, recipe
+from training import fsq, loop, recipe
 from training.artwork import STYLES, Atlas
 from training.compiled import Doubled, compiled_loss
 from training.export import export
@@ -93,11 +93,27 @@ def test_training_moves_the_weights_and_counts_its_steps(trained: Recipe) -> Non
         assert all(torch.isfinite(value).all() for value in state["average"].values())
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(trained: Recipe, tmp_path: Path) -> None:
-    halved = make_recipe(tmp_path, PRESET.replace("steps = 4", "steps = 4 # resumed"))
-    object.__setattr__(halved.preset, "vqgan_schedule", Schedule(batch=4, learning_rate=1e-3, steps=4))
-    first_half = tmp_path / "half.pt"
-    stop_at_two(halved, first_half)
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    trained: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved = make_recipe(tmp_path)
+    progress = Schedule.progress
+
+    def killed_after_two_steps(self: Schedule, step: int, elapsed_s: float) -> float:
+        if step == 2:
+            raise Killed
+        return progress(self, step, elapsed_s)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop, "SAVE_EVERY_S", -1.0)  # after every step
+        patched.setattr(Schedule, "progress", killed_after_two_steps)
+        recipe.learn_image_tokens(halved)
+    assert torch.load(halved.preset.work_dir / "vqgan.pt", weights_only=True)["step"] == 2
+
     recipe.learn_image_tokens(halved)
     whole, resumed = (load_average(made.preset.work_dir / "vqgan.pt") for made in (trained, halved))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -109,31 +125,6 @@ def test_decoder_finetuning_leaves_the_tokens_alone(trained: Recipe) -> None:
     after = load_average(trained.preset.work_dir / "decoder.pt")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
-
-
-def stop_at_two(made: Recipe, _: Path) -> None:
-    """Run the VQGAN stage until its third batch is asked for, and save what a killed process would have left."""
-    from training import loop
-
-    class Killed(Exception):
-        pass
-
-    original, saved_every = loop.Schedule.progress, loop.SAVE_EVERY_S
-
-    def progress(self: Schedule, step: int, elapsed_s: float) -> float:
-        if step == 2:
-            raise Killed
-        return original(self, step, elapsed_s)
-
-    loop.SAVE_EVERY_S = -1.0  # after every step
-    loop.Schedule.progress = progress  # type: ignore[method-assign]
-    try:
-        recipe.learn_image_tokens(made)
-    except Killed:
-        pass
-    finally:
-        loop.Schedule.progress = original  # type: ignore[method-assign]
-        loop.SAVE_EVERY_S = saved_every
 
 
 def test_the_exported_checkpoint_opens_and_holds_the_trained_weights(trained: Recipe, tmp_path: Path) -> None:
