@@ -6,7 +6,7 @@ import argparse
 
 from training import parallel
 from training.preset import load_preset
-from training.recipe import STAGES, Recipe
+from training.recipe import EXTRA_STAGES, PARALLEL_STAGES, STAGES, Recipe
 
 
 def main() -> None:
@@ -14,10 +14,16 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu", help="a name in training/presets, or a path to a .toml file")
     parser.add_argument("stages", nargs="*", help=f"default: all, in order: {' '.join(STAGES)}")
     arguments = parser.parse_args()
+    stages = {**STAGES, **EXTRA_STAGES}
+    for stage in arguments.stages:
+        if stage not in stages:
+            parser.error(f"no stage {stage!r}; there are {' '.join(stages)}")
     parallel.start()
     recipe = Recipe(load_preset(arguments.preset))
     for stage in arguments.stages or STAGES:
-        STAGES[stage](recipe)
+        if parallel.rank() == 0 or stage in PARALLEL_STAGES:
+            stages[stage](recipe)
+        parallel.barrier()
 
 
 if __name__ == "__main__":

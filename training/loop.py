@@ -118,10 +118,15 @@ def _resume(path: Path, module: nn.Module, optimizers: list[Any], average: Avera
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
     average.values = state["average"]
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+    for optimizer, saved in zip(optimizers, state["optimizers"] or [], strict=bool(state["optimizers"])):
         optimizer.load_state_dict(saved)
     print(f"resuming {path.name} at step {state['step']}", flush=True)
     return state["step"], state["elapsed_s"]
+
+
+def new_state(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint of a stage that starts from `weights`: step 0, fresh optimizers."""
+    return {"module": weights, "average": weights, "optimizers": None, "step": 0, "elapsed_s": 0.0}
 
 
 def load_average(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dalle_server import assets
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
@@ -24,6 +25,7 @@ from training.held_out import HeldOut, load_held_out
 from training.judge import Judge
 from training.loop import load_average
 from training.preset import Preset
+from training.restore import restore
 from training.sample import decode_images, sample_tokens
 from training.scenes import Composer, Mixture, SceneSampler
 from training.sheets import SHEETS, save_sheet
@@ -32,6 +34,7 @@ from training.transformer import train_transformer
 from training.vqgan import finetune_decoder, train_vqgan
 
 NUM_SEEDS = 2
+SHIPPED = Path(assets.__file__).parent / "nano"
 
 
 class Recipe:
@@ -175,6 +178,11 @@ def evaluate(recipe: Recipe) -> None:
         save_sheet(draw(prompts, 0), recipe.preset.work_dir / f"{name}.png", columns=8)
 
 
+def restore_checkpoint(recipe: Recipe) -> None:
+    restore(SHIPPED, recipe.preset.work_dir)
+    print(f"{recipe.preset.work_dir} goes on from {SHIPPED}")
+
+
 STAGES: dict[str, Callable[[Recipe], None]] = {
     "data": fetch_data,
     "tokenizer": learn_text_tokens,
@@ -185,3 +193,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "export": export_checkpoint,
     "evaluate": evaluate,
 }
+# Run by every process of torchrun; the first process alone runs the others.
+PARALLEL_STAGES = ("vqgan", "transformer", "decoder")
+# Only on request: start from the weights in the package instead of from nothing.
+EXTRA_STAGES: dict[str, Callable[[Recipe], None]] = {"restore": restore_checkpoint}

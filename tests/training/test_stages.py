@@ -18,6 +18,7 @@ from training.export import export
 from training.loop import load_average
 from training.preset import Schedule, load_preset
 from training.recipe import Recipe
+from training.restore import restore
 from training.sample import decode_images, sample_tokens
 from training.scenes import SceneSpec, Thing, placements
 from training.transformer import encode_captions
@@ -136,6 +137,19 @@ def test_the_exported_checkpoint_opens_and_holds_the_trained_weights(trained: Re
     for module, stored in ((trained.transformer, opened.transformer), (trained.vqgan, opened.vqgan)):
         for name, value in module.state_dict().items():
             np.testing.assert_allclose(np.asarray(stored[name], dtype=np.float32), value.numpy(), atol=2e-3, rtol=1e-3)
+
+
+def test_training_goes_on_from_an_exported_checkpoint(trained: Recipe, tmp_path: Path) -> None:
+    path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
+    later = make_recipe(tmp_path)
+    restore(path, later.preset.work_dir)
+    recipe.learn_to_draw(later)
+    state = torch.load(later.preset.work_dir / "transformer.pt", weights_only=True)
+    assert state["step"] == 4
+    before, after = trained.transformer.state_dict(), state["module"]
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.1  # near, not from nothing
+    with pytest.raises(FileExistsError):
+        restore(path, later.preset.work_dir)
 
 
 def test_the_server_reads_captions_as_the_training_did(trained: Recipe, tmp_path: Path) -> None:
