@@ -47,7 +47,8 @@ class Contestant(Protocol):
         """`num_steps` < 256: only so many steps, at positions spread evenly over the picture."""
         ...
 
-    def use_one_thread(self) -> None: ...
+
+Build = Callable[[Path, int, int | None], Contestant]  # native checkpoint, pictures at once, threads
 
 
 def text_ids() -> list[int]:
@@ -59,9 +60,6 @@ class RunnerContestant:
 
     def __init__(self, runner: Runner):
         self.runner = runner
-
-    def use_one_thread(self) -> None:
-        _torch_single_thread()
 
     def draw(self, num_images: int, num_steps: int, clock: Clock) -> Timing:
         start = clock()
@@ -79,28 +77,28 @@ class RunnerContestant:
         return _timing(start, times, clock())
 
 
-def _torch_single_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def padded(ids: list[int]) -> TextTokens:
     return TextTokens(np.array(ids + [1] * (64 - len(ids)), np.int32), len(ids))
 
 
-def torch_fp32(checkpoint: Path, num_images: int) -> Contestant:
-    return _torch(checkpoint, num_images, "fp32")
+def our_torch(dtype: str) -> Build:
+    def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
+        from dalle_server.engine.runners.torch_runner import TorchRunner
+
+        weights = open_checkpoint(checkpoint)
+        return RunnerContestant(TorchRunner(weights, dtype=dtype, num_slots=num_images, num_threads=num_threads))
+
+    return build
 
 
-def torch_bf16(checkpoint: Path, num_images: int) -> Contestant:
-    return _torch(checkpoint, num_images, "bf16")
+def our_openvino(dtype: str) -> Build:
+    def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
+        from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 
+        weights = open_checkpoint(checkpoint)
+        return RunnerContestant(OpenVINORunner(weights, dtype=dtype, num_slots=num_images, num_threads=num_threads))
 
-def _torch(checkpoint: Path, num_images: int, dtype: str) -> Contestant:
-    from dalle_server.engine.runners.torch_runner import TorchRunner
-
-    return RunnerContestant(TorchRunner(open_checkpoint(checkpoint), dtype=dtype, num_slots=num_images))
+    return build
 
 
 class MinDalleContestant:
@@ -162,9 +160,6 @@ class MinDalleContestant:
 
         return timed
 
-    def use_one_thread(self) -> None:
-        _torch_single_thread()
-
     def draw(self, num_images: int, num_steps: int, clock: Clock) -> Timing:
         self.times.clear()
         self.num_steps, self.clock = num_steps, clock
@@ -173,8 +168,13 @@ class MinDalleContestant:
         return _timing(start, self.times, self.clock())
 
 
-def min_dalle(_checkpoint: Path, _num_images: int) -> Contestant:
-    return MinDalleContestant()
+def min_dalle(_checkpoint: Path, _num_images: int, num_threads: int | None) -> Contestant:
+    contestant = MinDalleContestant()
+    if num_threads:
+        import torch
+
+        torch.set_num_threads(num_threads)
+    return contestant
 
 
 def _timing(start: float, times: list[float], end: float) -> Timing:
@@ -182,10 +182,13 @@ def _timing(start: float, times: list[float], end: float) -> Timing:
     return Timing(times[0] - start, np.diff(times).tolist(), end - times[-1])
 
 
-CONTESTANTS: dict[str, Callable[[Path, int], Contestant]] = {
+CONTESTANTS: dict[str, Build] = {
     "min-dalle fp32": min_dalle,
-    "torch fp32": torch_fp32,
-    "torch bf16": torch_bf16,
+    "torch fp32": our_torch("fp32"),
+    "torch bf16": our_torch("bf16"),
+    "openvino fp32": our_openvino("fp32"),
+    "openvino bf16": our_openvino("bf16"),
+    "openvino int8": our_openvino("int8"),
 }
 
 
@@ -219,10 +222,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with PeakMemory() as memory:
         start = time.perf_counter()
-        contestant = CONTESTANTS[arguments.name](arguments.checkpoint, arguments.num_images)
+        num_threads = 1 if arguments.clock == "processor" else None
+        contestant = CONTESTANTS[arguments.name](arguments.checkpoint, arguments.num_images, num_threads)
         load_s = time.perf_counter() - start
-        if arguments.clock == "processor":
-            contestant.use_one_thread()
         timing = contestant.draw(arguments.num_images, arguments.num_steps, CLOCKS[arguments.clock])
     print(json.dumps({"load_s": load_s, "peak_bytes": memory.peak_bytes, **asdict(timing)}))
 
