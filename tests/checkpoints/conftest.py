@@ -1,5 +1,6 @@
 """A small model of random weights, as tensors and as a native checkpoint."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ TOKENIZER_FILES = {"tokenizer.json": b'{"version": "1.0"}'}
 def random_tensors(shapes: Shapes, dtype: type = np.float32) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(7)
     return {name: generator.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+@pytest.fixture(autouse=True)
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes given to os.fsync, which does nothing here: waiting for the disk a thousand times proves nothing."""
+    inodes: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: inodes.append(os.fstat(descriptor).st_ino))
+    return inodes
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,11 @@ def test_a_failed_write_leaves_nothing(tmp_path, tiny_config, transformer, vqgan
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows flushes no folders")
+def test_files_and_folders_are_flushed_before_they_count(native_dir, flushed):
+    assert {path.stat().st_ino for path in (*native_dir.iterdir(), native_dir, native_dir.parent)} <= set(flushed)
+
+
 def test_a_full_disk_is_noticed_before_writing(tmp_path, tiny_config, transformer, vqgan, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(CheckpointError, match="free"):

@@ -19,11 +19,6 @@ from .flax_writer import pack_array, write_flax
 FLIPS = 250  # in each of four places
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
-
-
 def boundaries(num_bytes: int, dense: int) -> list[int]:
     """Lengths short of the whole: every one up to `dense`, a spread over the rest, and the last ones."""
     spread = np.linspace(0, num_bytes - 1, 60, dtype=int).tolist()

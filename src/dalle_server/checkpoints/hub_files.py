@@ -49,6 +49,8 @@ class Meter:
         meter = self
 
         class Bar(tqdm):
+            monitor_interval = 0  # no thread for a bar that nobody sees
+
             def __init__(self, *args: Any, **kwargs: Any):
                 super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
                 meter.tell(kwargs.get("initial", 0))
