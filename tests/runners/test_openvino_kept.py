@@ -1,4 +1,4 @@
-"""Quantised weights kept for the next start: the same bits, whole or absent, never a reason not to start."""
+"""Packed weights kept for the next start: the same bits, whole or absent, never a reason not to start."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from dalle_server.checkpoints import open_checkpoint, write_native
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners import openvino_quantised, openvino_runner
+from dalle_server.engine.runners import openvino_packed, openvino_runner
 from dalle_server.engine.runners.openvino_layers import products
-from dalle_server.engine.runners.openvino_quantised import kept_quantised, quantise_product
+from dalle_server.engine.runners.openvino_packed import kept_packed, pack
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 from dalle_server.errors import CheckpointError
 from tests.runners.golden_checkpoints import GREEDY, force
@@ -32,37 +32,38 @@ def every_model_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
 
 
-def logits(checkpoint: Checkpoint, cache_dir: Path | None) -> np.ndarray:
-    runner = OpenVINORunner(checkpoint, dtype="int8", num_slots=1, num_threads=1, cache_dir=cache_dir)
+def logits(checkpoint: Checkpoint, cache_dir: Path | None, dtype: str = "int8") -> np.ndarray:
+    runner = OpenVINORunner(checkpoint, dtype=dtype, num_slots=1, num_threads=1, cache_dir=cache_dir)
     runner.admit(0, *runner.encode([random_text(1, 9), random_text(0, 2)]))
     return force(runner, np.full((1, 4), START), GREEDY)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_the_first_the_next_and_an_uncached_start_agree(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    uncached, first = logits(checkpoint, None), logits(checkpoint, tmp_path / "cache")
-    monkeypatch.setattr(openvino_quantised, "quantise", lambda weight: pytest.fail("quantised again"))
+    uncached, first = logits(checkpoint, None, dtype), logits(checkpoint, tmp_path, dtype)
+    monkeypatch.setattr(openvino_packed, "pack", lambda *_: pytest.fail("packed again"))
     np.testing.assert_array_equal(first, uncached)
-    np.testing.assert_array_equal(logits(checkpoint, tmp_path / "cache"), uncached)
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path, dtype), uncached)
 
 
-def test_what_is_kept_is_what_quantising_gives(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    kept = kept_quantised(checkpoint, tmp_path)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
+    kept = kept_packed(checkpoint, dtype, tmp_path)
     for name, product in products(checkpoint.config).items():
-        expected = quantise_product(checkpoint.transformer, product)
-        for _ in range(2):  # the second time from pages that were given back
-            np.testing.assert_array_equal(kept[name].values, expected.values)
-            np.testing.assert_array_equal(kept[name].scales, expected.scales)
-            release_pages(kept[name].values, kept[name].scales)
+        for part, expected in pack(checkpoint.transformer, product, dtype).items():
+            for _ in range(2):  # the second time from pages that were given back
+                np.testing.assert_array_equal(kept[name][part], expected)
+                release_pages(kept[name][part])
 
 
 def test_a_damaged_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    kept_quantised(checkpoint, tmp_path)
-    (file,) = tmp_path.glob("quantised/*/*.safetensors")
+    kept_packed(checkpoint, "int8", tmp_path)
+    (file,) = tmp_path.glob("openvino/*/*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=file.name):
-        kept_quantised(checkpoint, tmp_path)
+        kept_packed(checkpoint, "int8", tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_costs_time_and_says_so(

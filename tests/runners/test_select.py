@@ -34,6 +34,13 @@ def test_a_cpu_takes_openvino_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
         assert word in choice.reason
 
 
+def test_a_small_model_stays_exact_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_accelerator(monkeypatch, None)
+    assert choose(num_weights=4_000_000).dtype == "fp32"
+    assert choose(num_weights=430_000_000).dtype == "int8"
+    assert choose(dtype="int8", num_weights=4_000_000).dtype == "int8"
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_an_accelerator_takes_torch_in_fp16(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     with_accelerator(monkeypatch, device)
@@ -100,6 +107,6 @@ def test_slots_leave_room_for_the_weights_on_a_small_gpu(monkeypatch, free_gb: f
 def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dalle_server"):
         runner = choose_runner(random_checkpoint(), "openvino", num_slots=3, num_threads=1)
-    assert runner.info.runner == "openvino" and runner.info.dtype == "int8" and runner.num_slots == 3
+    assert runner.info.runner == "openvino" and runner.info.dtype == "fp32" and runner.num_slots == 3
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "openvino on cpu in int8, 3 slots" in line and runner.info.reason in line
+    assert "openvino on cpu in fp32, 3 slots" in line and runner.info.reason in line

@@ -20,7 +20,7 @@ from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
 from dalle_server.engine.runners.openvino_compile import Compiler
 from dalle_server.engine.runners.openvino_decoder import build_decoder
 from dalle_server.engine.runners.openvino_encoder import build_encoder
-from dalle_server.engine.runners.openvino_quantised import Quantised, kept_quantised
+from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
 from dalle_server.engine.runners.openvino_slots import SlotCaches
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
@@ -71,15 +71,15 @@ def row_buckets(num_threads: int, num_slots: int) -> tuple[int, ...]:
     return tuple(sorted({smallest, max(smallest, num_slots)} | between))
 
 
-def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[str, Quantised] | None:
-    """Quantised weights from the cache, where quantising them anew would be felt at start."""
+def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[str, Packed] | None:
+    """Packed weights from the cache, where packing them anew would be felt at start."""
     size_bytes = sum(tensor.nbytes for tensor in checkpoint.transformer.values())
-    if dtype != "int8" or cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
+    if cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
         return None
     try:
-        return kept_quantised(checkpoint, cache_dir)
+        return kept_packed(checkpoint, dtype, cache_dir)
     except (OSError, CheckpointError) as error:
-        logger.warning("quantised weights are not kept, so every start takes longer and more memory: %s", error)
+        logger.warning("packed weights are not kept, so every start takes longer and more memory: %s", error)
         return None
 
 
@@ -172,9 +172,9 @@ class OpenVINORunner:
         self._release_kept("")
 
     def _release_kept(self, prefix: str) -> None:
-        for name, quantised in (self._kept or {}).items():
+        for name, packed in (self._kept or {}).items():
             if name.startswith(prefix):
-                release_pages(quantised.values, quantised.scales)
+                release_pages(*packed.values())
 
     def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
         return [self._encode(text) for text in texts]

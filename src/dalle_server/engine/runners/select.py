@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 # times one row's arithmetic, on a GPU the weights still dominate.
 _CPU_SLOTS = (4, 16, 256 << 20)  # at least, at most, budget in bytes
 _GPU_SLOTS = (1, 32, 2 << 30)
+_SMALL_WEIGHTS = 20_000_000  # below, a CPU step is all overhead: docs/performance.md
 _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
@@ -34,8 +35,11 @@ class Choice:
     reason: str
 
 
-def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto") -> Choice:
-    """Resolve every "auto". Raises ConfigError for a combination that does not exist or torch that is missing."""
+def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_weights: int | None = None) -> Choice:
+    """Resolve every "auto" for a transformer of `num_weights` (None: a large one).
+
+    Raises ConfigError for a combination that does not exist, or when torch is wanted and missing.
+    """
     reasons = []
     if device == "auto":
         device = "cpu" if runner == "openvino" else _accelerator() or "cpu"
@@ -46,8 +50,8 @@ def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto") -> C
         runner = "openvino" if device == "cpu" else "torch"
         reasons.append(f"runner {runner}: the fastest on this device")
     if dtype == "auto":
-        dtype = _default_dtype(runner, device)
-        reasons.append(f"dtype {dtype}: the fastest that is faithful here")
+        dtype, why = _default_dtype(runner, device, num_weights)
+        reasons.append(f"dtype {dtype}: {why}")
     _check(runner, device, dtype)
     return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
 
@@ -67,7 +71,8 @@ def choose_runner(
 
     Raises ConfigError for an impossible choice.
     """
-    choice = choose(runner, device, dtype)
+    weights = transformer_tensors(checkpoint.config.transformer).values()
+    choice = choose(runner, device, dtype, sum(math.prod(shape) for shape in weights))
     slots = num_slots or default_num_slots(checkpoint.config.transformer, choice)
     logger.info(
         "runner: %s on %s in %s, %d slots (%s)", choice.runner, choice.device, choice.dtype, slots, choice.reason
@@ -125,10 +130,13 @@ def _accelerator() -> str | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
-def _default_dtype(runner: str, device: str) -> str:
+def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[str, str]:
+    """The dtype and why."""
     if runner == "openvino":
-        return "int8"
-    return "fp32" if device == "cpu" else "fp16"
+        if num_weights is not None and num_weights < _SMALL_WEIGHTS:
+            return "fp32", "exact, and as fast as any for a model this small"
+        return "int8", "the fastest that is faithful here"
+    return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
 
 
 def _check(runner: str, device: str, dtype: str) -> None:

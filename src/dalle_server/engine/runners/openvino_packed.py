@@ -1,0 +1,97 @@
+"""A product's weights as a graph holds them, and the file that keeps them for the next start.
+
+Packing costs seconds and, worse, memory that OpenVINO holds on to beside its own copy. From a mapped file the next
+start reads them at once, and gives the pages back when they have been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.checkpoints.atomic import replaced_directory
+from dalle_server.checkpoints.cache import converted_once
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
+from dalle_server.engine.runners.openvino_layers import Product, products
+from dalle_server.engine.runners.openvino_quantised import group_shape, quantise
+from dalle_server.errors import CheckpointError
+
+FILE_NAME = "packed.safetensors"
+FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
+_FLOATS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8)}
+
+Tensors = Mapping[str, Any]
+Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised
+
+
+def pack(tensors: Tensors, product: Product, dtype: str) -> dict[str, NDArray[Any]]:
+    """The named matrices stacked, scaled, cut, and in `dtype` ("fp32", "bf16" or "int8")."""
+    parts = [np.asarray(tensors[name]) for name in product.names]
+    if product.scale != 1.0:
+        parts[0] = parts[0].astype(np.float32) * np.float32(product.scale)
+    if dtype == "int8":
+        quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
+        packed: dict[str, NDArray[Any]] = {"values": quantised.values, "scales": quantised.scales}
+    else:
+        packed = {"values": np.concatenate([part.astype(_FLOATS[dtype]) for part in parts])[: product.rows]}
+    release_pages(*(tensors[name] for name in product.names))
+    return packed
+
+
+def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> dict[str, Packed]:
+    """Every product's weights, mapped from a file in `cache_dir` that is written if it is not there.
+
+    Raises CheckpointError when the file cannot be written or is damaged.
+    """
+    folder = cache_dir / "openvino" / f"{checkpoint.digest[:24]}-{dtype}-v{FILE_VERSION}"
+    wanted = products(checkpoint.config)
+
+    def write() -> None:
+        lazy: dict[str, LazyTensor] = {}
+        for name, product in wanted.items():
+            lazy |= _lazy(checkpoint.transformer, name, product, dtype)
+        with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
+            write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
+
+    file = converted_once(folder, write, FILE_NAME) / FILE_NAME
+    found = open_tensors(file, _FILE_DTYPES, private=True)  # OpenVINO takes only writable memory, which it never writes
+    parts = ("values", "scales") if dtype == "int8" else ("values",)
+    if found.keys() != {f"{name}.{part}" for name in wanted for part in parts}:
+        raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
+    return {name: {part: found[f"{name}.{part}"] for part in parts} for name in wanted}
+
+
+def _lazy(tensors: Tensors, name: str, product: Product, dtype: str) -> dict[str, LazyTensor]:
+    """File entries whose values are packed when the first of them is written."""
+    shapes = [tensors[part].shape for part in product.names]
+    rows = product.rows or sum(shape[0] for shape in shapes)
+    if dtype != "int8":
+        load = _part(tensors, product, dtype, "values", {})
+        return {f"{name}.values": LazyTensor((rows, shapes[0][1]), _FLOATS[dtype], load)}
+    groups, group = group_shape(shapes[0][1])
+    made: dict[str, NDArray[Any]] = {}
+    return {
+        f"{name}.{part}": LazyTensor(shape, np.dtype(stored), _part(tensors, product, dtype, part, made))
+        for part, shape, stored in (
+            ("values", (rows, groups, group), np.int8),
+            ("scales", (rows, groups, 1), np.float32),
+        )
+    }
+
+
+def _part(
+    tensors: Tensors, product: Product, dtype: str, part: str, made: dict[str, NDArray[Any]]
+) -> Callable[[], NDArray[Any]]:
+    def load() -> NDArray[Any]:
+        if part not in made:
+            made.update(pack(tensors, product, dtype))
+        return made.pop(part)
+
+    return load
