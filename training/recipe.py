@@ -146,16 +146,23 @@ def learn_to_draw(recipe: Recipe) -> None:
 
 
 def choose_sampling(recipe: Recipe) -> None:
-    """Guidance, temperature and top_k: the best of a grid on part of the fixed prompts."""
+    """Guidance, temperature and top_k, by the score of a grid on part of the fixed prompts.
+
+    One-standard-error rule: among the settings that the data cannot tell from the best, the warmest, because a seed
+    should make a difference.
+    """
     asked = [q for q in recipe.questions if q.name in ("single object, top-1", "background colour")]
     thinned = [replace(question, prompts=question.prompts[::3]) for question in asked]
     results = []
     for sampling in sampling_grid():
-        values = [score(q, recipe.generate(sampling), recipe.vqgan, recipe.composer, seeds=1).score for q in thinned]
-        results.append((sum(values) / len(values), sampling))
+        values = [score(q, recipe.generate(sampling), recipe.vqgan, recipe.composer, seeds=1) for q in thinned]
+        results.append((sum(value.score for value in values) / len(values), sampling))
         print(f"{results[-1][0]:.3f} {sampling}", flush=True)
-    _, best = max(results, key=lambda result: result[0])
-    recipe.sampling_file.write_text(json.dumps(asdict(best)) + "\n", encoding="utf-8")
+    best, _ = max(results, key=lambda result: result[0])
+    error = (0.25 / len(thinned[0].prompts)) ** 0.5 / len(thinned)
+    close = [(value, sampling) for value, sampling in results if value >= best - error]
+    _, chosen = max(close, key=lambda result: (result[1].temperature or 0.0, result[0]))
+    recipe.sampling_file.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
 
 
 def export_checkpoint(recipe: Recipe) -> None:
