@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dalle_server.dalle_model import load_engine
+from dalle_server.engine.stats import Observer
 from tests.playground.conftest import FLAGS
 from tests.playground.server import Server
 from tests.setup_browser import find_browser
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "images"
-WIDE = {"viewport": {"width": 1360, "height": 850}}
+MAX_BYTES = 150_000
+WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 WRITTEN = """[...document.querySelectorAll(".cell.writing")]
   .map((cell) => parseFloat(cell.style.getPropertyValue("--written")))"""
@@ -32,11 +34,23 @@ PAST = [
 ]  # fmt: skip
 
 
+class Brake(Observer):
+    """Slows the engine down, so that a picture of its work can be taken."""
+
+    step_s = 0.0
+
+    def on_step(self, num_images: int, seconds: float) -> None:
+        time.sleep(self.step_s)
+
+
+BRAKE = Brake()
+
+
 def main(states: list[str]) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as directory:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
-        server = Server(Path(directory), load_engine, model_version="nano")
+        server = Server(Path(directory), lambda settings: load_engine(settings, BRAKE), model_version="nano")
         server.start()
         for name, take in STATES.items():
             if not states or name in states or name == "gallery":
@@ -48,9 +62,12 @@ def main(states: list[str]) -> None:
 
 
 def save(name: str, screenshot: bytes) -> None:
-    """PNG of 256 colours: half the size, and no difference to the eye on a page of flat areas."""
-    image = Image.open(io.BytesIO(screenshot)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(DIRECTORY / f"playground-{name}.png", optimize=True)
+    """As PNG, in true colour where that is small enough."""
+    image, path = Image.open(io.BytesIO(screenshot)).convert("RGB"), DIRECTORY / f"playground-{name}.png"
+    image.save(path, optimize=True)
+    if path.stat().st_size > MAX_BYTES:
+        image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(path, optimize=True)
+    assert path.stat().st_size <= MAX_BYTES, f"{path} has {path.stat().st_size} bytes"
 
 
 def open_page(browser: Browser, server: Server, *, ready: bool = True, **options: Any) -> Page:
@@ -87,12 +104,19 @@ def gallery(browser: Browser, server: Server) -> bytes:
 
 
 def running(browser: Browser, server: Server) -> bytes:
+    BRAKE.step_s = 0.08
     page = open_page(browser, server)
     draw(page, "a purple heart on a yellow background", 4, 5)
+    page.wait_for_timeout(200)
     draw(page, "a pizza to the left of a coffee", 4, 6)
-    while max(page.evaluate(WRITTEN), default=0) < 50:
+    while max(page.evaluate(WRITTEN), default=0) < 55:
         page.wait_for_timeout(20)
-    return page.screenshot()
+    BRAKE.step_s = 2.0
+    page.wait_for_timeout(1_000)
+    screenshot = page.screenshot()
+    BRAKE.step_s = 0.0
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0, timeout=60_000)
+    return screenshot
 
 
 def done(browser: Browser, server: Server) -> bytes:

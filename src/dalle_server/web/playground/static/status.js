@@ -86,7 +86,7 @@ export class Status {
       ["Runs on", `${runner.device_name} (${runner.device})`],
       ["With", `${runner.runner}, ${runner.dtype}`],
       ["Why", runner.reason],
-      ["Same seed", `same picture: ${model.determinism}`],
+      ["Repeatable", model.determinism],
       ["Weights", model.weights_digest.slice(0, 16)],
       ["Server", `${backend || this.host}, version ${version}`],
     ];

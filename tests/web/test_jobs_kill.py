@@ -1,0 +1,85 @@
+"""kill -9 in the middle of a job: the next server ends it, with the bytes that it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVER = """
+import sys, threading
+from pathlib import Path
+from tests.playground.server import Server
+server = Server(Path(sys.argv[1]))
+server.step_s = float(sys.argv[2])
+server.start()
+print(server.url, flush=True)
+threading.Event().wait()
+"""
+
+
+@contextmanager
+def serving(data_dir: Path, step_s: float) -> Iterator[str]:
+    """A server in a process of its own, killed at the end of the block."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(data_dir), str(step_s)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def call(url: str, body: dict[str, Any] | None = None) -> bytes:
+    with urllib.request.urlopen(url, None if body is None else json.dumps(body).encode(), timeout=30) as reply:
+        return bytes(reply.read())
+
+
+def wait_for(url: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        job: dict[str, Any] = json.loads(call(url))
+        if condition(job):
+            return job
+        time.sleep(0.02)
+    raise AssertionError(f"it did not happen: {job}")
+
+
+def is_done(job: dict[str, Any]) -> bool:
+    return bool(job["status"] == "done")
+
+
+def is_half_done(job: dict[str, Any]) -> bool:
+    return bool(job["images"]) and job["status"] == "running"
+
+
+def pictures(base: str, job: dict[str, Any]) -> list[bytes]:
+    return [call(base + image["url"]) for image in job["images"]]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_a_killed_server_ends_its_jobs_with_the_same_bytes(tmp_path: Path) -> None:
+    body = {"prompt": "a red apple", "num_images": 6, "seed": 9}  # on four places: two pictures come later
+    with serving(tmp_path / "whole", step_s=0) as base:
+        job = json.loads(call(f"{base}/v1/jobs", body))
+        expected = pictures(base, wait_for(f"{base}/v1/jobs/{job['id']}", is_done))
+    with serving(tmp_path / "cut", step_s=0.02) as base:
+        job = json.loads(call(f"{base}/v1/jobs", body))
+        wait_for(f"{base}/v1/jobs/{job['id']}", is_half_done)
+    with serving(tmp_path / "cut", step_s=0) as base:
+        again = wait_for(f"{base}/v1/jobs/{job['id']}", is_done)
+        assert pictures(base, again) == expected
