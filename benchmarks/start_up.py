@@ -1,8 +1,8 @@
 """From the command to a server that can draw, and the most memory on the way.
 
 Each model starts in a process of its own, as `dalle-server serve` does: imports, opening the checkpoint, the
-runner, the engine's self-test; then one picture. Mini int8 is started twice: the first start quantises and keeps
-the result, the next one finds it. Peak memory is the largest resident set, mapped files included.
+runner, the engine's self-test; then one picture. Each is started twice: the first start packs the weights and
+keeps the result, the next one finds it. Peak memory is the largest resident set, mapped files included.
 
     python -m benchmarks.start_up [--models "mini int8" "mini fp32" "mega int8"]
 
@@ -35,8 +35,7 @@ def main() -> None:
         size, dtype = model.split()
         directory = random_model(size)
         with tempfile.TemporaryDirectory() as cache:
-            starts = ["first", "next"] if dtype == "int8" else ["next"]
-            results[model] = {which: start(directory, dtype, cache) for which in starts}
+            results[model] = {which: start(directory, dtype, cache) for which in ("first", "next")}
         for which, figures in results[model].items():
             print(f"{model:10} {which:5} {figures}", flush=True)
     print(json.dumps({"benchmark": "start_up", "results": results, **machine.describe()}))

@@ -156,25 +156,27 @@ class OpenVINORunner:
         weights = Weights(checkpoint, dtype, self._kept)
         decoder = compiler.compile(build_decoder(weights, self.config), precision, cache)
         self._decoder = decoder.create_infer_request()
+        self._release_kept()
         self._slots = SlotCaches(decoder, self._decoder, self.config.transformer, self.num_slots)
         encoder = build_encoder(weights, self.config.transformer, cache)
         self._encoder = compiler.compile(encoder, precision).create_infer_request()
+        self._release_kept()
         exact = dtype == "fp32" or not compiler.has_bf16
         vqgan = build_vqgan(checkpoint.vqgan, self.config)
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
 
     def _warm_up(self) -> None:
-        """The first call of each graph packs its weights; what they were packed from is not read again."""
+        """int8 weights are rearranged in the first call of a graph, others when it is compiled."""
         self.encode([TextTokens(np.zeros(TEXT_BUCKET, np.int32), 1)])
-        self._release_kept("encoder.")
+        self._release_kept()
         scratch = np.full(self.row_buckets[0], self._slots.scratch, np.int32)
         self._infer(scratch, np.zeros_like(scratch), np.ones(len(scratch), np.float32))
-        self._release_kept("")
+        self._release_kept()
 
-    def _release_kept(self, prefix: str) -> None:
-        for name, packed in (self._kept or {}).items():
-            if name.startswith(prefix):
-                release_pages(*packed.values())
+    def _release_kept(self) -> None:
+        """OpenVINO has an arrangement of its own by now and does not read the mapped weights again."""
+        for packed in (self._kept or {}).values():
+            release_pages(*packed.values())
 
     def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
         return [self._encode(text) for text in texts]
