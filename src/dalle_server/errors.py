@@ -49,6 +49,11 @@ class Unauthorized(DalleServerError):
     code = "invalid_api_key"
 
 
+class Forbidden(DalleServerError):
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(DalleServerError):
     status = 404
     code = "not_found"

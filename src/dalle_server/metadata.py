@@ -33,6 +33,7 @@ from dalle_server.generation import (
 )
 
 PNG_KEYWORD = "dalle-server"
+FORMATS = ("PNG", "JPEG", "WEBP")  # a stranger's file meets no other of Pillow's many readers
 MAX_TEXT_CHARS = 4000  # of each prompt kept: EXIF ends at 64 KiB, and the model reads 64 text tokens of it
 MAX_GRID_TOKENS = 4096
 _MAX_TOKEN_BITS = 16
@@ -180,11 +181,15 @@ def read_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata:
 def find_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata | None:
     """The same, but None for a picture that tells nothing."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
             text = _embedded_text(image)
     except FileNotFoundError:
         raise InvalidRequest(f"{_name(source)} does not exist; give the path of a picture", param="image") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        known = "it is not a PNG, JPEG or WebP file"
+        raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {known}", param="image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {error}", param="image") from None
     try:
         return None if text is None else PictureMetadata.model_validate_json(text)

@@ -52,8 +52,8 @@ def test_cancel_takes_effect_within_a_token(make_engine):
     engine = started(make_engine, runner)
     generation = engine.submit(GenerationRequest.of("a", 4, seed=1))
     time.sleep(0.12)
-    steps = runner.num_steps
     generation.cancel("enough")
+    steps = runner.num_steps
     with pytest.raises(GenerationCancelled, match="enough"):
         generation.result(5)
     assert runner.num_steps <= steps + 1
@@ -62,7 +62,7 @@ def test_cancel_takes_effect_within_a_token(make_engine):
 
 def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
     """Nothing runs then, so the engine sleeps: both must wake it."""
-    runner = FakeRunner(detokenize_s=0.6)
+    runner = FakeRunner(detokenize_s=2.0)
     engine = started(make_engine, runner)
     grid = tuple(range(NUM_TOKENS))
     cancelled = engine.submit(GenerationRequest.of("a", 3, forced_tokens=grid))
@@ -73,7 +73,7 @@ def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
         cancelled.result(5)
     with pytest.raises(DeadlineExceeded):
         expired.result(5)
-    assert time.monotonic() - begun < 0.5, "not after the pixels"
+    assert time.monotonic() - begun < 1.5, "not after the pixels"
 
 
 def test_steps_go_on_while_pixels_are_made(make_engine):

@@ -43,7 +43,7 @@ def test_progress_shows_the_picture_grow_and_interrupt_ends_it(tmp_path_factory:
         painting.join(10)
         ((status, reply),) = replies
         assert (status, reply["detail"]) == (499, "interrupted")
-        until(lambda: server.engine.stats().running == 0, timeout_s=2)
+        until(lambda: server.engine.stats().running == 0)
 
         runner.step_s = 0.0
         whole = Image.open(io.BytesIO(base64.b64decode(call(f"{api}/txt2img", body)[1]["images"][0])))

@@ -12,8 +12,16 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from dalle_server.errors import GenerationFailed, NotReady, Overloaded
+from dalle_server.errors import (
+    DalleServerError,
+    GenerationFailed,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    StorageError,
+)
 from dalle_server.metadata import read_metadata
+from dalle_server.web import jobs_pump
 from dalle_server.web.jobs import EXTENSION
 from tests.web.scripted_engine import ScriptedEngine
 
@@ -34,7 +42,7 @@ def submit(client: FlaskClient, **fields: Any) -> Json:
     return dict(response.json)
 
 
-def wait_for(client: FlaskClient, job_id: str, status: str, timeout_s: float = 5) -> Json:
+def wait_for(client: FlaskClient, job_id: str, status: str, timeout_s: float = 30) -> Json:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = dict(client.get(f"/v1/jobs/{job_id}").json)
@@ -261,6 +269,41 @@ def test_a_disk_that_refuses_fails_the_job_and_stops_the_engine(
     assert "free some space" in failed["error"]["message"]
 
 
+def test_a_disk_that_refuses_the_end_as_well_costs_no_later_job(
+    client: FlaskClient, app: Flask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk not even "failed" can be written: it is told from memory, and written when there is room."""
+    store = app.extensions[EXTENSION].store
+    finish = store.finish
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full; free some space")
+
+    monkeypatch.setattr(jobs_pump, "RECORD_AGAIN_S", 0.05)
+    monkeypatch.setattr(store, "add_picture", refuse)
+    monkeypatch.setattr(store, "finish", refuse)
+    job = submit(client)
+    failed = wait_for(client, job["id"], "failed")
+    assert failed["error"]["code"] == "storage_error" and failed["finished_at"]
+    assert client.get("/v1/jobs").json["data"][0]["status"] == "failed"
+    assert events(client.get(f"/v1/jobs/{job['id']}/events").text)[-1][1] == "failed"
+    assert store.get(job["id"]).status == "running"
+    monkeypatch.undo()
+    assert store.finish == finish
+    wait_for(client, submit(client)["id"], "done")
+    until(lambda: store.get(job["id"]).status == "failed")
+
+
+@pytest.mark.parametrize("last", ["9" * 5000, "9" * 20, "-1", "\u0663", "1e9", "x"])
+def test_a_strange_last_event_id_is_no_id(client: FlaskClient, last: str) -> None:
+    done = wait_for(client, submit(client)["id"], "done")
+    headers = {"Last-Event-ID": last.encode().decode("latin-1")}
+    assert client.get(f"/v1/jobs/{done['id']}/events", headers=headers).status_code == 200
+    view = client.get("/v1/jobs/events", headers=headers)
+    assert view.status_code == 200
+    view.close()
+
+
 def test_the_gallery_pages_and_searches(client: FlaskClient) -> None:
     ids = [submit(client, prompt=f"picture number{number}")["id"] for number in range(3)]
     for job_id in ids:
@@ -342,12 +385,15 @@ def test_a_job_for_other_weights_is_not_mixed(make_app: Callable[..., Flask], en
     second.extensions[EXTENSION].close()
 
 
-def test_a_backlog_waits_for_room_and_can_be_cancelled(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+@pytest.mark.parametrize("refusal", [Overloaded("full"), RateLimited("your share of the queue is full")])
+def test_a_backlog_waits_for_room_and_can_be_cancelled(
+    make_app: Callable[..., Flask], engine: ScriptedEngine, refusal: DalleServerError
+) -> None:
     engine.gate.clear()
     first = make_app()
     jobs = [submit(first.test_client())["id"] for _ in range(2)]
     first.extensions[EXTENSION].close()
-    engine.submit_error = Overloaded("full")
+    engine.submit_error = refusal
     second = make_app()
     client = second.test_client()
     second.extensions[EXTENSION].start()
@@ -384,7 +430,7 @@ def test_a_drain_ends_the_streams_once_nothing_runs(make_app: Callable[..., Flas
     app.extensions[EXTENSION].close()
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -92,7 +91,7 @@ def test_a_reader_that_stops_frees_its_slot(server: Live, client: openai.OpenAI)
         next(stream)
         assert server.engine.stats().running == 1
         stream.close()
-        until(lambda: server.engine.stats().running == 0, timeout_s=2)
+        until(lambda: server.engine.stats().running == 0)
     finally:
         server.runner.step_s = 0.0
 
@@ -119,11 +118,10 @@ def test_a_fault_is_a_bad_request(client: openai.OpenAI) -> None:
 
 
 def test_edits_are_refused_at_once(client: openai.OpenAI) -> None:
-    started = time.monotonic()
     with pytest.raises(openai.InternalServerError) as caught:
         client.images.edit(image=("a.png", b"png"), prompt="x")
     assert caught.value.status_code == 501
-    assert time.monotonic() - started < 2  # no retries: the client's first would wait half a second and more
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_a_picture_that_fails_in_mid_stream_is_an_error(server: Live, client: openai.OpenAI) -> None:

@@ -173,3 +173,24 @@ def test_every_route_has_been_decided_on(app: Flask) -> None:
     }
     public = {path for path, _ in rules if policy.is_public(path) and not path.startswith("/playground")}
     assert public == {"/", "/health", "/ready", "/docs", "/openapi.json", "/pictures/<name>"}
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/sdapi/v1/interrupt"])
+def test_other_peoples_pages_cannot_act_on_jobs_unless_named(
+    client: FlaskClient, make_app: MakeApp, tmp_path: Path, path: str
+) -> None:
+    """A browser sends a simple POST, such as a form's, without asking first."""
+    sent = {"Origin": "https://a", "Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    refused = client.post(path, data='{"prompt": "x"}', headers=sent)
+    assert refused.status_code == 403 and "cors_origins" in refused.text
+    own = client.post(path, data='{"prompt": "x"}', headers=sent | {"Sec-Fetch-Site": "same-origin"})
+    other = make_app(cors_origins="https://a", data_dir=tmp_path / "other").test_client()
+    named = other.post(path, data='{"prompt": "x"}', headers=sent)
+    assert own.status_code < 400
+    assert named.status_code < 400
+
+
+def test_other_peoples_pages_cannot_watch_a_picture_being_written(client: FlaskClient) -> None:
+    reply = client.get("/sdapi/v1/progress", headers={"Origin": "https://a"})
+    assert reply.status_code == 200 and "Access-Control-Allow-Origin" not in reply.headers
+    assert "Access-Control-Allow-Origin" in client.get("/sdapi/v1/samplers", headers={"Origin": "https://a"}).headers

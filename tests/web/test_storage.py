@@ -153,6 +153,15 @@ def test_a_full_disk_leaves_neither_file_nor_row(store: Store, monkeypatch: pyte
     assert not [path for path in store.pictures_dir.rglob("*") if path.is_file()]
 
 
+def test_a_full_database_says_that_it_is_full(store: Store) -> None:
+    store._execute("PRAGMA max_page_count = 1")  # SQLite raises it to the pages there are
+    with pytest.raises(StorageError, match="disk is full"):
+        store.add(job(1, prompt="long " * 10_000))
+    store._execute("PRAGMA max_page_count = 1000000")
+    store.add(job(1))
+    assert store.get("job-1") is not None
+
+
 WRITER = """
 import sys
 from pathlib import Path

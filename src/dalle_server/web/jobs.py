@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from dalle_server.web.waiting import client_left
 EXTENSION = "dalle_server.jobs"
 LOOK_S = 1.0  # how often a stream without news asks whether its client is still there
 HEARTBEAT_S = 15.0
+_EVENT_ID = re.compile(r"[0-9]{1,19}")
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
 
@@ -66,7 +68,7 @@ def list_jobs() -> Response:
         before=query.after,
         limit=query.limit + 1,
     )
-    data = [job_json(job) for job in found[: query.limit]]
+    data = [job_json(current_jobs().current(job)) for job in found[: query.limit]]
     return jsonify({"object": "list", "data": data, "has_more": len(found) > query.limit})
 
 
@@ -149,12 +151,12 @@ def _find(job_id: str) -> Job:
     job = current_jobs().store.get(job_id)
     if job is None or job.owner != _owner():
         raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
-    return job
+    return current_jobs().current(job)
 
 
 def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID", "")
-    return int(text) if text.isascii() and text.isdecimal() else 0
+    return int(text) if _EVENT_ID.fullmatch(text) else 0
 
 
 def _watch(view: View) -> Response:

@@ -6,11 +6,11 @@ import logging
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dalle_server.config import Settings
-from dalle_server.errors import DalleServerError, GenerationFailed, Overloaded
+from dalle_server.errors import DalleServerError, GenerationFailed, Overloaded, RateLimited, StorageError
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -37,6 +37,7 @@ from dalle_server.web.storage import UNFINISHED, Job, Picture, Retention, Store
 TICK_S = 0.025  # how often running generations are read: the delay of an event, and the most that previews cost
 IDLE_S = 1.0
 SWEEP_EVERY_S = 300.0
+RECORD_AGAIN_S = 5.0  # after the disk refused to take a job's end
 PREVIEW_QUALITY = 80
 SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
 
@@ -69,6 +70,8 @@ class Jobs:
         self._backlog: dict[str, Job] = {}  # of an earlier run, in the order of submission
         self._wake = threading.Event()
         self._stopping = False
+        self._unrecorded: dict[str, Job] = {}  # ended, but the disk could not take it; after a restart they run again
+        self._refused_at = 0.0
         self._swept_at = 0.0
         self._thread: threading.Thread | None = None
 
@@ -153,6 +156,12 @@ class Jobs:
 
     def delete(self, job: Job) -> None:
         self.store.delete(job.id)
+        self._unrecorded.pop(job.id, None)
+
+    def current(self, job: Job) -> Job:
+        """`job` as its row tells it, or as it ended where the row could not be written."""
+        ended = self._unrecorded.get(job.id)
+        return job if ended is None else replace(ended, pictures=job.pictures)
 
     def progress(self, job_id: str) -> dict[str, Any]:
         """position, tokens_done, num_tokens and eta_s, as far as they are known."""
@@ -163,16 +172,23 @@ class Jobs:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._admit_backlog()
-            with self._lock:
-                live = list(self._live.values())
-            for each in live:
-                self._drain(each)
-            if self._service.state == "draining" and not self._live:
-                self.feed.close()  # a drain waits for open answers; these would never end by themselves
-            self._sweep()
+            try:
+                self._tick()
+            except Exception:  # without this thread no job would ever end again
+                logger.exception("jobs")
             self._wake.wait(TICK_S if self._live else IDLE_S)
             self._wake.clear()
+
+    def _tick(self) -> None:
+        self._admit_backlog()
+        with self._lock:
+            live = list(self._live.values())
+        for each in live:
+            self._drain(each)
+        if self._service.state == "draining" and not self._live:
+            self.feed.close()  # a drain waits for open answers; these would never end by themselves
+        self._record_ends()
+        self._sweep()
 
     def _admit_backlog(self) -> None:
         """Hand the jobs of an earlier run to the engine, oldest first, as far as its queue takes them."""
@@ -183,7 +199,7 @@ class Jobs:
                 return
             try:
                 live = self._resubmit(job)
-            except Overloaded:
+            except (Overloaded, RateLimited):
                 return
             except DalleServerError as error:
                 self._end(job.id, "failed", {"error": openai_error(error)})
@@ -292,11 +308,27 @@ class Jobs:
         return self.store.add_picture(live.job.id, image.key.index, data, f".{kind.value}", (width_px, height_px))
 
     def _end(self, job_id: str, status: str, data: dict[str, Any]) -> None:
-        self.store.finish(job_id, status, total_s=data.get("total_s"), error=data.get("error"))
+        job = self.store.get(job_id)
+        if job is not None:
+            error, total_s = data.get("error"), data.get("total_s")
+            self._record(replace(job, status=status, error=error, finished_at=time.time(), total_s=total_s))
         if status == "done":
-            job = self.store.get(job_id)
             data = {"images": [] if job is None else [image_json(job, picture) for picture in job.pictures], **data}
         self.feed.publish(job_id, status, data)
+
+    def _record(self, ended: Job) -> None:
+        try:
+            self.store.finish(ended.id, ended.status, total_s=ended.total_s, error=ended.error)
+        except StorageError:  # the store has logged it; whoever watches this job still learns its end
+            self._unrecorded[ended.id] = ended
+            self._refused_at = time.monotonic()
+        else:
+            self._unrecorded.pop(ended.id, None)
+
+    def _record_ends(self) -> None:
+        if time.monotonic() - self._refused_at >= RECORD_AGAIN_S:
+            for ended in list(self._unrecorded.values()):
+                self._record(ended)
 
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at >= SWEEP_EVERY_S or self._swept_at == 0.0:

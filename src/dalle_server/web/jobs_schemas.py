@@ -33,7 +33,7 @@ class JobQuery(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     q: str = Field("", max_length=1_000, description="words that must all occur in the prompt or the seed")
-    status: Status | Literal[""] = ""
+    status: Literal["", "queued", "running", "done", "failed", "cancelled"] = ""
     with_pictures: bool = Field(False, description="only jobs that have at least one picture")
     limit: int = Field(24, ge=1, le=100)
     after: str = Field("", max_length=100, description="the id of the last job of the page before")

@@ -14,10 +14,11 @@ _GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs(/.*)?|/sdapi/v1/(txt2im
 _UPLOAD = re.compile(r"/v1/images/(edits|variations)|/sdapi/v1/(img2img|png-info)")
 
 # Any web page may call these, as it could the original's. Jobs are owned, without keys by all who reach the server,
-# and a page that someone merely visits reaches it too: only origins that the operator names may see them. The other
-# routes here are what a playground on such an origin asks besides.
-CORS_PATHS = (r"/dalle", r"/v1/(images|models).*", r"/sdapi/.*", r"/pictures/.*")
-CORS_OWNED_PATHS = (r"/v1/jobs.*", r"/v1/info", r"/health", r"/ready")
+# and so is what AUTOMATIC1111's clients see and stop of their own; a page that someone merely visits reaches the server
+# too: only origins that the operator names may see them. The other routes here are what a playground on such an
+# origin asks besides.
+CORS_PATHS = (r"/dalle", r"/v1/(images|models).*", r"/sdapi/v1/(?!progress|interrupt).*", r"/pictures/.*")
+CORS_OWNED_PATHS = (r"/v1/jobs.*", r"/sdapi/v1/(progress|interrupt)", r"/v1/info", r"/health", r"/ready")
 
 # Must answer whatever the load is.
 _VITAL = frozenset({"/", "/health", "/ready", "/metrics"})
@@ -29,6 +30,10 @@ def is_public(path: str) -> bool:
 
 def is_generation(method: str, path: str) -> bool:
     return method == "POST" and _GENERATION.fullmatch(path) is not None
+
+
+def is_owned(path: str) -> bool:
+    return any(re.fullmatch(owned, path) for owned in CORS_OWNED_PATHS)
 
 
 def takes_uploads(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from flask import request
@@ -47,8 +48,13 @@ def invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest("the body must be a JSON object")
     if fault["type"] == "missing":
         return InvalidRequest(f"{field} is required", param=field)
-    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return InvalidRequest(f"{field} must be {reason}, not {_shown(fault['input'])}", param=field)
+    return InvalidRequest(f"{field} must {_rule(fault['msg'])}, not {_shown(fault['input'])}", param=field)
+
+
+def _rule(message: str) -> str:
+    """pydantic's "Input should be less than 3", "String should match …", "Value error, a small number"."""
+    rule, verbs = re.subn(r"^(Input|String|List|Value) should ", "", message)
+    return rule if verbs else f"be {message.removeprefix('Value error, ')}"
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from flask import Flask, g, request
 from flask_cors import CORS
 
 from dalle_server.config import Settings
-from dalle_server.errors import ConfigError, PayloadTooLarge, RateLimited, Unauthorized
+from dalle_server.errors import ConfigError, Forbidden, PayloadTooLarge, RateLimited, Unauthorized
 from dalle_server.web import policy
 from dalle_server.web.rates import SlidingWindow
 
@@ -68,6 +68,7 @@ def install(app: Flask, settings: Settings) -> None:
     def guard() -> None:
         if request.method == "OPTIONS":  # a preflight carries no key
             return
+        _refuse_other_pages(settings)
         if keys and not policy.is_public(request.path):
             _authenticate(keys, bad_keys)
         if rate is not None and policy.is_generation(request.method, request.path):
@@ -92,6 +93,14 @@ def install_cors(app: Flask, settings: Settings) -> None:
         supports_credentials=False,
         expose_headers=["x-request-id", "Retry-After", "Location"],
     )
+
+
+def _refuse_other_pages(settings: Settings) -> None:
+    """CORS keeps a page from reading an answer; a browser still sends it simple POSTs, and says whence."""
+    elsewhere = request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
+    named = request.headers.get("Origin") in settings.cors_origins
+    if elsewhere and not named and request.method not in ("GET", "HEAD") and policy.is_owned(request.path):
+        raise Forbidden("pages of other origins may not do this; name them in cors_origins to let them")
 
 
 def _authenticate(keys: Keys, bad_keys: SlidingWindow) -> None:

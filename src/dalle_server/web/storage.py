@@ -238,8 +238,9 @@ class Store:
             with self._lock, self._database.atomic():
                 yield
         except (OSError, peewee.DatabaseError, sqlite3.Error) as error:
-            log.error("storage: %s", error)
-            raise StorageError(f"{self._path.parent} could not be used: {error}; free some space there") from error
+            reason = _reason(error)
+            log.error("storage: %s", reason)
+            raise StorageError(f"{self._path.parent} could not be used: {reason}; free some space there") from error
 
     def _update(self, job_id: str, **values: Any) -> None:
         with self._transaction():
@@ -276,6 +277,12 @@ class Store:
                 if too_old or too_many or too_big:
                     expired.append(job_id)
         return expired
+
+
+def _reason(error: BaseException) -> BaseException:
+    """SQLite undoes a transaction itself when the disk is full; peewee then fails to undo it, and says only that."""
+    hidden = "no transaction is active" in str(error) and error.__context__ is not None
+    return _reason(error.__context__) if hidden and error.__context__ else error
 
 
 def _job(row: dict[str, Any], pictures: tuple[Picture, ...]) -> Job:
