@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,9 +124,6 @@ class GenerationRequest:
             timeout_s=timeout_s,
             client=client,
         )
-
-    def for_client(self, client: str) -> GenerationRequest:
-        return replace(self, client=client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ class ModelSize(Enum):
 
     @classmethod
     def parse(cls, name: str) -> ModelSize:
-        """Any case. Raises ConfigError listing the names."""
+        """Any case, dashes or underscores. Raises ConfigError listing the names."""
         for size in cls:
-            if size.value.lower() == name.lower():
+            if size.folder_name == name.lower().replace("-", "_"):
                 return size
-        names = ", ".join(size.value.lower() for size in cls)
+        names = ", ".join(size.folder_name for size in cls)
         raise ConfigError(f"unknown model {name!r}: choose one of {names}", param="model_version")
 
     @property

@@ -106,7 +106,7 @@ def test_nano_is_the_embedded_one(native_dir, tmp_path, monkeypatch):
 
 
 def test_names_in_any_case():
-    assert ModelSize.parse("MEGA_Full") is ModelSize.MEGA_FULL
+    assert ModelSize.parse("MEGA_Full") is ModelSize.parse("mega-full") is ModelSize.MEGA_FULL
     with pytest.raises(ConfigError, match="nano, mini, mega, mega_full"):
         ModelSize.parse("giga")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from tests.parity.loading import min_dalle_checkpoint
 from tests.runners.golden_checkpoints import (
     GOLDENS,
     GREEDY,
@@ -21,6 +22,7 @@ from tests.runners.golden_checkpoints import (
 
 FP32_TOLERANCE = 2e-4
 SCALE = 10.0
+PAD = 1  # of the golden tokenizer
 
 Case = tuple[OpenVINORunner, dict[str, np.ndarray]]
 
@@ -63,6 +65,19 @@ def test_best_token_sequences(case: Case, sequence: str, scale: float) -> None:
     runner, golden = case
     tokens = generate(runner, admit_goldens(runner, golden), replace(GREEDY, condition_scale=scale))
     np.testing.assert_array_equal(tokens, golden[sequence][:, 1:])
+
+
+def test_weights_in_min_dalles_form() -> None:
+    runner = OpenVINORunner(min_dalle_checkpoint("min-dalle-tiny"), dtype="fp32", num_slots=4)
+    golden = goldens("min-dalle-tiny/goldens.npz")
+    for branch in ("", "_uncond"):
+        golden[f"attention_mask{branch}"] = golden[f"input_ids{branch}"] != PAD
+    num_images = admit_goldens(runner, golden)
+    for branch, scale in (("cond", 1.0), ("uncond", 0.0)):
+        logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
+        expected = golden[f"decoder_logits_{branch}"][..., : runner.config.codebook_size]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=FP32_TOLERANCE)
+    np.testing.assert_array_equal(generate(runner, num_images, GREEDY), golden["seq_top1_cs10"][:, 1:])
 
 
 def test_pixels() -> None:

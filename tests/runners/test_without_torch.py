@@ -17,24 +17,28 @@ PROGRAM = """
 import sys
 sys.modules["torch"] = None  # from here on `import torch` raises ImportError
 
-from dalle_server.checkpoints import convert, open_checkpoint
-from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.select import choose_runner
-from dalle_server.generation import GenerationRequest
-from dalle_server.text import TextTokenizer
-import dalle_server.web.app  # what serves it
+import base64, io
 import numpy as np
+from PIL import Image
+from dalle_server.config import Settings
+from dalle_server.dalle_model import load_engine
+from dalle_server.web.app import create_app
+from dalle_server.web.service import Service
 
 source, target = sys.argv[1:]
-checkpoint = open_checkpoint(convert(source, target + "/native"))
-runner = choose_runner(checkpoint, num_slots=2, num_threads=1)
-assert runner.info.runner == "openvino", runner.info
-engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
-handle = engine.submit(GenerationRequest.of("a red apple", num_images=2, seed=5))
-while engine.step():
-    pass
-pictures = handle.result(timeout_s=0)
-np.save(target + "/pixels.npy", np.stack([picture.pixels for picture in pictures]))
+paths = {name: f"{target}/{name}" for name in ("cache_dir", "data_dir", "output_dir")}
+settings = Settings(model_dir=source, num_slots=2, num_threads=1, img_format="PNG", **paths)
+engine = load_engine(settings)
+assert engine.info.runner == "openvino", engine.info
+engine.start()
+service = Service(settings, load=lambda: engine)
+service.start_loading()
+assert service.wait_until_loaded(60)
+reply = create_app(settings, service).test_client().post("/dalle", json={"text": "a red apple", "num_images": 2})
+assert reply.status_code == 200, reply.text
+pictures = [Image.open(io.BytesIO(base64.b64decode(file))) for file in reply.json["generatedImages"]]
+np.save(target + "/pixels.npy", np.stack(pictures))
+engine.stop()
 assert not any(name.startswith("torch.") for name in sys.modules)
 """
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flask import Flask
 from waitress import create_server
 
 from dalle_server.config import Settings
@@ -39,14 +40,23 @@ def live(data_dir: Path, runner: FakeRunner | None = None, **settings_kw: Any) -
     service.start_loading()
     assert service.wait_until_loaded(10)
     app = create_app(settings, service)
+    try:
+        with listening(app) as url:
+            yield Live(url, engine, runner)
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def listening(app: Flask) -> Iterator[str]:
+    """The application's address on this machine. Its jobs are closed at the end; its engine is the caller's."""
     server = create_server(app, host="127.0.0.1", port=0, threads=24, channel_request_lookahead=5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield Live(f"http://127.0.0.1:{server.effective_port}", engine, runner)
+        yield f"http://127.0.0.1:{server.effective_port}"
     finally:
         app.extensions[jobs.EXTENSION].close()
-        engine.stop()
         server.task_dispatcher.shutdown()
         server.close()
         for channel in list(server.active_channels.values()):  # connections that clients keep open
