@@ -22,9 +22,9 @@ ONE = {"text": "a red apple", "num_images": 1}
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One slot, one waiting picture, half a second a picture (16 tokens)."""
+    """One slot, one waiting picture, 1.6 s a picture (16 tokens): time to look on, on a slow machine too."""
     flags = ("--num_slots", "1", "--max_waiting_images", "1")
-    with ServerProcess(tmp_path_factory.mktemp("busy"), *flags, step_s=0.03) as server:
+    with ServerProcess(tmp_path_factory.mktemp("busy"), *flags, step_s=0.1) as server:
         yield server.ready()
 
 
@@ -115,7 +115,7 @@ def test_large_and_broken_requests_are_refused(busy: ServerProcess) -> None:
 
 @posix
 def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, "--num_slots", "2", step_s=0.03) as server:
+    with ServerProcess(tmp_path, "--num_slots", "2", step_s=0.1) as server:
         server.ready()
         pending = [server.in_background("/dalle", ONE) for _ in range(4)]
         stream = server.in_background("/v1/images/generations", {"prompt": "x", "stream": True})
