@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("decode_step", "peer_min_dalle", "continuous_batching", "start_up")
+BENCHMARKS = ("decode_step", "peer_min_dalle", "continuous_batching", "start_up", "nano")
 RESULTS = Path(__file__).parent / "work" / "results.jsonl"
 
 

@@ -1,0 +1,77 @@
+"""Draw docs/images/*.svg from the newest result lines in benchmarks/work/results.jsonl.
+
+    python -m benchmarks.plots
+
+Needs matplotlib (extra "bench").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from benchmarks.prepared import WORK
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+
+
+def main() -> None:
+    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for line in (WORK / "results.jsonl").read_text("utf-8").splitlines():
+        result = json.loads(line)
+        newest[result["benchmark"], result.get("model", ""), result.get("dtype", "")] = result
+    IMAGES.mkdir(exist_ok=True)
+    plt.rcParams |= {
+        "svg.hashsalt": "dalle-server",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    if step := newest.get(("decode_step", "mini", "int8")):
+        save("decode_step", decode_step(step))
+    if peer := newest.get(("peer_min_dalle", "mini", "")):
+        save("peer_min_dalle", seconds_a_picture(peer))
+
+
+def decode_step(result: dict[str, Any]) -> plt.Figure:
+    """ms per step over the number of images, above the time that reading the weights takes."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    rows = result["results"]
+    images = [row["num_images"] for row in rows]
+    axes.plot(images, [row["step_ms"] for row in rows], "o-", label="decode step")
+    axes.plot(images, [row["limit_ms"] for row in rows], "s--", color="grey", label="reading the weights once")
+    axes.set(xlabel="images in a step", ylabel="ms", ylim=(0, None), xticks=images, title="Mini, int8, 2 cores")
+    axes.legend(frameon=False)
+    return figure
+
+
+def seconds_a_picture(result: dict[str, Any]) -> plt.Figure:
+    """Seconds per picture of every contestant, text to pixels."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    names = list(result["results"][0]["contestants"])
+    width = 0.8 / len(result["results"])
+    for n, race in enumerate(result["results"]):
+        seconds = [race["contestants"][name]["s_per_picture"] for name in names]
+        places = [place + n * width for place in range(len(names))]
+        bars = axes.barh(places, seconds, width * 0.9, label=f"{race['num_images']} at a time")
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set_yticks([place + 0.4 - width / 2 for place in range(len(names))], names)
+    axes.set(xlabel="seconds a picture, text to pixels", title="Mini's shape, 2 cores")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(name: str, figure: plt.Figure) -> None:
+    figure.tight_layout()
+    figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None})
+    print(IMAGES / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
