@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
@@ -77,6 +77,22 @@ def test_cancel_stops_within_a_token(slow_server: Server, make_page: Callable[..
     expect(card).to_have_attribute("data-status", "cancelled", timeout=2_000)
     assert slow_server.engine.stats().running == 0
     expect(card.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_an_answer_that_events_overtook_changes_nothing(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    draw(page, "keeps the stream open")
+
+    def answer_late(route: Route) -> None:
+        answer = route.fetch()  # the job runs from here on, and its events go out
+        page.locator("article.card", has_text="overtaken").get_by_text("tokens").wait_for()
+        route.fulfill(response=answer, json={**answer.json(), "status": "queued", "tokens_done": None})
+
+    page.route(f"{slow_server.url}/v1/jobs", answer_late)
+    card = draw(page, "overtaken")
+    expect(page.locator("#composer")).to_have_attribute("aria-busy", "false")
+    expect(card).to_have_attribute("data-status", "running")
+    expect(page.locator("article.card")).to_have_count(2)
 
 
 def test_several_requests_run_at_once(slow_server: Server, make_page: Callable[..., Page]) -> None:

@@ -6,6 +6,12 @@ import { JobEvents } from "./events.js";
 const TERMINAL = new Set(["done", "failed", "cancelled"]);
 export const isOver = (job) => TERMINAL.has(job.status);
 
+const rank = (job) => ({ queued: 0, running: 1 })[job.status] ?? 2;
+
+/** An answer can be overtaken by the events of the same job; then the events know better. */
+const isStale = (answer, known) =>
+  rank(answer) < rank(known) || (rank(answer) === rank(known) && (answer.tokens_done ?? 0) < (known.tokens_done ?? 0));
+
 export class Jobs extends EventTarget {
   #jobs = new Map();
   #stream = new JobEvents({
@@ -76,6 +82,7 @@ export class Jobs extends EventTarget {
 
   #put(fresh, { quiet = false } = {}) {
     const known = this.#jobs.get(fresh.id);
+    if (known && isStale(fresh, known)) return;
     const wasOver = known ? isOver(known) : true;
     const job = Object.assign(known ?? { previews: new Map(), receivedAt: 0 }, fresh, { receivedAt: performance.now() });
     this.#jobs.set(job.id, job);
@@ -94,9 +101,9 @@ export class Jobs extends EventTarget {
     if (isOver(job)) return;
     job.receivedAt = performance.now();
     switch (name) {
-      case "queued": job.position = data.position; break;
-      case "started": job.status = "running"; job.position = 0; break;
-      case "progress": Object.assign(job, { tokens_done: data.tokens_done, num_tokens: data.num_tokens, eta_s: data.eta_s }); break;
+      case "queued": Object.assign(job, { status: "queued", position: data.position, tokens_done: 0 }); break;
+      case "started": Object.assign(job, { status: "running", position: 0 }); break;
+      case "progress": Object.assign(job, { status: "running", tokens_done: data.tokens_done, num_tokens: data.num_tokens, eta_s: data.eta_s }); break;
       case "preview": job.previews.set(data.index, data); break;
       case "image": this.#addImage(job, data); break;
       default: this.#end(job, name, data);
