@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dalle_server.errors import ConfigError, StorageError
+from dalle_server.errors import ConfigError, NotReady, StorageError
 from dalle_server.web import saving, storage
 from dalle_server.web.storage import Job, Retention, Store
 
@@ -113,6 +113,15 @@ def test_retention_deletes_the_oldest_finished_jobs(store: Store, retention: Ret
 def test_a_second_server_on_the_same_directory_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another server uses it"):
         Store(tmp_path)
+
+
+def test_a_late_request_does_not_open_a_closed_store_again(store: Store, tmp_path: Path) -> None:
+    store.close()
+    with pytest.raises(NotReady, match="shutting down"):
+        store.find("")
+    with pytest.raises(NotReady):
+        store.add(job(1))
+    Store(tmp_path).close()  # and the next server has it for itself
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

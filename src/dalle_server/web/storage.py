@@ -22,7 +22,7 @@ from typing import Any
 
 import peewee
 
-from dalle_server.errors import ConfigError, StorageError
+from dalle_server.errors import ConfigError, NotReady, StorageError
 from dalle_server.web.saving import write_whole
 
 SCHEMA_VERSION = 1
@@ -94,8 +94,9 @@ class Store:
         self.pictures_dir = data_dir / "jobs"
         self._path = data_dir / "jobs.sqlite3"
         self._lock = threading.RLock()
+        # No autoconnect: a request that is late at a shutdown would open the file again, and keep it from others.
         self._database = peewee.SqliteDatabase(
-            str(self._path), pragmas=PRAGMAS, timeout=1, thread_safe=False, check_same_thread=False
+            str(self._path), pragmas=PRAGMAS, timeout=1, thread_safe=False, check_same_thread=False, autoconnect=False
         )
         self._jobs = peewee.Table("jobs").bind(self._database)
         self._pictures = peewee.Table("pictures").bind(self._database)
@@ -237,6 +238,8 @@ class Store:
         try:
             with self._lock, self._database.atomic():
                 yield
+        except peewee.InterfaceError:
+            raise NotReady("the server is shutting down; ask again when it is back", retry_after_s=5) from None
         except (OSError, peewee.DatabaseError, sqlite3.Error) as error:
             reason = _reason(error)
             log.error("storage: %s", reason)
