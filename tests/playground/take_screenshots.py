@@ -29,8 +29,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 WRITTEN = """[...document.querySelectorAll(".cell.writing")]
   .map((cell) => parseFloat(cell.style.getPropertyValue("--written")))"""
 PAST = [
-    ("a red apple", 4), ("three rockets in space", 1), ("a cat to the left of a dog on a blue background", 4),
-    ("two yellow flowers on a green background", 2), ("a penguin in the snow", 1), ("a blue whale in the ocean", 4),
+    ("a crown", 4), ("a heart at the top", 1), ("a rocket in space", 4),
+    ("a red apple", 4), ("a house at night", 1), ("five hearts", 4),
 ]  # fmt: skip
 
 
@@ -106,9 +106,9 @@ def gallery(browser: Browser, server: Server) -> bytes:
 def running(browser: Browser, server: Server) -> bytes:
     BRAKE.step_s = 0.08
     page = open_page(browser, server)
-    draw(page, "a purple heart on a yellow background", 4, 5)
+    draw(page, "a frog", 4, 5)
     page.wait_for_timeout(200)
-    draw(page, "a pizza to the left of a coffee", 4, 6)
+    draw(page, "a sailboat at sunset", 4, 6)
     while max(page.evaluate(WRITTEN), default=0) < 55:
         page.wait_for_timeout(20)
     BRAKE.step_s = 2.0

@@ -2,13 +2,13 @@
 
 const NANO = [
   "a red apple",
-  "three rockets in space",
-  "a cat to the left of a dog on a blue background",
-  "a 3d slice of pizza",
-  "two yellow flowers on a green background",
-  "a flat blue whale in the ocean",
-  "a penguin in the snow",
-  "a purple heart",
+  "a rocket in space",
+  "five hearts",
+  "a frog",
+  "a house at night",
+  "three apples",
+  "a sailboat at sunset",
+  "a crown",
 ];
 const DALLE = [
   "an armchair in the shape of an avocado",
@@ -19,4 +19,4 @@ const DALLE = [
   "a cozy cabin in a forest, pencil sketch",
 ];
 
-export const ideasFor = (modelName) => (modelName.startsWith("nano") ? NANO : DALLE).slice(0, 6);
+export const ideasFor = (modelName) => (modelName.startsWith("nano") ? NANO : DALLE);
