@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # times one row's arithmetic, on a GPU the weights still dominate.
 _CPU_SLOTS = (4, 16, 256 << 20)  # at least, at most, budget in bytes
 _GPU_SLOTS = (1, 32, 2 << 30)
-_SMALL_WEIGHTS = 20_000_000  # below, a CPU step is all overhead: docs/performance.md
+_SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
 _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
@@ -134,7 +134,7 @@ def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[s
     """The dtype and why."""
     if runner == "openvino":
         if num_weights is not None and num_weights < _SMALL_WEIGHTS:
-            return "fp32", "exact, and as fast as any for a model this small"
+            return "fp32", "exact, and fast enough for a model this small"
         return "int8", "the fastest that is faithful here"
     return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
 
