@@ -31,7 +31,8 @@ needs_curl = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with live(tmp_path_factory.mktemp("data"), FakeRunner(fake_config(grid_side=16))) as server:
+    # Slow enough that no preview is late, and so dropped.
+    with live(tmp_path_factory.mktemp("data"), FakeRunner(fake_config(grid_side=16), step_s=0.005)) as server:
         yield server
 
 
