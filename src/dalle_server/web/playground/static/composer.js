@@ -55,7 +55,11 @@ export class Composer {
   }
 
   async submit() {
-    if (this.sending || $("submit").disabled || !this.#valid()) return;
+    if ($("submit").disabled) {
+      this.#showError({ message: "The server does not answer requests now. The prompt is kept; try again when it does." });
+      return;
+    }
+    if (this.sending || !this.#valid()) return;
     this.sending = true;
     this.form.ariaBusy = "true";
     try {
