@@ -103,7 +103,7 @@ class Process:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._over:
-            # HttpServer.end woke the main thread, perhaps before it was in HttpServer.run: the code must be told here too.
+            # HttpServer.end woke the main thread, perhaps before HttpServer.run: so the code is told here too.
             raise SystemExit(self._exit_code)
         if self._exit_code is not None:
             os._exit(128 + number)
