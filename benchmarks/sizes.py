@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
 
 MINI = TransformerConfig(
@@ -21,7 +23,8 @@ MINI = TransformerConfig(
     eos_token_id=16385,
     pad_token_id=16385,
 )
-MEGA = TransformerConfig(
+MEGA = replace(
+    MINI,
     d_model=2048,
     encoder_layers=24,
     decoder_layers=24,
@@ -31,12 +34,6 @@ MEGA = TransformerConfig(
     decoder_ffn_dim=4096,
     encoder_vocab_size=50272,
     image_vocab_size=16415,
-    image_length=256,
-    max_text_length=64,
-    decoder_start_token_id=16384,
-    bos_token_id=16385,
-    eos_token_id=16385,
-    pad_token_id=16385,
 )
 VQGAN_F16_16384 = VQGANConfig(
     ch=128,
