@@ -58,7 +58,11 @@ def listening(app: Flask) -> Iterator[str]:
     finally:
         app.extensions[jobs.EXTENSION].close()
         server.task_dispatcher.shutdown()
-        server.close()
-        for channel in list(server.active_channels.values()):  # connections that clients keep open
-            channel.handle_close()
+
+        def close() -> None:  # in the loop's own thread: a descriptor closed under select() would be a fault there
+            server.close()
+            for channel in list(server.active_channels.values()):  # connections that clients keep open
+                channel.handle_close()
+
+        server.trigger.pull_trigger(close)
         thread.join(5)
