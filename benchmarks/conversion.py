@@ -1,11 +1,11 @@
 """What converting and opening a published checkpoint costs: seconds and peak memory, at true size.
 
-    python -m benchmarks.conversion mini DIR             writes DIR/flax (random weights), converts it, opens it
+    python -m benchmarks.conversion [mini] [DIR]         writes DIR/flax (random weights), converts it, opens it
     python -m benchmarks.conversion mega DIR --dtype float32
 
-DIR needs room for twice the weights, and what is written stays there. Convert and open run in processes of
-their own: peak memory is theirs alone ("private" leaves out mapped file pages, which the system can drop).
-The last line is JSON.
+DIR (benchmarks/work/conversion) needs room for twice the weights, and what is written stays there. Convert and open
+run in processes of their own: peak memory is theirs alone ("private" leaves out mapped file pages, which the system
+can drop). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe
+from benchmarks.prepared import WORK
 from benchmarks.random_checkpoint import write_random_flax
 from benchmarks.sizes import SIZES
 
@@ -52,8 +53,8 @@ def measure(program: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=SIZES)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("size", nargs="?", choices=SIZES, default="mini")
+    parser.add_argument("directory", nargs="?", type=Path, default=WORK / "conversion")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     arguments = parser.parse_args()
     source, target = arguments.directory / "flax", arguments.directory / "native"
@@ -64,7 +65,14 @@ def main() -> None:
     weights_mib = sum(path.stat().st_size for path in target.iterdir()) >> 20
     print(
         json.dumps(
-            {"size": arguments.size, "dtype": arguments.dtype, "weights_mib": weights_mib, **result, **describe()}
+            {
+                "benchmark": "conversion",
+                "model": arguments.size,
+                "dtype": arguments.dtype,
+                "weights_mib": weights_mib,
+                **result,
+                **describe(),
+            }
         )
     )
 

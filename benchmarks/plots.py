@@ -37,6 +37,9 @@ def main() -> None:
         save("decode_step", decode_step(step))
     if peer := newest.get(("peer_min_dalle", "mini", "")):
         save("peer_min_dalle", seconds_a_picture(peer))
+    if load := newest.get(("load", "mini", "int8")):
+        save("throughput", images_a_second(load))
+        save("latency", latency_under_load(load))
 
 
 def decode_step(result: dict[str, Any]) -> plt.Figure:
@@ -63,6 +66,29 @@ def seconds_a_picture(result: dict[str, Any]) -> plt.Figure:
         axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.set_yticks([place + 0.4 - width / 2 for place in range(len(names))], names)
     axes.set(xlabel="seconds a picture, text to pixels", title="Mini's shape, 2 cores")
+    axes.legend(frameon=False)
+    return figure
+
+
+def images_a_second(result: dict[str, Any]) -> plt.Figure:
+    """Throughput over the number of clients that ask again at once."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    rows = result["closed"]
+    clients = [row["clients"] for row in rows]
+    axes.plot(clients, [row["images_per_s"] for row in rows], "o-")
+    axes.set(xlabel="clients at once", ylabel="images/s", ylim=(0, None), xticks=clients, title="Mini, int8, 2 cores")
+    return figure
+
+
+def latency_under_load(result: dict[str, Any]) -> plt.Figure:
+    """Percentiles of the seconds from a request's arrival to its pixels, over the load of Poisson arrivals."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    rows = result["poisson"]
+    shares = [100 * row["share"] for row in rows]
+    for name, style in (("p99_s", "^:"), ("p90_s", "s--"), ("p50_s", "o-")):
+        axes.plot(shares, [row[name] for row in rows], style, label=name.removesuffix("_s"))
+    axes.set(xlabel="arrivals, % of the most images/s", ylabel="s", ylim=(0, None), xticks=shares)
+    axes.set_title("Mini, int8, 2 cores, Poisson arrivals")
     axes.legend(frameon=False)
     return figure
 
