@@ -19,7 +19,6 @@ from dalle_server.generation import (
     GeneratedImage,
     Generation,
     GenerationRequest,
-    ImageKey,
     ImageReady,
     Preview,
     Progress,
@@ -31,6 +30,7 @@ from dalle_server.metadata import PictureMetadata
 from dalle_server.web.errors import openai_error
 from dalle_server.web.images import ImageFormat, data_url, encode_image
 from dalle_server.web.jobs_feed import Feed
+from dalle_server.web.jobs_resume import SAMPLING, remaining_request
 from dalle_server.web.service import Service
 from dalle_server.web.storage import UNFINISHED, Job, Picture, Retention, Store
 
@@ -39,7 +39,6 @@ IDLE_S = 1.0
 SWEEP_EVERY_S = 300.0
 RECORD_AGAIN_S = 5.0  # after the disk refused to take a job's end
 PREVIEW_QUALITY = 80
-SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
 
 logger = logging.getLogger(__name__)
 
@@ -211,28 +210,14 @@ class Jobs:
                 self._watch(live)
 
     def _resubmit(self, job: Job) -> _Live | None:
-        """Only the pictures that are missing; each is a function of the seed and its index, so it is the same one."""
-        wanted, engine = job.request, self._service.engine
-        if wanted["digest"] != engine.digest:
-            raise GenerationFailed(
-                f"the job was submitted for {wanted['model']}, but the server now runs other weights; submit it again"
-            )
-        finished = {picture.index for picture in job.pictures}
-        missing = tuple(
-            ImageKey(wanted["seed"], index) for index in range(wanted["num_images"]) if index not in finished
-        )
-        if not missing:
+        engine = self._service.engine
+        request = remaining_request(job, engine.digest)
+        if request is None:
             self._end(job.id, "done", {})
             return None
-        request = GenerationRequest(
-            prompt=wanted["prompt"],
-            images=missing,
-            sampling=SamplingParams(**{name: wanted[name] for name in SAMPLING}),
-            negative_prompt=wanted["negative_prompt"],
-            client=job.owner,
-        )
+        finished = job.request["num_images"] - len(request.images)
         generation = self._service.submit(request)
-        return _Live(job, generation, offset=len(finished) * engine.config.transformer.image_length)
+        return _Live(job, generation, offset=finished * engine.config.transformer.image_length)
 
     def _watch(self, live: _Live) -> None:
         with self._lock:
