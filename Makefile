@@ -3,6 +3,7 @@
 #   make test             every test, as CI runs them
 #   make check            ruff and mypy
 #   make bench            every benchmark, peers in the same run
+#   make soak             load, overload, slow clients and kills with full figures, four minutes
 #   make train-nano PRESET=cpu   the recipe that made the embedded model
 PYTHON ?= python3
 VENV   := .venv
@@ -13,10 +14,10 @@ ARGS   ?=
 PRESET ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench train-nano clean
+.PHONY: help serve test check bench soak train-nano clean
 
 help:
-	@sed -n '2,6s/^#   //p' Makefile
+	@sed -n '2,7s/^#   //p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +52,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.web.soak $(ARGS)
 
 train-nano: $(VENV)/.train
 	$(BIN)/python -m training --preset $(PRESET) $(ARGS)
