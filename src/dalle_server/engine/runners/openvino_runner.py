@@ -162,8 +162,10 @@ class OpenVINORunner:
         self._encoder = compiler.compile(encoder, precision).create_infer_request()
         self._release_kept()
         exact = dtype == "fp32" or not compiler.has_bf16
-        vqgan = build_vqgan(checkpoint.vqgan, self.config)
+        self._vqgan_tensors = checkpoint.vqgan  # what the graph's constants point into
+        vqgan = build_vqgan(self._vqgan_tensors, self.config)
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
+        release_pages(*self._vqgan_tensors.values())
 
     def _warm_up(self) -> None:
         """int8 weights are rearranged in the first call of a graph, others when it is compiled."""

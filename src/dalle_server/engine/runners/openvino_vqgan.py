@@ -10,8 +10,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
-from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.openvino_ops import Node, parameter, result
+from dalle_server.engine.runners.openvino_weights import constant, shared_constant
 from dalle_server.models.config import ModelConfig, VQGANConfig
 
 _EPS = 1e-6  # vqgan-jax's GroupNorm
@@ -21,10 +21,10 @@ def build_vqgan(tensors: Mapping[str, Any], config: ModelConfig) -> ov.Model:
     """Input: ids (I,) int32. Output: pixels (H, W, 3) float32, nominally 0…1, not clipped.
 
     One picture at a time: the shapes are then static, which measured faster, and no picture can touch another.
+    Constants point into `tensors` where these are float32 and writable (a private mapping): they must outlive what is
+    compiled from the graph, which arranges a copy of its own.
     """
-    model = _Builder(tensors, config.vqgan).build(config.grid_side)
-    release_pages(*tensors.values())
-    return model
+    return _Builder(tensors, config.vqgan).build(config.grid_side)
 
 
 class _Builder:
@@ -95,7 +95,8 @@ class _Builder:
         """3×3 with a border of zeros, or 1×1."""
         weight = self._array(f"{prefix}.weight")
         border = [weight.shape[2] // 2] * 2
-        x = ops.convolution(x, ops.constant(weight), [1, 1], border, border, [1, 1])
+        make = shared_constant if weight.flags.writeable and weight is self.tensors[f"{prefix}.weight"] else constant
+        x = ops.convolution(x, make(weight), [1, 1], border, border, [1, 1])
         return ops.add(x, ops.constant(self._array(f"{prefix}.bias").reshape(1, -1, 1, 1)))
 
     def _array(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
