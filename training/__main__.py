@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+
+from torch.distributed.run import main as torchrun
 
 from training import parallel
 from training.preset import load_preset
@@ -18,11 +21,16 @@ def main() -> None:
     for stage in arguments.stages:
         if stage not in stages:
             parser.error(f"no stage {stage!r}; there are {' '.join(stages)}")
+    preset = load_preset(arguments.preset)
+    if preset.processes > 1 and not parallel.is_started():
+        torchrun(["--nproc-per-node", str(preset.processes), "-m", "training", *sys.argv[1:]])
+        return
     parallel.start()
-    recipe = Recipe(load_preset(arguments.preset))
+    recipe = Recipe(preset)
     for stage in arguments.stages or STAGES:
-        if parallel.rank() == 0 or stage in PARALLEL_STAGES:
-            stages[stage](recipe)
+        if stage in PARALLEL_STAGES or parallel.rank() == 0:
+            with parallel.threads(of_many=stage in PARALLEL_STAGES):
+                stages[stage](recipe)
         parallel.barrier()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from training.chatter import surround
 from training.concepts import Concept, plural, with_article
 from training.palette import SCENES, SPELLINGS
 from training.scenes import SceneSpec, Thing
@@ -36,6 +37,7 @@ POSITION_PHRASES = {
     "bottom left": ("in the bottom left corner", "at the bottom left", "in the lower left"),
     "bottom right": ("in the bottom right corner", "at the bottom right", "in the lower right"),
 }
+CHATTER_SHARE = 0.15
 BACKGROUND_PHRASES = ("on {a} background", "with {a} background", "against {a} background", "on {bare}")
 
 
@@ -54,7 +56,8 @@ class Captioner:
             text = self._single(spec, rng)
         if spec.style == "flat" and not self._says_style(spec):
             text = f"{text}, flat style"
-        return self._background(text, spec.background, rng)
+        text = self._background(text, spec.background, rng)
+        return surround(text, rng) if rng.random() < CHATTER_SHARE else text
 
     @staticmethod
     def _says_style(spec: SceneSpec) -> bool:

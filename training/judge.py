@@ -1,8 +1,8 @@
-"""Who decides what a generated picture shows: the nearest of all true renders.
+"""Who decides what a generated picture shows.
 
-The judge is a nearest-neighbour classifier over renders of every concept at every placement that a caption leaves
-open. Unlike a trained classifier it has no weights that could have learned the generator's habits, and its ceilings
-can be read off directly: the same judge on real renders and on their VQGAN reconstructions.
+Which thing: a classifier trained on renders (classifier.py). Its tint, background, place and number, the thing being
+given: the nearest of all true renders that differ in this alone. Neither has ever seen a generated picture, and the
+ceilings beside every score are the same judge on true renders and on their VQGAN reconstructions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.classifier import Classifier
 from training.palette import COLOUR_NAMES
 from training.scenes import RELATIONS, Composer, SceneSpec, Thing, placements
 
@@ -26,9 +27,9 @@ def _features(images: Tensor) -> Tensor:
 
 
 class Judge:
-    def __init__(self, composer: Composer, num_concepts: int):
+    def __init__(self, composer: Composer, classifier: Classifier):
         self.composer = composer
-        self.num_concepts = num_concepts
+        self.classifier = classifier
         self._templates: dict[object, tuple[Tensor, Tensor]] = {}
 
     def rank(self, images: Tensor, candidates: list[SceneSpec]) -> Tensor:
@@ -39,7 +40,7 @@ class Judge:
         templates, owner = self._renders(candidates)
         features = _features(images)
         distance = templates.square().sum(1) - 2 * features @ templates.T  # |t|² − 2·f·t: |f|² is the same for all
-        best = torch.full((len(images), len(candidates)), torch.inf).scatter_reduce(
+        best = torch.full((len(images), len(candidates)), torch.inf, device=features.device).scatter_reduce(
             1, owner.expand(len(images), -1), distance, "amin"
         )
         return best.argsort(1)
@@ -57,14 +58,14 @@ class Judge:
             ]
             if len(self._templates) > 24:
                 self._templates.clear()
-            self._templates[key] = torch.cat(parts), torch.tensor([i for i, _, _ in placed])
+            owner = torch.tensor([i for i, _, _ in placed], device=self.composer.device)
+            self._templates[key] = torch.cat(parts), owner
         return self._templates[key]
 
     def concept_rank(self, images: Tensor, spec: SceneSpec) -> Tensor:
         """For each picture asked for as `spec` (one thing): at which place its concept comes among all, 0 = first."""
-        asked = spec.things[0]
-        candidates = [replace(spec, things=(Thing(i, asked.colour),)) for i in range(self.num_concepts)]
-        return (self.rank(images, candidates) == asked.concept).int().argmax(1)
+        order = self._look(images).argsort(1, descending=True)
+        return (order == spec.things[0].concept).int().argmax(1)
 
     def colour_right(self, images: Tensor, spec: SceneSpec) -> Tensor:
         """Whether the asked tint is the nearest of all tints of the asked concept."""
@@ -89,24 +90,29 @@ class Judge:
         return self.rank(images, candidates)[:, 0] == spec.count - 1
 
     def pair_right(self, images: Tensor, spec: SceneSpec) -> Tensor:
-        """Whether both things are first among all concepts, each in its own place (either order for "beside")."""
-        first, second = spec.things
-        found_first = self._replaced(images, spec, 0) == first.concept
-        found_second = self._replaced(images, spec, 1) == second.concept
-        right = found_first & found_second
+        """Whether each thing is recognised in its own half of the picture (either order for "beside")."""
+        first, second = (thing.concept for thing in spec.things)
+        if spec.relation in ("right of", "below"):
+            first, second = second, first
+        sideways = spec.relation not in ("above", "below")
+        near, far = (self._seen_in_half(images, end, sideways=sideways) for end in (0.25, 0.75))
+        right = (near == first) & (far == second)
         if spec.relation == RELATIONS[-1]:
-            turned = replace(spec, things=(second, first))
-            swapped = (self._replaced(images, turned, 0) == second.concept) & (
-                self._replaced(images, turned, 1) == first.concept
-            )
-            right |= swapped
+            right |= (near == second) & (far == first)
         return right
 
-    def _replaced(self, images: Tensor, spec: SceneSpec, slot: int) -> Tensor:
-        """The concept that fits best in one slot, the other slot being as asked."""
-        candidates = []
-        for concept in range(self.num_concepts):
-            things = list(spec.things)
-            things[slot] = Thing(concept, things[slot].colour)
-            candidates.append(replace(spec, things=tuple(things)))
-        return self.rank(images, candidates)[:, 0]
+    def _seen_in_half(self, images: Tensor, centre: float, *, sideways: bool) -> Tensor:
+        """The concept in the left (upper) or right (lower) half, (B,); it may stand at three places along that half."""
+        side = images.shape[-1]
+        start = round((centre - 0.25) * side)
+        half = images[..., start : start + side // 2] if sideways else images[..., start : start + side // 2, :]
+        votes = []
+        for offset in (-1 / 8, 0.0, 1 / 8):
+            begin = round((0.25 + offset) * side)
+            window = half[..., begin : begin + side // 2, :] if sideways else half[..., begin : begin + side // 2]
+            votes.append(self._look(window).softmax(1))
+        return torch.stack(votes).mean(0).argmax(1)
+
+    @torch.no_grad()
+    def _look(self, images: Tensor) -> Tensor:
+        return self.classifier(images.float())

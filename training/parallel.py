@@ -1,23 +1,42 @@
-"""Data parallelism over processes: `torchrun --nproc-per-node 2 -m training PRESET`.
+"""Data parallelism over processes, which `python -m training` starts through torchrun if the preset asks for several.
 
 On a shared CPU two processes of one thread each waste less than one process of two threads, which wait for each other
-at every operator instead of once a step. Without torchrun everything here does nothing.
+at every operator instead of once a step. With one process everything here does nothing.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
+def is_started() -> bool:
+    """Whether this is one of torchrun's processes."""
+    return "WORLD_SIZE" in os.environ
+
+
 def start() -> None:
     """Join the other processes, if torchrun started any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo")
-        torch.set_num_threads(1)
+        dist.init_process_group("gloo", timeout=timedelta(hours=2))  # the others wait while the first one evaluates
+
+
+@contextmanager
+def threads(*, of_many: bool) -> Iterator[None]:
+    """One thread for each of several processes, or every core for one that works while the others wait."""
+    before = torch.get_num_threads()
+    if dist.is_initialized():
+        torch.set_num_threads(1 if of_many else os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def world_size() -> int:

@@ -51,6 +51,7 @@ class Preset:
     fsq_levels: tuple[int, ...]
     text_vocab_size: int
     caption_dropout: float
+    processes: int  # data parallel, one thread each: on a CPU better than one process of as many threads
     vqgan: VQGANConfig
     vqgan_schedule: Schedule
     decoder_schedule: Schedule

@@ -18,6 +18,7 @@ from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
 from training.artwork import Atlas, load_atlas
 from training.captions import Captioner
+from training.classifier import Classifier, train_classifier
 from training.concepts import Concept, load_concepts
 from training.evaluate import Generate, Question, questions, reconstruction, report, sampling_grid, score
 from training.export import export
@@ -93,7 +94,18 @@ class Recipe:
 
     @cached_property
     def questions(self) -> list[Question]:
-        return questions(self.sampler, Judge(self.composer, len(self.concepts)))
+        return questions(self.sampler, Judge(self.composer, self.classifier))
+
+    @property
+    def classifier_file(self) -> Path:
+        return self.preset.work_dir / "classifier.pt"
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The trained eyes of the judge."""
+        model = Classifier(len(self.concepts))
+        model.load_state_dict(load_average(self.classifier_file))
+        return model.to(self.device, memory_format=torch.channels_last).eval()
 
     @cached_property
     def vqgan(self) -> VQGAN:
@@ -143,6 +155,12 @@ def learn_to_paint(recipe: Recipe) -> None:
 
 def learn_to_draw(recipe: Recipe) -> None:
     train_transformer(recipe.preset, recipe.sampler, recipe.composer, recipe.vqgan, recipe.captioner, recipe.tokenizer)
+
+
+def learn_to_judge(recipe: Recipe) -> None:
+    train_classifier(
+        recipe.concepts, recipe.composer, seed=recipe.preset.seed, checkpoint=recipe.classifier_file
+    )  # fmt: skip
 
 
 def choose_sampling(recipe: Recipe) -> None:
@@ -196,11 +214,12 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "vqgan": learn_image_tokens,
     "transformer": learn_to_draw,
     "decoder": learn_to_paint,
+    "judge": learn_to_judge,
     "choose": choose_sampling,
     "export": export_checkpoint,
     "evaluate": evaluate,
 }
 # Run by every process of torchrun; the first process alone runs the others.
-PARALLEL_STAGES = ("vqgan", "transformer", "decoder")
+PARALLEL_STAGES = ("vqgan", "transformer", "decoder", "judge")
 # Only on request: start from the weights in the package instead of from nothing.
 EXTRA_STAGES: dict[str, Callable[[Recipe], None]] = {"restore": restore_checkpoint}

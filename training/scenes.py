@@ -78,8 +78,8 @@ class Layer:
 class Mixture:
     """Shares of the kinds of scene, and of the details within a kind."""
 
-    pairs: float = 0.12
-    counts: float = 0.1
+    pairs: float = 0.25
+    counts: float = 0.13
     colour: float = 0.4
     colour_background: float = 0.22
     scene_background: float = 0.08

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ def reconstruction_loss(images: Tensor, decoded: Tensor) -> Tensor:
     return 10 * (decoded - images).square().mean()
 
 
+def edge_loss(images: Tensor, decoded: Tensor) -> Tensor:
+    """Absolute error of the pixels and of their differences to the right and below: what is sharp stays sharp.
+
+    Squared error alone hedges: where it cannot know an edge's exact place it paints a blur.
+    """
+    error = decoded - images
+    across, down = error.diff(dim=3), error.diff(dim=2)
+    return error.abs().mean() + across.abs().mean() + down.abs().mean() + 2 * error.square().mean()
+
+
 def psnr(images: Tensor, decoded: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, averaged over pictures, of pictures clipped to [0, 1]."""
     mse = (images - decoded.float().clamp(0, 1)).square().mean((1, 2, 3))
@@ -66,7 +77,7 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> No
     rng = random.Random(f"{preset.seed} vqgan")
     calibrate(model, composer.compose([sampler.sample(rng) for _ in range(64)], rng))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _fit("vqgan", model, trained, preset, preset.vqgan_schedule, sampler, composer)
+    _fit("vqgan", model, trained, preset, preset.vqgan_schedule, reconstruction_loss, sampler, composer)
 
 
 def finetune_decoder(preset: Preset, sampler: SceneSampler, composer: Composer) -> None:
@@ -79,7 +90,7 @@ def finetune_decoder(preset: Preset, sampler: SceneSampler, composer: Composer) 
     model.quantize.embedding.weight.requires_grad_(False)
     model = model.to(composer.device, memory_format=torch.channels_last)
     trained = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
-    _fit("decoder", model, trained, preset, preset.decoder_schedule, sampler, composer)
+    _fit("decoder", model, trained, preset, preset.decoder_schedule, edge_loss, sampler, composer)
 
 
 def _fit(
@@ -88,6 +99,7 @@ def _fit(
     trained: list[nn.Parameter],
     preset: Preset,
     schedule: Schedule,
+    picture_loss: Callable[[Tensor, Tensor], Tensor],
     sampler: SceneSampler,
     composer: Composer,
 ) -> None:
@@ -104,7 +116,7 @@ def _fit(
         z = features.float()
         with torch.autocast(device.type, torch.bfloat16):
             decoded = model.decode_embeddings(fsq.quantize(z, preset.fsq_levels))
-        return reconstruction_loss(images, decoded.float()) + 0.1 * fsq.overflow(z)
+        return picture_loss(images, decoded.float()) + 0.1 * fsq.overflow(z)
 
     loss_of_batch = loss_of
     if schedule.compile:

@@ -30,6 +30,7 @@ include_extra = false
 sprite_px = 16
 text_vocab_size = 400
 caption_dropout = 0.1
+processes = 1
 [vqgan]
 resolution = 16
 ch = 4

@@ -1,0 +1,97 @@
+"""The judge tells true renders apart, and reads the two halves of a pair."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training.test_stages import make_recipe
+from training import classifier, loop
+from training.classifier import SIDE_PX, Classifier
+from training.judge import Judge
+from training.recipe import Recipe, learn_to_judge
+from training.scenes import POSITIONS, Composer, SceneSpec, Thing
+
+
+class ByColour(nn.Module):
+    """Names a disc by its colour: what the trained classifier does for real artwork."""
+
+    def __init__(self, composer: Composer):
+        super().__init__()
+        renders = composer.compose([SceneSpec(things=(Thing(i),)) for i in range(composer.atlas.num_concepts)], RNG)
+        self.colours = torch.stack([self._ink(image) for image in renders])
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = torch.stack([self._ink(image) for image in images])
+        return -1000 * torch.cdist(seen, self.colours)
+
+    @staticmethod
+    def _ink(image: Tensor) -> Tensor:
+        pixels = image.flatten(1).T
+        return pixels[(1 - pixels).square().sum(1).argmax()]  # the pixel farthest from the white page
+
+
+RNG = random.Random(0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return make_recipe(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="module")
+def judge(tiny: Recipe) -> Judge:
+    return Judge(tiny.composer, ByColour(tiny.composer))
+
+
+def draw(tiny: Recipe, spec: SceneSpec) -> Tensor:
+    return tiny.composer.compose([spec] * 4, RNG)
+
+
+def test_true_renders_are_right_and_others_wrong(tiny: Recipe, judge: Judge) -> None:
+    asked = SceneSpec(things=(Thing(3),), background="blue")
+    assert judge.background_right(draw(tiny, asked), asked).all()
+    assert not judge.background_right(draw(tiny, asked), replace(asked, background="red")).any()
+
+    asked = SceneSpec(things=(Thing(3),), position="left")
+    assert judge.position_right(draw(tiny, asked), asked, list(POSITIONS)).all()
+    assert not judge.position_right(draw(tiny, asked), replace(asked, position="top"), list(POSITIONS)).any()
+
+    asked = SceneSpec(things=(Thing(3),), count=3)
+    assert judge.count_right(draw(tiny, asked), asked).all()
+    assert not judge.count_right(draw(tiny, asked), replace(asked, count=4)).any()
+
+    asked = SceneSpec(things=(Thing(3, "red"),))
+    assert judge.colour_right(draw(tiny, asked), asked).all()
+    assert not judge.colour_right(draw(tiny, asked), SceneSpec(things=(Thing(3, "green"),))).any()
+
+
+def test_a_thing_is_ranked_first_when_it_is_there(tiny: Recipe, judge: Judge) -> None:
+    asked = SceneSpec(things=(Thing(3),))
+    assert (judge.concept_rank(draw(tiny, asked), asked) == 0).all()
+    assert (judge.concept_rank(draw(tiny, SceneSpec(things=(Thing(9),))), asked) > 0).all()
+
+
+@pytest.mark.parametrize("relation", ["left of", "right of", "above", "below", "beside"])
+def test_a_pair_is_right_in_its_order_alone(tiny: Recipe, judge: Judge, relation: str) -> None:
+    asked = SceneSpec(things=(Thing(3), Thing(9)), relation=relation)
+    turned = replace(asked, things=asked.things[::-1])
+    pictures = draw(tiny, asked)
+    assert judge.pair_right(pictures, asked).all()
+    assert judge.pair_right(pictures, turned).all() == (relation == "beside")
+    assert not judge.pair_right(pictures, replace(asked, things=(Thing(3), Thing(20)))).any()
+
+
+def test_the_classifier_learns_from_renders_and_looks_at_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_recipe(tmp_path)
+    monkeypatch.setattr(classifier, "SCHEDULE", replace(classifier.SCHEDULE, batch=8, steps=2))
+    learn_to_judge(tiny)
+    assert isinstance(tiny.classifier, Classifier)
+    assert loop.load_average(tiny.classifier_file).keys() == tiny.classifier.state_dict().keys()
+    for side in (SIDE_PX, 24):
+        assert tiny.classifier(torch.rand(2, 3, side, side)).shape == (2, len(tiny.concepts))
