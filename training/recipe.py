@@ -151,6 +151,7 @@ def learn_image_tokens(recipe: Recipe) -> None:
 
 def learn_to_paint(recipe: Recipe) -> None:
     finetune_decoder(recipe.preset, recipe.sampler, recipe.composer)
+    vars(recipe).pop("vqgan", None)  # an earlier stage may have loaded the decoder as it was
 
 
 def learn_to_draw(recipe: Recipe) -> None:

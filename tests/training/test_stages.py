@@ -123,10 +123,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_decoder_finetuning_leaves_the_tokens_alone(trained: Recipe) -> None:
     before = load_average(trained.preset.work_dir / "vqgan.pt")
+    assert torch.equal(trained.vqgan.decoder.conv_out.weight, before["decoder.conv_out.weight"])
     recipe.learn_to_paint(trained)
     after = load_average(trained.preset.work_dir / "decoder.pt")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
+    assert torch.equal(trained.vqgan.decoder.conv_out.weight, after["decoder.conv_out.weight"])
 
 
 def test_the_exported_checkpoint_opens_and_holds_the_trained_weights(trained: Recipe, tmp_path: Path) -> None:
