@@ -8,6 +8,7 @@ import sys
 from torch.distributed.run import main as torchrun
 
 from training import parallel
+from training.formats import compare_formats
 from training.preset import load_preset
 from training.recipe import EXTRA_STAGES, PARALLEL_STAGES, STAGES, Recipe
 
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu", help="a name in training/presets, or a path to a .toml file")
     parser.add_argument("stages", nargs="*", help=f"default: all, in order: {' '.join(STAGES)}")
     arguments = parser.parse_args()
-    stages = {**STAGES, **EXTRA_STAGES}
+    stages = {**STAGES, **EXTRA_STAGES, "formats": compare_formats}
     for stage in arguments.stages:
         if stage not in stages:
             parser.error(f"no stage {stage!r}; there are {' '.join(stages)}")

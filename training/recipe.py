@@ -34,7 +34,7 @@ from training.tokenizer import train_tokenizer
 from training.transformer import train_transformer
 from training.vqgan import finetune_decoder, train_vqgan
 
-NUM_SEEDS = 2
+NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"
 
 

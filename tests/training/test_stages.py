@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.generation import SamplingParams
 from dalle_server.text import TextTokenizer
-from training import fsq, loop, recipe
+from training import formats, fsq, loop, recipe
 from training.artwork import STYLES, Atlas
 from training.compiled import Doubled, compiled_loss
+from training.evaluate import Question
 from training.export import export
 from training.loop import load_average
 from training.preset import Schedule, load_preset
@@ -172,6 +174,19 @@ def test_sampling_is_a_function_of_the_seed(trained: Recipe) -> None:
     assert not torch.equal(first, other)
     pictures = decode_images(trained.vqgan, first)
     assert pictures.shape == (2, 3, 16, 16)
+
+
+def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:
+    sampling = SamplingParams(condition_scale=2.0, temperature=1.0, top_k=12, top_p=1.0)
+    export(trained.transformer, trained.vqgan, trained.tokenizer_file, sampling, trained.preset.work_dir / "checkpoint")
+    spec = SceneSpec(things=(Thing(0),))
+    asked = Question(formats.ASKED[0], [(spec, "a red apple")] * 2, lambda images, _: images.mean((1, 2, 3)) > 0)
+    vars(trained)["questions"] = [asked, replace(asked, name="not asked here")]
+    formats.compare_formats(trained)
+    results = json.loads((trained.preset.work_dir / "formats.json").read_text())
+    assert results["fp32"]["logits_rms_error"] == 0.0 and results["fp32"]["same_sampled"] == 1.0
+    assert 0 < results["int8"]["logits_rms_error"] < 0.2
+    assert [row["name"] for row in results["int8"]["scores"]] == [formats.ASKED[0]]
 
 
 def test_fsq_is_the_nearest_entry_of_its_codebook(trained: Recipe) -> None:
