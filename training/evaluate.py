@@ -19,11 +19,10 @@ from torch import Tensor
 
 from dalle_server.generation import SamplingParams
 from dalle_server.models.vqgan import VQGAN
-from training.concepts import plural, with_article
 from training.judge import Judge
-from training.palette import COLOUR_NAMES
+from training.prompts import Prompter, Prompts
 from training.sample import decode_images
-from training.scenes import POSITIONS, RELATIONS, Composer, SceneSampler, SceneSpec, Thing
+from training.scenes import POSITIONS, Composer, SceneSampler, SceneSpec
 from training.vqgan import psnr, tokenize_images, used_codes
 
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
@@ -35,7 +34,7 @@ class Question:
     """One score: prompts with the scenes they describe, and what counts as right."""
 
     name: str
-    prompts: list[tuple[SceneSpec, str]]
+    prompts: Prompts
     right: Judgement
 
 
@@ -53,67 +52,30 @@ class Score:
 
 
 def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026) -> list[Question]:
-    """The fixed evaluation prompts: they follow from `seed`, concepts.txt and held_out.toml alone."""
-    rng = random.Random(seed)
-    concepts, held_out = sampler.concepts, sampler.held_out
-    everything = range(len(concepts))
-    tintable = [i for i in everything if concepts[i].tintable]
-
-    def name(concept: int, colour: str | None = None) -> str:
-        phrase = f"{colour} {concepts[concept].names[0]}" if colour else concepts[concept].names[0]
-        return with_article(phrase) if concepts[concept].countable else phrase
+    """What is asked, and who says whether the answer is right."""
 
     def top(places: int) -> Judgement:
         return lambda images, spec: judge.concept_rank(images, spec) < places
 
-    singles = [(SceneSpec(things=(Thing(i),)), name(i)) for i in everything]
-    synonyms = [(SceneSpec(things=(Thing(i),)), with_article(other) if concepts[i].countable else other)
-                for i in everything for other in concepts[i].names[1:2]]  # fmt: skip
-    colours = []
-    while len(colours) < 88:
-        thing = Thing(rng.choice(tintable), COLOUR_NAMES[len(colours) % len(COLOUR_NAMES)])
-        if not held_out.contains(SceneSpec(things=(thing,))):
-            colours.append((SceneSpec(things=(thing,)), name(thing.concept, thing.colour)))
-    unseen = [(SceneSpec(things=(Thing(i, c),)), name(i, c)) for i, c in sorted(held_out.colours)]
-    templates = [(SceneSpec(things=(Thing(i),)), template.format(thing=name(i)))
-                 for template in held_out.templates for i in rng.sample(everything, 20)]  # fmt: skip
-    backgrounds = [(SceneSpec(things=(Thing(i),), background=c), f"{name(i)} on {with_article(c)} background")
-                   for c in COLOUR_NAMES for i in rng.sample(everything, 6)]  # fmt: skip
-    sides = ["left", "right", "top", "bottom"]
-    where = {side: f"{'on' if side in ('left', 'right') else 'at'} the {side}" for side in sides}
-    positions = [(SceneSpec(things=(Thing(i),), position=p), f"{name(i)} {where[p]}")
-                 for p in sides for i in rng.sample(everything, 12)]  # fmt: skip
-    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-    counts = [(SceneSpec(things=(Thing(i),), count=n), f"{words[n]} {plural(concepts[i].names[0])}")
-              for n in words for i in rng.sample(sampler.countable, 12)]  # fmt: skip
+    def in_place(images: Tensor, spec: SceneSpec) -> Tensor:
+        return judge.position_right(images, spec, list(POSITIONS))
 
-    def pair(relation: str, a: int, b: int) -> tuple[SceneSpec, str]:
-        words = {"left of": "to the left of", "right of": "to the right of", "beside": "and"}.get(relation, relation)
-        return SceneSpec(things=(Thing(a), Thing(b)), relation=relation), f"{name(a)} {words} {name(b)}"
-
-    pairs = []
-    while len(pairs) < 30:
-        spec, text = pair(RELATIONS[len(pairs) % len(RELATIONS)], *rng.sample(everything, 2))
-        if not held_out.contains(spec):
-            pairs.append((spec, text))
-    unseen_pairs = [
-        pair(relation, *sorted(both)) for both in sorted(held_out.pairs, key=sorted) for relation in RELATIONS[:2]
-    ]
-    positions_judge: Judgement = lambda images, spec: judge.position_right(images, spec, list(POSITIONS))  # noqa: E731
+    ask = Prompter(sampler, seed)
+    singles, synonyms, colours, unseen = ask.singles(), ask.synonyms(), ask.colours(), ask.unseen_colours()
     return [
         Question("single object, top-1", singles, top(1)),
         Question("single object, top-5", singles, top(5)),
         Question("synonym, top-1", synonyms, top(1)),
-        Question("unseen caption form, top-1", templates, top(1)),
+        Question("unseen caption form, top-1", ask.unseen_forms(), top(1)),
         Question("coloured object: object, top-1", colours, top(1)),
         Question("coloured object: colour", colours, judge.colour_right),
         Question("unseen colour of object: object, top-1", unseen, top(1)),
         Question("unseen colour of object: colour", unseen, judge.colour_right),
-        Question("background colour", backgrounds, judge.background_right),
-        Question("position", positions, positions_judge),
-        Question("count", counts, judge.count_right),
-        Question("pair: both right and in order", pairs, judge.pair_right),
-        Question("unseen pair: both right and in order", unseen_pairs, judge.pair_right),
+        Question("background colour", ask.backgrounds(), judge.background_right),
+        Question("position", ask.positions(), in_place),
+        Question("count", ask.counts(), judge.count_right),
+        Question("pair: both right and in order", ask.pairs(), judge.pair_right),
+        Question("unseen pair: both right and in order", ask.unseen_pairs(), judge.pair_right),
     ]
 
 

@@ -46,18 +46,12 @@ def train(
     """
     average = AveragedWeights(module, schedule.ema_decay)
     step, elapsed_s = _resume(checkpoint, module, optimizers, average)
-    base_rates = [
-        [group.setdefault("base_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers
-    ]
     clock = time.monotonic()
     saved_s = logged_s = elapsed_s
     window: list[dict[str, float]] = []
     compiled = False
     while schedule.progress(step, elapsed_s) < 1:
-        scale = schedule.learning_rate_scale(step, elapsed_s)
-        for optimizer, rates in zip(optimizers, base_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
+        _scale_rates(optimizers, schedule.learning_rate_scale(step, elapsed_s))
         loss, measures = loss_of_step(step * parallel.world_size() + parallel.rank())
         loss.backward()
         parallel.average_gradients(module)
@@ -82,6 +76,13 @@ def train(
     _save(checkpoint, module, optimizers, average, step, elapsed_s)
     parallel.barrier()
     return average
+
+
+def _scale_rates(optimizers: list[torch.optim.Optimizer], scale: float) -> None:
+    """Set every learning rate to `scale` × what it was at first, which its group remembers (also in a checkpoint)."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * scale
 
 
 def _log_line(
