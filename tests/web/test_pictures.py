@@ -23,7 +23,7 @@ def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pictures, "SWEEP_EVERY_S", 0.0)
     store = PictureStore(tmp_path, ttl_s=60)
     old = store.put(b"old", ImageFormat.JPEG)
-    (tmp_path / ".left-by-a-crash.tmp").write_bytes(b"half")
+    (tmp_path / f".{old}.0123abcd.tmp").write_bytes(b"left by a crash")
     for path in tmp_path.iterdir():
         os.utime(path, (time.time() - 61,) * 2)
     new = store.put(b"new", ImageFormat.JPEG)
@@ -31,6 +31,19 @@ def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert store.find(new).read_bytes() == b"new"
     with pytest.raises(NotFound, match="kept for 60 s"):
         store.find(old)
+
+
+def test_what_others_keep_in_the_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--data_dir ~` on a system where ~/pictures is ~/Pictures must not cost anyone their photographs."""
+    monkeypatch.setattr(pictures, "SWEEP_EVERY_S", 0.0)
+    theirs = [tmp_path / name for name in ("holiday.jpeg", ".hidden.tmp", "album")]
+    theirs[0].write_bytes(b"x")
+    theirs[1].write_bytes(b"x")
+    theirs[2].mkdir()
+    for path in theirs:
+        os.utime(path, (0, 0))
+    PictureStore(tmp_path, ttl_s=60).put(b"x", ImageFormat.PNG)
+    assert all(path.exists() for path in theirs)
 
 
 @pytest.mark.parametrize("fails", ["os.fsync", "pathlib.Path.replace"])

@@ -21,6 +21,8 @@ from dalle_server.web.service import EXTENSION
 SWEEP_EVERY_S = 60.0
 _STORE = "dalle_server_pictures"
 _NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|jpeg|webp)")
+# data_dir may be a directory that holds other things too: only what has a name of ours is ever deleted.
+_OURS = re.compile(rf"{_NAME.pattern}|\.{_NAME.pattern}\.[0-9a-f]{{8}}\.tmp")
 
 blueprint = Blueprint("pictures", __name__)
 
@@ -39,9 +41,9 @@ class PictureStore:
 
         Raises StorageError when the disk refuses.
         """
-        self._sweep()
         name = f"{secrets.token_urlsafe(24)}.{format.value}"
         try:
+            self._sweep()
             self.directory.mkdir(parents=True, exist_ok=True)
             write_whole(self.directory / name, data)
         except OSError as error:
@@ -70,7 +72,7 @@ class PictureStore:
             self._swept_at = time.monotonic()
         for entry in os.scandir(self.directory):
             path = Path(entry.path)
-            if not self._is_alive(path):
+            if _OURS.fullmatch(entry.name) and not self._is_alive(path):
                 path.unlink(missing_ok=True)
 
 
