@@ -99,6 +99,17 @@ def test_pictures_come_in_the_format_asked_for(client: FlaskClient, format: str,
     assert picture.data.startswith(head)
 
 
+def test_pictures_are_found_in_a_relative_data_dir(
+    make_app: Callable[..., Flask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = make_app(data_dir=Path("here"))
+    client = app.test_client()
+    job = wait_for(client, submit(client)["id"], "done")
+    assert client.get(job["images"][0]["url"]).status_code == 200
+    app.extensions[EXTENSION].close()
+
+
 def test_a_drawn_seed_is_fixed_at_submission(client: FlaskClient, engine: ScriptedEngine) -> None:
     job = submit(client, seed=None)
     assert job["seed"] == engine.requests[0].images[0].seed

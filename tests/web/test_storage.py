@@ -63,6 +63,7 @@ def test_lists_newest_first_by_page_owner_and_search(store: Store) -> None:
     assert [each.id for each in store.find("", search="43")] == ["job-3"]
     assert len(store.find("", search="100%")) == 5
     assert store.find("", search="_pfel") == []
+    assert len(store.find("", search="e " * 499 + "NUMBER")) == 5
     assert store.find("", status="queued") == []
 
 
@@ -121,6 +122,8 @@ def test_a_late_request_does_not_open_a_closed_store_again(store: Store, tmp_pat
         store.find("")
     with pytest.raises(NotReady):
         store.add(job(1))
+    with pytest.raises(NotReady):
+        store.sweep(Retention())
     Store(tmp_path).close()  # and the next server has it for itself
 
 
@@ -137,10 +140,21 @@ def test_files_without_a_row_go_when_the_store_opens(store: Store, tmp_path: Pat
     stray = tmp_path / "jobs" / "job-2"
     stray.mkdir()
     (stray / "0.png").write_bytes(b"cut off")
-    (tmp_path / "jobs" / "job-1" / ".abc.part").write_bytes(b"half")
+    (tmp_path / "jobs" / "job-1" / ".1.png.0123abcd.tmp").write_bytes(b"half")
     store.close()
     Store(tmp_path)
     assert sorted(path.name for path in (tmp_path / "jobs").rglob("*")) == ["0.png", "job-1"]
+
+
+def test_what_others_keep_in_the_directory_is_left_alone(tmp_path: Path) -> None:
+    """`--data_dir ~` must not cost anyone their ~/jobs."""
+    theirs = [tmp_path / "jobs" / name for name in ("acme/letter.pdf", "acme/0.png", "job-1/cv.pdf", "none")]
+    for path in theirs[:-1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    theirs[-1].mkdir()
+    Store(tmp_path)
+    assert all(path.exists() for path in theirs)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import sqlite3
 import threading
@@ -41,6 +42,10 @@ SCHEMA = (
 # directory would run the same jobs twice.
 PRAGMAS = {"locking_mode": "exclusive", "journal_mode": "wal", "synchronous": "full", "foreign_keys": 1}
 UNFINISHED = ("queued", "running")
+
+# data_dir may be a directory that holds other things too: only what has a name of ours is ever deleted.
+_DIRECTORY = re.compile(r"job-\w+")
+_FILE = re.compile(r"\d+\.(png|jpeg|webp)|\.\d+\.(png|jpeg|webp)\.[0-9a-f]{8}\.tmp")
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +96,7 @@ class Store:
 
     def __init__(self, data_dir: Path):
         """Raises ConfigError when the directory cannot be used: unwritable, newer, or another server's."""
-        self.pictures_dir = data_dir / "jobs"
+        self.pictures_dir = data_dir.absolute() / "jobs"  # Flask's send_file would look beside the program
         self._path = data_dir / "jobs.sqlite3"
         self._lock = threading.RLock()
         # No autoconnect: a request that is late at a shutdown would open the file again, and keep it from others.
@@ -188,8 +193,9 @@ class Store:
         """Newest first. Every word of `search` must occur in the prompt or the seed; `before` is a job id."""
         columns = self._jobs.c
         where = columns.owner == owner
-        for word in search.casefold().split():
-            where &= peewee.fn.INSTR(columns.search, word) > 0
+        words = search.casefold().split()
+        if words:  # written flat: an expression nested once for each word is too deep for peewee, and for SQLite
+            where &= peewee.SQL(" AND ".join(["instr(t1.search, ?) > 0"] * len(words)), words)
         if status:
             where &= columns.status == status
         if with_pictures:
@@ -224,10 +230,12 @@ class Store:
         """Files that a kill left without a row: of deleted jobs, or cut between file and row."""
         known = {row["file"] for row in self._pictures.select(self._pictures.c.file).dicts()}
         for directory in self.pictures_dir.iterdir():
-            for path in directory.iterdir() if directory.is_dir() else ():
-                if f"{directory.name}/{path.name}" not in known:
+            if not _DIRECTORY.fullmatch(directory.name) or not directory.is_dir():
+                continue
+            for path in directory.iterdir():
+                if _FILE.fullmatch(path.name) and f"{directory.name}/{path.name}" not in known:
                     path.unlink(missing_ok=True)
-            if directory.is_dir() and not any(directory.iterdir()):
+            if not any(directory.iterdir()):
                 directory.rmdir()
 
     def _execute(self, statement: str) -> Any:
@@ -266,19 +274,19 @@ class Store:
         return found
 
     def _expired(self, retention: Retention, now: float) -> list[str]:
-        rows = self._execute(
-            "SELECT id, finished_at, (SELECT coalesce(sum(size_bytes), 0) FROM pictures WHERE job_id = jobs.id)"
-            " FROM jobs WHERE status NOT IN ('queued', 'running') ORDER BY number DESC"
-        )
-        expired, kept_bytes = [], 0
         with self._transaction():
-            for count, (job_id, finished_at, size_bytes) in enumerate(rows, start=1):
-                kept_bytes += size_bytes
-                too_old = retention.max_age_s and now - finished_at > retention.max_age_s
-                too_many = retention.max_jobs and count > retention.max_jobs
-                too_big = retention.max_bytes and kept_bytes > retention.max_bytes
-                if too_old or too_many or too_big:
-                    expired.append(job_id)
+            rows = self._execute(
+                "SELECT id, finished_at, (SELECT coalesce(sum(size_bytes), 0) FROM pictures WHERE job_id = jobs.id)"
+                " FROM jobs WHERE status NOT IN ('queued', 'running') ORDER BY number DESC"
+            ).fetchall()
+        expired, kept_bytes = [], 0
+        for count, (job_id, finished_at, size_bytes) in enumerate(rows, start=1):
+            kept_bytes += size_bytes
+            too_old = retention.max_age_s and now - finished_at > retention.max_age_s
+            too_many = retention.max_jobs and count > retention.max_jobs
+            too_big = retention.max_bytes and kept_bytes > retention.max_bytes
+            if too_old or too_many or too_big:
+                expired.append(job_id)
         return expired
 
 
