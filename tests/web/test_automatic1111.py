@@ -120,6 +120,7 @@ def test_send_images_false_sends_none(client: FlaskClient) -> None:
         ({"prompt": " "}, "prompt"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 5, "n_iter": 4}, "batch_size"),
+        ({"batch_size": 10**4000, "n_iter": 10**4000}, "batch_size"),
         ({"width": 4}, "width"),
         ({"height": 1e9}, "height"),
         ({"seed": -2}, "seed"),
@@ -228,6 +229,13 @@ def test_png_info_reads_our_pictures(client: FlaskClient, prefix: str) -> None:
     assert reply["info"].startswith("a red apple\nNegative prompt: fog\nSteps: 16, ")
     assert reply["parameters"]["Seed"] == 5
     assert json.loads(reply["items"]["dalle-server"])["image_index"] == 0
+
+
+def test_png_info_reads_base64_in_lines(client: FlaskClient) -> None:
+    """As `base64 FILE` and MIME write it, and as the web UI reads it."""
+    image = base64.b64decode(txt2img(client, seed=5)["images"][0])
+    reply = client.post("/sdapi/v1/png-info", json={"image": base64.encodebytes(image).decode()}).json
+    assert reply["parameters"]["Seed"] == 5
 
 
 def test_png_info_of_another_programs_picture_is_empty(client: FlaskClient) -> None:

@@ -185,6 +185,6 @@ def png_info() -> Response:
 def _decode(text: str) -> bytes:
     encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"image must be base64: {error}", param="image") from None

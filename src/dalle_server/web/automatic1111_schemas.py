@@ -10,6 +10,8 @@ from dalle_server.generation import MAX_SEED
 from dalle_server.web.openai_schemas import MAX_PROMPT_CHARS, MAX_SIDE_PX, MIN_SIDE_PX
 from dalle_server.web.schemas import Body
 
+MAX_IMAGES = 1024  # the most that the setting max_images can allow; a product of two such numbers can be shown
+
 
 class OverrideSettings(Body):
     sd_model_checkpoint: str | None = None
@@ -20,8 +22,8 @@ class Txt2ImgBody(Body):
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    batch_size: int | None = Field(None, ge=1, description="pictures of one run")
-    n_iter: int | None = Field(None, ge=1, description="runs")
+    batch_size: int | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures of one run")
+    n_iter: int | None = Field(None, ge=1, le=MAX_IMAGES, description="runs")
     width: int | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
     height: int | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
     cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="our condition_scale")
