@@ -15,6 +15,7 @@ from PIL import Image
 from dalle_server.config import Settings
 from dalle_server.errors import Overloaded
 from dalle_server.metadata import read_metadata
+from dalle_server.web import saving
 from dalle_server.web.app import create_app
 from dalle_server.web.service import Service
 from tests.web.scripted_engine import ScriptedEngine
@@ -138,3 +139,16 @@ def test_a_disk_that_fails_costs_no_picture(make_app: MakeApp, tmp_path: Path) -
     (tmp_path / "out").write_text("a file where the directory should be")
     client = make_app(save_to_disk=True, output_dir=tmp_path / "out").test_client()
     assert client.post("/dalle", json={"text": "x", "num_images": 1}).status_code == 200
+
+
+def test_a_disk_that_fails_puts_no_prompt_into_the_log(
+    make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(saving, "write_whole", refuse)
+    client = make_app(save_to_disk=True).test_client()
+    assert client.post("/dalle", json={"text": "my secret"}).status_code == 200
+    assert "No space left on device" in caplog.text and str(tmp_path) in caplog.text
+    assert "secret" not in caplog.text

@@ -91,4 +91,6 @@ def _save(service: Service, prompt: str, pictures: list[bytes], image_format: Im
     try:
         save_pictures(service.settings.output_dir, prompt, pictures, image_format.value)
     except OSError as error:
-        logger.error("could not save pictures under %s: %s", service.settings.output_dir, error)
+        # Not the error itself: it names the directory, which names the prompt.
+        reason = error.strerror or type(error).__name__
+        logger.error("could not save pictures under %s: %s", service.settings.output_dir, reason)
