@@ -67,6 +67,7 @@ def test_a_failed_load_says_why(tmp_path: Path) -> None:
     assert client.get("/ready").json == {"ready": False, "state": "failed", "reason": "no weights; pull them"}
     reply = client.post("/dalle", json=BODY)
     assert reply.status_code == 503 and "no weights" in reply.json["error"]
+    assert int(reply.headers["Retry-After"]) > 0
 
 
 @pytest.mark.parametrize(("engine_state", "state"), [("restarting", "loading"), ("failed", "failed")])
@@ -107,6 +108,13 @@ def test_requests_are_counted_by_outcome(client: FlaskClient, engine: ScriptedEn
     assert metric(client, "dalle_queue_seconds_count") == 1
     assert metric(client, "dalle_slots") == 4
     assert metric(client, 'dalle_http_responses_total{method="POST",route="/dalle",status="200"}') == 1
+
+
+def test_made_up_methods_and_paths_make_no_new_metrics(client: FlaskClient) -> None:
+    for name in ("LOOK", "TOUCH"):
+        assert client.open(f"/{name}", method=name).status_code == 404
+    assert metric(client, 'dalle_http_responses_total{method="other",route="none",status="404"}') == 2
+    assert "LOOK" not in client.get("/metrics").text
 
 
 def test_steps_and_previews_are_measured(app: Flask, engine: ScriptedEngine) -> None:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 # A repeat of these would cost as much and end the same way; the openai client repeats ≥ 500 unless told.
 _DO_NOT_RETRY = {499, 500, 501, 504, 507}
+_RETRY_AFTER_S = 5.0  # of a 503 that knows no better
 _OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -30,8 +31,9 @@ def to_response(error: DalleServerError) -> Response:
     """The error as an answer to the current request, in the envelope of the API it called."""
     response = jsonify(envelope(error, request.path))
     response.status_code = error.status
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    retry_after_s = _RETRY_AFTER_S if error.retry_after_s is None and error.status == 503 else error.retry_after_s
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     if error.status in _DO_NOT_RETRY:
         response.headers["x-should-retry"] = "false"
     return response
