@@ -1,4 +1,6 @@
 import base64
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +113,15 @@ def test_any_origin_with_any_header_by_default(client: FlaskClient, path: str) -
     assert "Access-Control-Allow-Credentials" not in reply.headers
 
 
+def test_the_originals_page_may_ask_whether_a_server_is_there(client: FlaskClient) -> None:
+    """Its `checkIfValidBackend`: a GET of / with headers of its own, which browsers ask leave for."""
+    asked = {"Origin": "https://a", "Access-Control-Request-Headers": "bypass-tunnel-reminder,mode"}
+    preflight = client.options("/", headers=asked | {"Access-Control-Request-Method": "GET"})
+    assert preflight.headers["Access-Control-Allow-Headers"] == "bypass-tunnel-reminder, mode"
+    assert client.get("/", headers={"Origin": "https://a"}).headers["Access-Control-Allow-Origin"] in ("*", "https://a")
+    assert "Access-Control-Allow-Origin" not in client.get("/openapi.json", headers={"Origin": "https://a"}).headers
+
+
 def test_refusals_carry_cors_headers_too(client: FlaskClient) -> None:
     reply = client.post("/dalle", json={}, headers={"Origin": "https://example.org"})
     assert reply.status_code == 400 and "Access-Control-Allow-Origin" in reply.headers
@@ -139,6 +150,11 @@ def test_large_bodies_are_413_by_route(client: FlaskClient) -> None:
     assert client.post("/v1/images/variations", data=body).status_code != 413
 
 
+def test_json_bodies_may_be_larger_than_uploads(make_app: MakeApp) -> None:
+    client = make_app(max_upload_bytes=1024).test_client()
+    assert client.post("/dalle", json={"text": "x" * 2000}).status_code == 200
+
+
 def test_window_slides_and_forgets() -> None:
     now = [0.0]
     window = SlidingWindow(2, 60.0, clock=lambda: now[0])
@@ -150,6 +166,25 @@ def test_window_slides_and_forgets() -> None:
     for n in range(MAX_NAMES + 5):
         window.add(str(n))
     assert len(window._events) == MAX_NAMES
+
+
+def test_requests_at_the_same_moment_cannot_share_the_last_place() -> None:
+    window, names, allowed = SlidingWindow(1), [str(n) for n in range(5_000)], list[int]()
+
+    def take_all() -> None:
+        allowed.append(sum(window.take(name) == 0 for name in names))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=take_all) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sum(allowed) == len(names)
 
 
 def test_every_route_has_been_decided_on(app: Flask) -> None:
@@ -188,6 +223,23 @@ def test_other_peoples_pages_cannot_act_on_jobs_unless_named(
     named = other.post(path, data='{"prompt": "x"}', headers=sent)
     assert own.status_code < 400
     assert named.status_code < 400
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://evil", 403),
+        ("null", 403),
+        ("http://[", 403),
+        ("http://my-server:8000", 200),
+        ("http://my-server", 200),
+        (None, 200),
+    ],
+)
+def test_over_plain_http_browsers_say_only_the_origin(client: FlaskClient, origin: str | None, status: int) -> None:
+    """Sec-Fetch-Site comes over https and on this machine only."""
+    sent = {"Host": "my-server:8000"} | ({"Origin": origin} if origin else {})
+    assert client.post("/sdapi/v1/interrupt", headers=sent).status_code == status
 
 
 def test_other_peoples_pages_cannot_watch_a_picture_being_written(client: FlaskClient) -> None:

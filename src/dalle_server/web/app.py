@@ -36,7 +36,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     """A WSGI application over `service`, which may still be loading."""
     app = Flask("dalle_server", static_folder=None)
     app.extensions[EXTENSION] = service
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_upload_bytes
+    app.config["MAX_CONTENT_LENGTH"] = max(settings.max_upload_bytes, settings.max_json_bytes)  # each route has its own
     app.json.sort_keys = False  # type: ignore[attr-defined]
     errors.install(app)
     logging.install(app)

@@ -13,11 +13,11 @@ _GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs(/.*)?|/sdapi/v1/(txt2im
 # Bodies with pictures in them.
 _UPLOAD = re.compile(r"/v1/images/(edits|variations)|/sdapi/v1/(img2img|png-info)")
 
-# Any web page may call these, as it could the original's. Jobs are owned, without keys by all who reach the server,
-# and so is what AUTOMATIC1111's clients see and stop of their own; a page that someone merely visits reaches the server
-# too: only origins that the operator names may see them. The other routes here are what a playground on such an
-# origin asks besides.
-CORS_PATHS = (r"/dalle", r"/v1/(images|models).*", r"/sdapi/v1/(?!progress|interrupt).*", r"/pictures/.*")
+# Any web page may call these, as it could the original's; the original's own first asks whether / answers.
+# Jobs are owned, without keys by all who reach the server, and so is what AUTOMATIC1111's clients see and stop of their
+# own; a page that someone merely visits reaches the server too: only origins that the operator names may see them. The
+# other routes here are what a playground on such an origin asks besides.
+CORS_PATHS = (r"/$", r"/dalle", r"/v1/(images|models).*", r"/sdapi/v1/(?!progress|interrupt).*", r"/pictures/.*")
 CORS_OWNED_PATHS = (r"/v1/jobs.*", r"/sdapi/v1/(progress|interrupt)", r"/v1/info", r"/health", r"/ready")
 
 # Must answer whatever the load is.

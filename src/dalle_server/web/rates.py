@@ -21,26 +21,33 @@ class SlidingWindow:
     def wait_s(self, name: str) -> float:
         """Seconds until the name may go on; 0 = now."""
         with self._lock:
-            events = self._recent(name)
-            if events is None or len(events) < self._limit:
-                return 0.0
-            return max(0.001, events[0] + self._window_s - self._clock())
+            return self._wait_s(name)
 
     def add(self, name: str) -> None:
         """Count an event."""
         with self._lock:
-            events = self._events.setdefault(name, deque(maxlen=self._limit))
-            events.append(self._clock())
-            self._events.move_to_end(name)
-            while len(self._events) > MAX_NAMES:
-                self._events.popitem(last=False)
+            self._add(name)
 
     def take(self, name: str) -> float:
         """Count an event if it is allowed: 0, or the seconds to wait."""
-        wait = self.wait_s(name)
-        if wait == 0:
-            self.add(name)
-        return wait
+        with self._lock:  # once: two requests must not both see the last place free
+            wait = self._wait_s(name)
+            if wait == 0:
+                self._add(name)
+            return wait
+
+    def _wait_s(self, name: str) -> float:
+        events = self._recent(name)
+        if events is None or len(events) < self._limit:
+            return 0.0
+        return max(0.001, events[0] + self._window_s - self._clock())
+
+    def _add(self, name: str) -> None:
+        events = self._events.setdefault(name, deque(maxlen=self._limit))
+        events.append(self._clock())
+        self._events.move_to_end(name)
+        while len(self._events) > MAX_NAMES:
+            self._events.popitem(last=False)
 
     def _recent(self, name: str) -> deque[float] | None:
         events = self._events.get(name)

@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flask import Flask, g, request
 from flask_cors import CORS
@@ -97,10 +98,21 @@ def install_cors(app: Flask, settings: Settings) -> None:
 
 def _refuse_other_pages(settings: Settings) -> None:
     """CORS keeps a page from reading an answer; a browser still sends it simple POSTs, and says whence."""
-    elsewhere = request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
-    named = request.headers.get("Origin") in settings.cors_origins
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        elsewhere = site not in ("same-origin", "none")
+    else:  # over plain http a browser names only the origin; a proxy may have changed our port, hardly our name
+        elsewhere = origin is not None and _host_of(origin) != _host_of(f"//{request.host}")
+    named = origin in settings.cors_origins
     if elsewhere and not named and request.method not in ("GET", "HEAD") and policy.is_owned(request.path):
         raise Forbidden("pages of other origins may not do this; name them in cors_origins to let them")
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _authenticate(keys: Keys, bad_keys: SlidingWindow) -> None:
