@@ -53,6 +53,9 @@ def test_names_in_any_case() -> None:
         ({}, {}, "modell_version = 'mini'", "did you mean model_version?"),
         ({}, {}, "zzz = 1", "zzz in .* is no setting; `dalle-server serve --help` lists"),
         ({}, {}, "port = [1]", "port in .*s.toml: expected a valid integer"),
+        ({"device": "cudda"}, {}, "", r"--device: expected text of the form '\^\(auto.*, not 'cudda'"),
+        ({"host": ""}, {}, "", "--host: expected text with at least 1 character"),
+        ({}, {}, "output_dir = 7", "expected a path, not 7"),
         ({}, {}, "port 1", "is not valid TOML"),
         ({"request_timeout_s": "nan"}, {}, "", "expected a finite number"),
     ],
@@ -64,6 +67,12 @@ def test_wrong_settings_stop_start_up_and_say_where(
     path.write_text(file)
     with pytest.raises(ConfigError, match=says):
         load_settings(flags, environ, path)
+
+
+def test_the_home_directory_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    assert load_settings({"data_dir": "~/here"}, {}).data_dir == Path("/home/me/here")
 
 
 def test_missing_file_is_an_error() -> None:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import dalle_server
 from dalle_server import DalleModel, ModelSize
 from dalle_server.config import parse_arg_dalle_version
 from dalle_server.dalle_model import DEFAULT_IMG_OUTPUT_DIR, load_engine
-from dalle_server.errors import InvalidRequest, WeightsNotFound
+from dalle_server.errors import ConfigError, InvalidRequest, WeightsNotFound
 
 TINY = Path(__file__).parent / "data" / "parity" / "tiny-mega"
 
@@ -41,11 +42,25 @@ def test_parameters_reach_the_model(model: DalleModel) -> None:
         model.generate_images("a boat", 1, temperature=0)
     with pytest.raises(InvalidRequest, match="prompt must not be empty"):
         model.generate_images(" ", 1)
+    with pytest.raises(InvalidRequest, match="seed must lie between 0 and 9223372036854775807, not -1"):
+        model.generate_images("a boat", 1, seed=-1)
 
 
 def test_weights_that_are_not_there_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound, match="is not a folder"):
         DalleModel(ModelSize.MINI, model_dir=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"devise": "cpu"}, "devise is no setting; did you mean device?"),
+        ({"num_slots": 0}, "num_slots: expected greater than or equal to 1, not 0"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_of_ours(setting: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        DalleModel(ModelSize.MINI, **setting)
 
 
 def test_the_originals_names_are_found() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dalle_server.errors import ConfigError
 
@@ -56,9 +56,19 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+_WORDINGS = (  # so that they follow "expected"
+    ("Value error, expected ", ""),
+    ("Value error, ", ""),
+    ("Input should be ", ""),
+    ("String should match pattern ", "text of the form "),
+    ("String should have ", "text with "),
+    ("Input is not a valid path for <class 'pathlib.Path'>", "a path"),
+)
+
 ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Directory = Annotated[Path, AfterValidator(Path.expanduser)]  # no shell does that in a file, or after --data_dir=
 Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)]
 
 
@@ -77,9 +87,9 @@ class Settings(BaseModel):
         description="Address to listen on: 0.0.0.0 is every interface, 127.0.0.1 this machine only.")
     model_version: Annotated[ModelVersion, BeforeValidator(parse_arg_dalle_version)] = Field("mini",
         description="Model size; nano is embedded in the package and needs no download.")
-    model_dir: Path | None = Field(None,
+    model_dir: Directory | None = Field(None,
         description="Directory with weights (native, Flax, or min-dalle form) to serve in place of the published ones.")
-    cache_dir: Path = Field(default_factory=lambda: user_cache_path("dalle-server", appauthor=False),
+    cache_dir: Directory = Field(default_factory=lambda: user_cache_path("dalle-server", appauthor=False),
         description="Where converted weights are kept. Downloads are kept where HF_HOME says.")
 
     save_to_disk: Flag = Field(False, json_schema_extra={"group": "Pictures of POST /dalle"},
@@ -87,7 +97,7 @@ class Settings(BaseModel):
     img_format: Annotated[Literal["JPEG", "PNG"],
         BeforeValidator(lambda value: value.strip().upper() if isinstance(value, str) else value)] = Field("JPEG",
         description="File format of the pictures.")
-    output_dir: Path = Field(Path(DEFAULT_IMG_OUTPUT_DIR),
+    output_dir: Directory = Field(Path(DEFAULT_IMG_OUTPUT_DIR),
         description="Where save_to_disk puts them, in a directory for each request.")
     max_images: int = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
@@ -126,7 +136,7 @@ class Settings(BaseModel):
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024,
         description="Largest body of a route that takes pictures.")
 
-    data_dir: Path = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
+    data_dir: Directory = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
         json_schema_extra={"group": "Jobs and results"},
         description="Where jobs and their pictures are kept.")
     job_retention_s: float = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
@@ -172,12 +182,21 @@ def load_settings(
     try:
         return Settings(**values)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0])
-        reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        reason = reason.split(", unable to parse")[0].split(", not ")[0].removeprefix("expected ")
-        shown = "" if name == "api_keys" else f", not {fault['input']!r}"
-        raise ConfigError(f"{origin.get(name, name)}: expected {reason}{shown}", param=name) from None
+        raise config_error(error, origin) from None
+
+
+def config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigError:
+    """The first fault, as one sentence; `origin` says where a setting stands, if not under its own name."""
+    fault = error.errors(include_url=False)[0]
+    name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return ConfigError(f"{name} is no setting{did_you_mean(name)}", param=name)
+    reason = fault["msg"]
+    for pydantics, ours in _WORDINGS:
+        reason = reason.replace(pydantics, ours)
+    reason = reason.split(", unable to parse")[0].split(", not ")[0]
+    shown = "" if name == "api_keys" else f", not {fault['input']!r}"
+    return ConfigError(f"{origin.get(name, name)}: expected {reason}{shown}", param=name)
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -211,7 +230,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def did_you_mean(name: str, spell: Callable[[str], str] = str, among: Iterable[str] = ()) -> str:
+def did_you_mean(
+    name: str,
+    spell: Callable[[str], str] = str,
+    among: Iterable[str] = (),
+    listed_by: str = "dalle-server serve --help",
+) -> str:
     """`; did you mean X?` when a known name is near, else where the names are listed."""
     near = difflib.get_close_matches(name, list(among) or list(Settings.model_fields), n=1, cutoff=0.6)
-    return f"; did you mean {spell(near[0])}?" if near else "; `dalle-server serve --help` lists the settings"
+    return f"; did you mean {spell(near[0])}?" if near else f"; `{listed_by}` lists them"

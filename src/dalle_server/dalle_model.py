@@ -9,9 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from PIL import Image
+from pydantic import ValidationError
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
-from dalle_server.config import DEFAULT_IMG_OUTPUT_DIR, Settings, parse_arg_boolean, parse_arg_dalle_version
+from dalle_server.config import (
+    DEFAULT_IMG_OUTPUT_DIR,
+    Settings,
+    config_error,
+    parse_arg_boolean,
+    parse_arg_dalle_version,
+)
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.select import choose_runner
@@ -73,11 +80,16 @@ def load_engine(
 class DalleModel:
     """`DalleModel(ModelSize.MINI).generate_images("a red apple", 4)` → four pictures. Thread-safe.
 
-    Keyword arguments are settings (docs/configuration.md): model_dir, device, dtype, num_threads, …
+    Keyword arguments are settings (docs/configuration.md): model_dir, device, dtype, num_threads, … Raises
+    WeightsNotFound, CheckpointError, and ConfigError for a setting that is unknown or senseless.
     """
 
     def __init__(self, model_version: ModelSize = ModelSize.MINI, **settings: Any):
-        self._engine = load_engine(Settings.model_validate({"model_version": model_version.value, **settings}))
+        try:
+            checked = Settings.model_validate({"model_version": model_version.value, **settings})
+        except ValidationError as error:
+            raise config_error(error, {}) from None
+        self._engine = load_engine(checked)
         self._engine.start()
 
     def generate_images(

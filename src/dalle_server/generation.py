@@ -28,7 +28,7 @@ Tokens = NDArray[np.int32]  # (I,) codebook ids in reading order
 def _check(name: str, value: float | None, low: float, high: float) -> None:
     # `not low <= value <= high` also catches NaN.
     if value is not None and not low <= value <= high:
-        raise InvalidRequest(f"{name} must lie between {low:g} and {high:g}, not {value!r}", param=name)
+        raise InvalidRequest(f"{name} must lie between {low} and {high}, not {value!r}", param=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
