@@ -59,6 +59,8 @@ def test_info_and_replay_know_the_picture(run: Run, tmp_path: Path) -> None:
     assert code == 0 and "the same picture, bit for bit" in out
     assert Image.open(tmp_path / "again.png").size == Image.open(path).size
     assert run("replay", path, "--source", "tokens")[0] == 0
+    code, _, errors = run("replay", path, "--source", "tokens", "-o", "/dev/null/x.png")
+    assert code == 1 and "error: cannot write /dev/null/x.png" in errors
 
 
 def test_replay_with_other_weights_says_so_and_names_them(run: Run, tmp_path: Path) -> None:
@@ -81,7 +83,14 @@ def test_models_lists_what_there_is(run: Run) -> None:
     ("words", "code", "says"),
     [
         ((), 2, "the following arguments are required: COMMAND"),
-        (("serve", "--prot", "1"), 2, "--prot is no flag of dalle-server; did you mean --port?"),
+        (("serve", "--prot", "1"), 2, "--prot is no flag of dalle-server serve; did you mean --port?"),
+        (
+            ("generate", "x", "--num-image", "3"),
+            2,
+            "--num_image is no flag of dalle-server generate; did you mean --num_images?",
+        ),
+        (("replay", "x", "--zzz"), 2, "is no flag of dalle-server replay; `dalle-server replay --help` lists them"),
+        (("serve", "--host", "no.such.host.invalid"), 2, "host 'no.such.host.invalid' is no address of this machine"),
         (("serve", "--port", "x"), 2, "--port: expected a valid integer, not 'x'"),
         (("serve", "--save-to-disk", "perhaps"), 2, "--save_to_disk: expected a boolean word"),
         (("serve", "--api_keys", "short"), 2, "has fewer than 8 characters"),

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dalle_server import __version__
 from dalle_server.config import Settings, did_you_mean, load_settings
@@ -31,11 +31,19 @@ MODEL_FLAGS = ("model_version", "model_dir", "cache_dir", "runner", "device", "d
 class Parser(argparse.ArgumentParser):
     """argparse, with `did you mean` for a mistyped flag."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Refuse at once what is unknown: argparse hands it to the parser above, which has other flags."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
         if unknown:
-            name = unknown[1].replace("-", "_")
-            message = f"--{unknown[1]} is no flag of {self.prog}{did_you_mean(name, lambda known: f'--{known}')}"
+            flags = [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            hint = did_you_mean(unknown[1].replace("-", "_"), "--{}".format, flags, f"{self.prog} --help")
+            message = f"--{unknown[1]} is no flag of {self.prog}{hint}"
         self.exit(2, f"error: {message}\n")
 
 

@@ -85,12 +85,16 @@ def _write(directory: Path, image_format: str, image: GeneratedImage, generation
     request, kind = generation.request, ImageFormat[image_format]
     metadata = describe_image(image, generation, engine)
     path = directory / f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}.{kind.value}"
+    _write_file(path, encode_image(image.pixels, kind, metadata=metadata))
+    return path
+
+
+def _write_file(path: Path, data: bytes) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, encode_image(image.pixels, kind, metadata=metadata))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise DalleServerError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
 
 
 def pull(name: str, settings: Settings, *, mirror: bool) -> int:
@@ -138,7 +142,7 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
         print(again.verdict)
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
-            write_whole(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
+            _write_file(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
             print(arguments.output)
     return 0 if again.same_recipe else 1
 

@@ -15,7 +15,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
 
 from dalle_server.config import Settings
-from dalle_server.errors import DalleServerError
+from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.web.admission import SPARE_THREADS, max_in_flight
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _POLL_S = 0.02
 class HttpServer:
     """Listens once made; `run` serves in the calling (main) thread until `end` is called from another.
 
-    Raises DalleServerError when the address cannot be used.
+    Raises DalleServerError when the address cannot be used, ConfigError when it is none.
     """
 
     def __init__(self, app: WSGIApplication, settings: Settings):
@@ -55,6 +55,12 @@ class HttpServer:
             )
         except OSError as error:
             raise DalleServerError(_why_not(error, settings)) from None
+        except ValueError:  # waitress's word for a name that cannot be looked up
+            raise ConfigError(
+                f"host {settings.host!r} is no address of this machine; 0.0.0.0 is every one, 127.0.0.1 this machine "
+                "only (--host)",
+                param="host",
+            ) from None
         listening = server if isinstance(server, BaseWSGIServer) else None
         self.port = int(listening.effective_port if listening else server.effective_listen[0][1])
 
