@@ -42,6 +42,13 @@ def test_parameters_reach_the_model(model: DalleModel) -> None:
         model.generate_images("a boat", 1, temperature=0)
     with pytest.raises(InvalidRequest, match="prompt must not be empty"):
         model.generate_images(" ", 1)
+    for wrong in ({"top_k": 1.5}, {"top_k": True}, {"seed": 2.0}, {"temperature": "hot"}):
+        with pytest.raises(InvalidRequest, match=f"{next(iter(wrong))} must be a"):
+            model.generate_images("a boat", 1, **wrong)
+    for wrong in ({"text": "\udcff"}, {"text": "a boat", "negative_prompt": "\ud800"}):
+        with pytest.raises(InvalidRequest, match="prompt must be text of whole characters"):
+            model.generate_images(num_images=1, **wrong)
+    assert len(model.generate_images("a boat", 1, seed=np.int64(1), temperature=np.float32(1), top_k=np.int32(5))) == 1
     with pytest.raises(InvalidRequest, match="seed must lie between 0 and 9223372036854775807, not -1"):
         model.generate_images("a boat", 1, seed=-1)
 

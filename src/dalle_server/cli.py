@@ -31,7 +31,7 @@ MODEL_FLAGS = ("model_version", "model_dir", "cache_dir", "runner", "device", "d
 class Parser(argparse.ArgumentParser):
     """argparse, with `did you mean` for a mistyped flag."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse at once what is unknown: argparse hands it to the parser above, which has other flags."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:

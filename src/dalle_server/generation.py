@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +27,26 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 Tokens = NDArray[np.int32]  # (I,) codebook ids in reading order
 
 
-def _check(name: str, value: float | None, low: float, high: float) -> None:
+def _check(name: str, value: Any, low: float, high: float) -> None:
+    """A number as the bounds are: whole where they are whole. What gets past this reaches the engine's loop."""
+    if value is None:
+        return
+    kind, called = (Integral, "a whole number") if isinstance(low, int) else (Real, "a number")
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits:
+        raise InvalidRequest(f"{name} must be {called}, not {value!r}", param=name)
     # `not low <= value <= high` also catches NaN.
-    if value is not None and not low <= value <= high:
+    if not low <= value <= high:
         raise InvalidRequest(f"{name} must lie between {low} and {high}, not {value!r}", param=name)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} must be text of whole characters, not {text[:60]!r}: {error.reason}", param=name
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +109,8 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise InvalidRequest("prompt must not be empty; describe the picture you want", param="prompt")
+        _check_text("prompt", self.prompt)
+        _check_text("negative_prompt", self.negative_prompt)
         if not self.images:
             raise InvalidRequest("num_images must be at least 1", param="num_images")
         for key in self.images:
