@@ -92,3 +92,9 @@ def test_info_tells_everything() -> None:
         assert fact in text
     grid = np.array([line.split() for line in text.splitlines()[-4:]], dtype=int)
     assert grid.ravel().tolist() == metadata.token_grid().tolist()
+
+
+def test_info_is_one_line_a_fact_whatever_the_prompt() -> None:
+    text = info_text(saved(ScriptedEngine()).model_copy(update={"prompt": "é\x1b[2J\nmodel: forged"}))
+    assert r"é\x1b[2J\nmodel: forged" in text and "\x1b" not in text
+    assert sum(line.startswith("model:") for line in text.splitlines()) == 1

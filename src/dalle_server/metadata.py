@@ -194,7 +194,9 @@ def find_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata | None:
     try:
         return None if text is None else PictureMetadata.model_validate_json(text)
     except (ValidationError, InvalidRequest) as error:
-        raise InvalidRequest(f"{_name(source)} holds damaged dalle-server metadata: {error}", param="image") from None
+        fault = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        reason = ": ".join([*map(str, fault["loc"]), fault["msg"]]) if fault else str(error)
+        raise InvalidRequest(f"{_name(source)} holds damaged dalle-server metadata: {reason}", param="image") from None
 
 
 def _name(source: Path | bytes | BinaryIO) -> str:

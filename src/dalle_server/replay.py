@@ -106,9 +106,14 @@ def info_text(metadata: PictureMetadata) -> str:
         "pixels sha256": metadata.pixels_sha256,
         "tokens": f"{metadata.num_tokens}" + (", some of them given" if metadata.forced else ""),
     }
-    lines = [f"{name + ':':17}{value}" for name, value in facts.items() if value]
+    lines = [f"{name + ':':17}{_one_line(value)}" for name, value in facts.items() if value]
     grid = metadata.token_grid()
     side = max(1, round(len(grid) ** 0.5))
     width = len(str(grid.max()))
     lines += [" ".join(f"{token:{width}}" for token in grid[i : i + side]) for i in range(0, len(grid), side)]
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """A stranger's file must neither steer the terminal nor add lines that look like ours."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
