@@ -1,9 +1,9 @@
 import pytest
 from flask import Flask
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.schemas import Body, read_json
+from dalle_server.web.schemas import Body, read_json, validate
 
 
 class Order(Body):
@@ -40,3 +40,11 @@ def test_faults_name_the_field_and_the_value(body: bytes, param: str | None, say
     with pytest.raises(InvalidRequest, match=says) as caught:
         read(body)
     assert caught.value.param == param
+
+
+def test_words_that_are_no_numbers_are_told_plainly() -> None:
+    class Query(BaseModel):
+        limit: int
+
+    with pytest.raises(InvalidRequest, match=r"^limit must be a valid integer, not 'abc'$"):
+        validate(Query, {"limit": "abc"})

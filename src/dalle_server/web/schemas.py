@@ -54,6 +54,7 @@ def invalid(error: ValidationError) -> InvalidRequest:
 def _rule(message: str) -> str:
     """pydantic's "Input should be less than 3", "String should match …", "Value error, a small number"."""
     rule, verbs = re.subn(r"^(Input|String|List|Value) should ", "", message)
+    rule = rule.split(", unable to")[0]
     return rule if verbs else f"be {message.removeprefix('Value error, ')}"
 
 
