@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from dalle_server.errors import (
 from dalle_server.metadata import read_metadata
 from dalle_server.web import jobs_pump
 from dalle_server.web.jobs import EXTENSION
+from dalle_server.web.storage import Job
 from tests.web.scripted_engine import ScriptedEngine
 
 Json = dict[str, Any]
@@ -250,6 +252,26 @@ def test_a_cancel_ends_the_job_and_keeps_its_row(client: FlaskClient, engine: Sc
     assert cancelled["images"] == []
     assert client.delete(f"/v1/jobs/{job['id']}").json == {"id": job["id"], "object": "job.deleted", "deleted": True}
     assert client.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_a_cancel_that_comes_with_the_row_is_not_lost(
+    app: Flask, client: FlaskClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another window sees the job in the list before its submission has been answered."""
+    engine.gate.clear()
+    store = app.extensions[EXTENSION].store
+    add, threads = store.add, list[threading.Thread]()
+
+    def add_and_be_seen(job: Job) -> None:
+        add(job)
+        threads.append(threading.Thread(target=app.test_client().delete, args=(f"/v1/jobs/{job.id}",)))
+        threads[0].start()
+        threads[0].join(0.2)
+
+    monkeypatch.setattr(store, "add", add_and_be_seen)
+    job = submit(client)
+    threads[0].join()
+    wait_for(client, job["id"], "cancelled", timeout_s=5)
 
 
 def test_deleting_a_finished_job_deletes_its_pictures(client: FlaskClient, tmp_path: Path) -> None:

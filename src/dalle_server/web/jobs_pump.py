@@ -130,15 +130,16 @@ class Jobs:
         job = Job(
             id=f"job-{secrets.token_hex(12)}", owner=owner, status="queued", request=stored, created_at=time.time()
         )
-        try:
-            store.add(job)
-        except DalleServerError:
-            generation.cancel("the job could not be stored")
-            raise
-        self.feed.open(job.id, owner)
-        live = _Live(job, generation, offset=0)
-        if not self._drain(live):  # the answer already tells its place in the queue
-            self._watch(live)
+        with self._lock:  # from its row on, others can see the job: a cancel must find it here
+            try:
+                store.add(job)
+            except DalleServerError:
+                generation.cancel("the job could not be stored")
+                raise
+            self.feed.open(job.id, owner)
+            live = _Live(job, generation, offset=0)
+            if not self._drain(live):  # the answer already tells its place in the queue
+                self._watch(live)
         return job
 
     def cancel(self, job: Job) -> None:
