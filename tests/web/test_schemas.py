@@ -20,6 +20,11 @@ def test_json_is_read_whatever_the_content_type() -> None:
     assert read(b'{"name": "x", "unknown": 1}').name == "x"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_is_read_in_every_encoding_of_unicode(encoding: str) -> None:
+    assert read('{"name": "é"}'.encode(encoding)).name == "é"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "says"),
     [
@@ -34,6 +39,8 @@ def test_json_is_read_whatever_the_content_type() -> None:
         (b'{"name": "\\ud800"}', None, "not valid JSON"),
         (b'{"name": ' + b"[" * 10_000, None, "not valid JSON"),
         (b'\xff\xfe{"name"', None, "not valid JSON"),
+        (b"\0\0\0\xff\xff\xff\xff\xff", None, "not valid JSON"),
+        ('{"name": "\udc00"}'.encode("utf-16", "surrogatepass"), None, "not valid JSON"),
     ],
 )
 def test_faults_name_the_field_and_the_value(body: bytes, param: str | None, says: str) -> None:

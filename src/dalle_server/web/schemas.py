@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, TypeVar
 
@@ -24,8 +25,11 @@ def read_json(model: type[M]) -> M:
     body = request.get_data(cache=True)
     if not body.strip():
         raise InvalidRequest("the request has no body; send a JSON object")
+    encoding = json.detect_encoding(body)  # as Flask does, and did for the original: Windows writes UTF-16, and marks
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body if encoding == "utf-8" else body.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error.reason} in {encoding}") from None
     except ValidationError as error:
         raise invalid(error) from None
 
