@@ -69,10 +69,11 @@ def test_wrong_settings_stop_start_up_and_say_where(
         load_settings(flags, environ, path)
 
 
-def test_the_home_directory_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("USERPROFILE", "/home/me")
-    assert load_settings({"data_dir": "~/here"}, {}).data_dir == Path("/home/me/here")
+def test_the_home_directory_may_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "s.toml").write_text('data_dir = "~/here"')
+    assert load_settings({}, {"DALLE_CONFIG": "~/s.toml"}).data_dir == tmp_path / "here"
 
 
 def test_missing_file_is_an_error() -> None:

@@ -216,7 +216,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def read_file(path: str | Path) -> dict[str, Any]:
     """A TOML file of `name = value` lines, dashes or underscores. Raises ConfigError."""
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

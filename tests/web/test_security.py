@@ -75,9 +75,12 @@ def test_rate_limit_counts_each_key(make_app: MakeApp) -> None:
     assert post(client, x_api_key="let-me-in-too").status_code == 200
 
 
-def test_keys_come_from_files(tmp_path: Path) -> None:
+def test_keys_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nalice:sesame-open  # first\n\nbare-key-1234\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Keys.parse(["@~/keys"]).name_of("sesame-open") == "alice"
     keys = Keys.parse([f"@{file}", "bob:let-me-in-too"])
     assert keys.name_of("sesame-open") == "alice"
     assert keys.name_of("let-me-in-too") == "bob"

@@ -147,7 +147,7 @@ def _expand(entries: Iterable[str]) -> Iterable[str]:
             yield entry
             continue
         try:
-            text = Path(entry[1:]).read_text(encoding="utf-8")
+            text = Path(entry[1:]).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"api_keys: cannot read {entry[1:]}: {error}", param="api_keys") from None
         yield from filter(None, (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()))
