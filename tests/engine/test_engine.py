@@ -7,11 +7,9 @@ from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import (
     FREE,
-    TERMINAL,
     Cancelled,
     Done,
     Failed,
-    Generation,
     GenerationRequest,
     ImageReady,
     Preview,
@@ -20,14 +18,7 @@ from dalle_server.generation import (
     SamplingParams,
     Started,
 )
-from tests.engine.conftest import alone, run, same
-
-NUM_TOKENS = 16
-
-
-def events_of(generation: Generation) -> list:
-    assert generation.terminal is not None, "not ended"
-    return list(generation.events())
+from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, run, same
 
 
 def test_events_of_one_request_in_order(make_engine):
@@ -219,6 +210,5 @@ def test_every_event_list_ends_with_its_one_terminal_event(make_engine):
     generations[1].cancel()
     run(engine)
     for generation in generations:
-        events = events_of(generation)
-        assert [isinstance(event, TERMINAL) for event in events] == [False] * (len(events) - 1) + [True]
+        check_order(events_of(generation))
     assert engine.stats().live_requests == engine.stats().running == 0

@@ -8,9 +8,7 @@ import pytest
 from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import GenerationFailed, NotReady
 from dalle_server.generation import Done, Failed, GenerationRequest, ImageKey, ImageReady
-from tests.engine.conftest import alone, run, same
-
-NUM_TOKENS = 16
+from tests.engine.conftest import NUM_TOKENS, alone, run, same
 
 
 class BrokenAt:

@@ -8,22 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_server.engine.runners.fake import FakeRunner, fake_config
-from dalle_server.generation import (
-    FREE,
-    TERMINAL,
-    Cancelled,
-    Done,
-    GenerationRequest,
-    ImageReady,
-    Preview,
-    Progress,
-    Queued,
-    SamplingParams,
-    Started,
-)
-from tests.engine.conftest import alone, new_engine, run, same
-
-NUM_TOKENS = 16
+from dalle_server.generation import FREE, Cancelled, Done, GenerationRequest, SamplingParams
+from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, new_engine, run, same
 
 samplings = st.builds(
     SamplingParams,
@@ -90,7 +76,7 @@ def test_pictures_are_the_same_in_any_company(schedule, num_slots, lookahead, sh
         assert isinstance(generation.terminal, Cancelled if index in cancelled else Done)
         if index not in cancelled:
             assert same(generation.terminal.images, made_alone(generation.request))
-        check_events(list(generation.events()))
+        check_order(events_of(generation))
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.detokenizing, stats.live_requests, stats.faults) == (0, 0, 0, 0, 0)
 
@@ -104,28 +90,6 @@ def _out_of_memory_once():
 
     left = True
     return on_step
-
-
-def check_events(events):
-    """queued → started → (progress | preview | image)* → exactly one terminal event."""
-    assert [isinstance(event, TERMINAL) for event in events] == [False] * (len(events) - 1) + [True]
-    positions = [event.position for event in events if isinstance(event, Queued)]
-    kinds = [type(event) for event in events[:-1]]
-    assert kinds[0] is Queued and positions[-1] >= 0
-    if Started in kinds:
-        started = kinds.index(Started)
-        assert set(kinds[:started]) == {Queued} and not {Queued, Started} & set(kinds[started + 1 :])
-    else:
-        assert set(kinds) == {Queued} and isinstance(events[-1], Cancelled)
-    finished: set[int] = set()
-    for event in events:
-        if isinstance(event, Preview):
-            assert event.index not in finished and 0 < event.tokens_done < NUM_TOKENS
-        elif isinstance(event, ImageReady):
-            assert event.image.index not in finished
-            finished.add(event.image.index)
-        elif isinstance(event, Progress):
-            assert 0 < event.tokens_done <= event.num_tokens
 
 
 @settings(max_examples=40, deadline=None)

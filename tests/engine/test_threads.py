@@ -8,9 +8,7 @@ import pytest
 from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Done, GenerationRequest, ImageReady, Preview
-from tests.engine.conftest import alone, same
-
-NUM_TOKENS = 16
+from tests.engine.conftest import NUM_TOKENS, alone, same
 
 
 def started(make_engine, runner, **options):
