@@ -10,7 +10,7 @@ import torch
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, quantise
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
-from dalle_server.errors import ConfigError
+from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
@@ -90,7 +90,7 @@ def test_quantisation_errs_by_half_a_step_at_most() -> None:
     weight = np.random.default_rng(0).standard_normal((70, 3 * GROUP_SIZE + 5)).astype(np.float16)
     weight[3] = 0
     quantised = quantise(weight)
-    restored = quantised.dequantise()
+    restored = (quantised.values * quantised.scales).reshape(len(weight), -1)
     assert restored.shape == (70, 4 * GROUP_SIZE)
     assert not restored[:, weight.shape[1] :].any()
     step = np.repeat(quantised.scales[..., 0], GROUP_SIZE, axis=1)[:, : weight.shape[1]]
@@ -104,6 +104,13 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
     weight[2, 3] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         quantise(weight)
+
+
+def test_broken_weights_are_named_at_start() -> None:
+    checkpoint = random_checkpoint()
+    checkpoint.transformer["decoder.layers.1.glu.fc2.weight"][2, 3] = np.inf
+    with pytest.raises(CheckpointError, match=r"decoder\.layers\.1\.glu\.fc2\.weight: a weight is not finite"):
+        OpenVINORunner(checkpoint, dtype="int8", num_slots=1, num_threads=1)
 
 
 def test_an_unknown_dtype_is_refused() -> None:

@@ -32,12 +32,18 @@ Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Qua
 
 
 def pack(tensors: Tensors, product: Product, dtype: str) -> dict[str, NDArray[Any]]:
-    """The named matrices stacked, scaled, cut, and in `dtype` ("fp32", "bf16" or "int8")."""
+    """The named matrices stacked, scaled, cut, and in `dtype` ("fp32", "bf16" or "int8").
+
+    Raises CheckpointError for a weight that int8 cannot hold: NaN or infinite.
+    """
     parts = [np.asarray(tensors[name]) for name in product.names]
     if product.scale != 1.0:
         parts[0] = parts[0].astype(np.float32) * np.float32(product.scale)
     if dtype == "int8":
-        quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
+        try:
+            quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
+        except ValueError as error:
+            raise CheckpointError(f"{', '.join(product.names)}: {error}; the weights are broken") from error
         packed: dict[str, NDArray[Any]] = {"values": quantised.values, "scales": quantised.scales}
     else:
         packed = {"values": np.concatenate([part.astype(_FLOATS[dtype]) for part in parts])[: product.rows]}

@@ -19,15 +19,6 @@ class Quantised:
     values: NDArray[np.int8]  # (out, groups, group)
     scales: NDArray[np.float32]  # (out, groups, 1)
 
-    @property
-    def num_inputs(self) -> int:
-        """Inputs of the product, padding included."""
-        return int(self.values.shape[1] * self.values.shape[2])
-
-    def dequantise(self) -> NDArray[np.float32]:
-        """(out, padded in)."""
-        return (self.values * self.scales).reshape(len(self.values), -1)
-
 
 def quantise(weight: NDArray[Any]) -> Quantised:
     """Symmetric round-to-nearest int8 of an (out, in) matrix of any float type, a few rows at a time.
