@@ -115,7 +115,7 @@ class GenerationRequest:
             raise InvalidRequest("num_images must be at least 1", param="num_images")
         for key in self.images:
             _check("seed", key.seed, 0, MAX_SEED)
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        if self.timeout_s is not None and not self.timeout_s > 0:  # `not >` also catches NaN
             raise InvalidRequest(f"timeout_s must be positive, not {self.timeout_s}", param="timeout_s")
 
     @classmethod

@@ -2,11 +2,13 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 
+from dalle_server.engine import engine as engine_module
 from dalle_server.engine.runners.fake import FakeRunner
-from dalle_server.errors import GenerationFailed, NotReady
+from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
 from dalle_server.generation import Done, Failed, GenerationRequest, ImageKey, ImageReady
 from tests.engine.conftest import NUM_TOKENS, alone, run, same
 
@@ -70,6 +72,77 @@ def test_restart_makes_a_new_runner_where_it_can(make_engine):
     assert same(generation.result(), alone(GenerationRequest.of("a", seed=1)))
 
 
+def test_what_the_broken_runner_held_is_free_before_a_new_one_is_made(make_engine, monkeypatch):
+    class Tensor:
+        pass
+
+    def fail(rows):
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("injected")
+
+    def make_runner():
+        held_at_restart.extend(reference() for reference in held)
+        return FakeRunner()
+
+    held, held_at_restart = [], []
+    monkeypatch.setattr(engine_module.logger, "disabled", True)  # pytest keeps the records, and with them the frames
+    first = FakeRunner()
+    engine = make_engine(first, make_runner=make_runner)
+    first.on_step = fail
+    engine.submit(GenerationRequest.of("a"))
+    run(engine)
+    assert held_at_restart == [None]
+
+
+def test_a_new_runner_may_have_fewer_slots(make_engine):
+    first = FakeRunner(num_slots=8)
+    engine = make_engine(first, make_runner=lambda: FakeRunner(num_slots=2), max_waiting_images=3)
+    first.on_step = BrokenAt(0)
+    engine.submit(GenerationRequest.of("a"))
+    run(engine)
+    assert engine.stats().num_slots == 2
+    with pytest.raises(InvalidRequest, match="num_images must be at most 5"):
+        engine.submit(GenerationRequest.of("a", 6))
+
+
+def test_a_stop_during_a_restart_closes_what_the_restart_made(make_engine):
+    first, second, begun, go_on = FakeRunner(), FakeRunner(), threading.Event(), threading.Event()
+
+    def make_runner():
+        begun.set()
+        go_on.wait(5)
+        return second
+
+    engine = make_engine(first, make_runner=make_runner)
+    first.on_step = BrokenAt(0)
+    engine.start()
+    engine.submit(GenerationRequest.of("a"))
+    assert begun.wait(5)
+    threading.Timer(0.2, go_on.set).start()
+    engine.stop()
+    assert engine.state == "stopped" and first.closed and second.closed
+    wait_until(lambda: not {"engine", "detokenizer"} & {thread.name for thread in threading.enumerate()})
+
+
+def test_a_restart_that_hangs_is_fatal(make_engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "RESTART_TIMEOUT_S", 0.2)
+    first, second, fatal, go_on = FakeRunner(), FakeRunner(), threading.Event(), threading.Event()
+
+    def make_runner():
+        go_on.wait(20)
+        return second
+
+    engine = make_engine(first, make_runner=make_runner, on_fatal=fatal.set)
+    first.on_step = BrokenAt(0)
+    engine.start()
+    engine.submit(GenerationRequest.of("a"))
+    assert fatal.wait(5) and engine.state == "failed"
+    go_on.set()
+    wait_until(lambda: second.closed)
+    assert engine.state == "failed"
+
+
 def test_a_restart_that_fails_is_fatal(make_engine):
     def no_runner():
         raise RuntimeError("the device is gone")
@@ -119,6 +192,19 @@ def test_a_hung_step_is_abandoned_and_a_new_runner_goes_on(make_engine):
     third = engine.submit(GenerationRequest.of("b", 2, seed=1))
     assert same(third.result(5), alone(GenerationRequest.of("b", 2, seed=1)))
     wait_until(lambda: sum(thread.name == "engine" for thread in threading.enumerate()) == 1)
+
+
+def test_hung_pixels_leave_no_thread_of_the_abandoned_loop_asleep(make_engine):
+    hang = threading.Event()
+    first, second = FakeRunner(), FakeRunner()
+    engine = make_engine(first, make_runner=lambda: second, step_timeout_s=0.2)
+    first.on_detokenize = lambda grids: hang.wait(20) and None
+    engine.start()
+    with pytest.raises(GenerationFailed):
+        engine.submit(GenerationRequest.of("a", seed=1)).result(5)
+    wait_until(lambda: engine.state == "ready")
+    wait_until(lambda: sum(thread.name == "engine" for thread in threading.enumerate()) == 1)
+    hang.set()
 
 
 @pytest.mark.parametrize("where", ["on_step", "on_detokenize", "on_encode"])

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dalle_server.engine.runners.fake import FakeRunner
-from dalle_server.errors import DeadlineExceeded, GenerationCancelled, NotReady, Overloaded
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Done, GenerationRequest, ImageReady, Preview
 from tests.engine.conftest import NUM_TOKENS, alone, same
 
@@ -72,6 +72,20 @@ def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
     with pytest.raises(DeadlineExceeded):
         expired.result(5)
     assert time.monotonic() - begun < 1.5, "not after the pixels"
+
+
+@pytest.mark.parametrize("timeout_s", [1e12, float("inf")])
+def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(timeout_s, make_engine):
+    engine = started(make_engine, FakeRunner(detokenize_s=0.1))
+    patient = engine.submit(GenerationRequest.of("a", seed=1, timeout_s=timeout_s))
+    assert len(patient.result(5)) == 1, "the engine slept during the pixels"
+    assert len(engine.submit(GenerationRequest.of("b", seed=1)).result(5)) == 1, "and still runs"
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_time_limit_must_be_positive(timeout_s):
+    with pytest.raises(InvalidRequest, match="timeout_s must be positive"):
+        GenerationRequest.of("a", timeout_s=timeout_s)
 
 
 def test_steps_go_on_while_pixels_are_made(make_engine):

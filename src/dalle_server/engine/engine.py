@@ -23,6 +23,8 @@ from dalle_server.generation import FREE, Cancelled, Failed, Generation, Generat
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 
+RESTART_TIMEOUT_S = 600.0  # to load the weights again; longer, and the process had better end
+
 logger = logging.getLogger(__name__)
 
 
@@ -140,8 +142,10 @@ class Engine:
             return loop.step()
         except Exception as error:
             logger.exception("the engine failed in a step")
-            self._fault(loop, type(error).__name__, runner_usable=True)
-            return True
+            what = type(error).__name__
+        # Outside the handler: a traceback holds on to the broken runner's tensors, and a new one needs their memory.
+        self._fault(loop, what, runner_usable=True)
+        return True
 
     # -- threads
 
@@ -157,7 +161,7 @@ class Engine:
         self._thread.start()
 
     def _run(self, loop: DecodeLoop) -> None:
-        while loop is self._loop and not self._stopped.is_set():
+        while not loop.is_abandoned and not self._stopped.is_set():
             if not self._step(loop):
                 loop.tracker.wait_for_work()
 
@@ -191,7 +195,7 @@ class Engine:
         """A call that hangs cannot be interrupted, only abandoned: its thread finds itself replaced when it returns."""
         while not self._stopped.wait(min(1.0, self._step_timeout_s / 4)):
             loop = self._loop
-            if loop.seconds_in_call() > self._step_timeout_s:
+            if not loop.is_abandoned and loop.seconds_in_call() > self._step_timeout_s:
                 logger.error("the runner did not return within %g s", self._step_timeout_s)
                 self._fault(loop, "the runner hung", runner_usable=False)
 
@@ -214,6 +218,10 @@ class Engine:
     def _restart(self, loop: DecodeLoop, runner_usable: bool) -> bool:
         if self._make_runner is None and not runner_usable:
             return False
+        # What hung a step may hang this as well, and the watchdog itself may be here.
+        patience = threading.Timer(RESTART_TIMEOUT_S, self._give_up, ["the restart hung"])
+        patience.daemon = True
+        patience.start()
         try:
             if self._make_runner is None:
                 runner = loop.runner
@@ -225,14 +233,22 @@ class Engine:
         except Exception:
             logger.exception("the engine could not be restarted")
             return False
+        finally:
+            patience.cancel()
+        self._adopt(new_loop)
+        return True
+
+    def _adopt(self, loop: DecodeLoop) -> None:
+        """Go on with a new loop, unless the engine was stopped or given up while it was made."""
         with self._lifecycle:
-            self._loop = new_loop
-            if self._state == "restarting":
-                self._state = "ready"
+            if self._state != "restarting":
+                loop.runner.close()
+                return
+            self._loop, self._state = loop, "ready"
+            self._stats.num_slots = loop.runner.num_slots
             if self._thread is not None:
                 self._start_threads()
         logger.warning("the engine was restarted after a fault; the next one will be fatal")
-        return True
 
     def _give_up(self, what: str) -> None:
         with self._lifecycle:

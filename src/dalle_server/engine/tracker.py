@@ -27,6 +27,8 @@ from dalle_server.generation import (
     Started,
 )
 
+LONGEST_SLEEP_S = 3600.0  # a lock cannot wait for a deadline in a thousand years; looking again costs nothing
+
 
 class RequestTracker:
     """A request enters through `accept` and leaves through `finish`, each exactly once."""
@@ -228,7 +230,7 @@ class RequestTracker:
         with self._changed:
             if not self._woken:
                 deadlines = [job.handle.deadline for job in self._jobs if job.handle.deadline is not None]
-                timeout_s = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+                timeout_s = min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_SLEEP_S) if deadlines else None
                 self._changed.wait_for(lambda: self._woken, timeout_s)
             self._woken = False
 

@@ -69,13 +69,13 @@ class Runner(Protocol):
     row_buckets: tuple[int, ...]  # batch sizes (in images) that a step is padded to; ascending
 
     def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
-        """Encoder states and cross-attention K/V of each text, in this runner's own form."""
+        """Encoder states and cross-attention K/V of each text, in this runner's own form. Raises MemoryError."""
         ...
 
     def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
         """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two `encode` results.
 
-        Comes after every launched step, also of one that is not read yet.
+        Comes after every launched step, also of one that is not read yet. Raises MemoryError.
         """
         ...
 
@@ -102,4 +102,6 @@ class Runner(Protocol):
         """(N, I) ids → (N, height, width, 3) pixels, clipped and truncated as the reference does."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of weights and caches, though someone may still hold this object. A second call does nothing."""
+        ...
