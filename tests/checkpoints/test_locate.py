@@ -68,6 +68,12 @@ def test_a_cache_that_cannot_be_written(flax_dir, tmp_path):
         find_checkpoint(flax_dir, cache_dir=tmp_path / "file")
 
 
+def test_a_lock_that_cannot_be_taken(tmp_path):
+    (tmp_path / ".target.lock").mkdir()
+    with pytest.raises(CheckpointError, match="cannot write"):
+        cache.converted_once(tmp_path / "target", lambda: pytest.fail("without the lock"))
+
+
 def test_several_at_once_convert_once(flax_dir, tmp_path, monkeypatch):
     conversions = []
 

@@ -121,6 +121,14 @@ def test_dims_that_contradict_the_weights(tmp_path, unpickled):
         _source(tmp_path, "tiny", unpickled, {})
 
 
+@pytest.mark.parametrize(
+    ("options", "name"), [({"vqgan": "empty"}, "detoker.pt"), ({"file_suffix": "_mini"}, "encoder_mini.pt")]
+)
+def test_a_file_that_was_asked_for_and_is_missing_is_named(tmp_path, tiny, options, name):
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        convert(tiny, tmp_path / "n", **options)
+
+
 def test_half_a_set(tmp_path, unpickled):
     with pytest.raises(CheckpointError, match="a tensor is missing or misshapen"):
         _source(tmp_path, "tiny", [{}, *unpickled[1:]], {})

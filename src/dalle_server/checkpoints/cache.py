@@ -47,7 +47,8 @@ def converted_once(target: Path, make: Callable[[], object], file_name: str = CO
 def _locked(target: Path) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(target.parent / f".{target.name}.lock").acquire()
     except OSError as error:
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
-    with FileLock(target.parent / f".{target.name}.lock"):
+    with held:
         yield

@@ -64,6 +64,9 @@ def read_min_dalle(
     if len(suffixes) != 1:
         raise CheckpointError(f"{directory} holds two models: move {' and '.join(_names(suffixes[-1]))} elsewhere")
     paths = [*(directory / file for file in _names(suffixes[0])), vqgan_directory / DETOKENIZER]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise CheckpointError(f"{missing[0]} is missing")
     tokenizer_files = find_tokenizer_files(directory, suffixes[0])
     total = sum(path.stat().st_size for path in paths)
     with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,7 @@ def write_native(
     check_config(str(target), config)
     check_native(str(target), config, transformer, vqgan)
     total = sum(tensor.nbytes for tensors in (transformer, vqgan) for tensor in tensors.values())
-    done = 0
-
-    def report(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        if progress:
-            progress("writing", done, total)
-
+    report = _added_up(progress, total)
     with replaced_directory(target, overwrite=overwrite, needed_bytes=total) as partial:
         write_tensors(partial / TRANSFORMER, _in_order(transformer, transformer_tensors(config.transformer)), report)
         stored = vqgan_decoder_tensors(config.vqgan) | vqgan_encoder_tensors(config.vqgan)
@@ -97,6 +90,19 @@ def write_native(
         sums = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
         (partial / SUMS_NAME).write_text("".join(f"{sums[name]}  {name}\n" for name in sums), "utf-8", newline="\n")
     return target
+
+
+def _added_up(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Bytes of each tensor written → progress over both files."""
+    done = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress("writing", done, total)
+
+    return report
 
 
 def check_native(where: str, config: ModelConfig, transformer: Tensors, vqgan: Tensors) -> None:
