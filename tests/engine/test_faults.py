@@ -72,27 +72,45 @@ def test_restart_makes_a_new_runner_where_it_can(make_engine):
     assert same(generation.result(), alone(GenerationRequest.of("a", seed=1)))
 
 
-def test_what_the_broken_runner_held_is_free_before_a_new_one_is_made(make_engine, monkeypatch):
+class FailsWithTensors:
+    """An on_step hook that fails once, in a frame that holds something large."""
+
     class Tensor:
         pass
 
-    def fail(rows):
-        tensor = Tensor()
-        held.append(weakref.ref(tensor))
-        raise RuntimeError("injected")
+    def __init__(self, error):
+        self.error, self.tensor = error, None
 
+    def __call__(self, rows):
+        if self.tensor is None:
+            tensor = self.Tensor()
+            self.tensor = weakref.ref(tensor)
+            raise self.error()
+        assert self.tensor() is None, "held while the smaller step needs the memory"
+
+
+def test_what_the_broken_runner_held_is_free_before_a_new_one_is_made(make_engine, monkeypatch):
     def make_runner():
-        held_at_restart.extend(reference() for reference in held)
+        held_at_restart.append(first.on_step.tensor())
         return FakeRunner()
 
-    held, held_at_restart = [], []
+    held_at_restart = []
     monkeypatch.setattr(engine_module.logger, "disabled", True)  # pytest keeps the records, and with them the frames
     first = FakeRunner()
     engine = make_engine(first, make_runner=make_runner)
-    first.on_step = fail
+    first.on_step = FailsWithTensors(RuntimeError)
     engine.submit(GenerationRequest.of("a"))
     run(engine)
     assert held_at_restart == [None]
+
+
+def test_what_a_step_without_memory_held_is_free_before_the_smaller_one(make_engine):
+    runner = FakeRunner(num_slots=2)
+    engine = make_engine(runner)
+    runner.on_step = FailsWithTensors(MemoryError)
+    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    run(engine)
+    assert isinstance(generation.terminal, Done)
 
 
 def test_a_new_runner_may_have_fewer_slots(make_engine):

@@ -107,11 +107,12 @@ class DecodeLoop:
             smaller = [bucket for bucket in self.runner.row_buckets if bucket <= max(row.slot for row in rows)]
             if not smaller:
                 raise
-            logger.warning("out of memory with %d pictures in a step; going on with %d slots", len(rows), smaller[-1])
-            self.tracker.shrink(smaller[-1])
-            kept = [(sequence, row) for sequence, row in zip(sequences, rows, strict=True) if row.slot < smaller[-1]]
-            sequences, rows = [sequence for sequence, _ in kept], [row for _, row in kept]
-            return LaunchedStep(sequences, rows, self.runner.step(rows)) if rows else None
+        # Outside the handler: a traceback holds on to the tensors of the step that failed.
+        logger.warning("out of memory with %d pictures in a step; going on with %d slots", len(rows), smaller[-1])
+        self.tracker.shrink(smaller[-1])
+        kept = [(sequence, row) for sequence, row in zip(sequences, rows, strict=True) if row.slot < smaller[-1]]
+        sequences, rows = [sequence for sequence, _ in kept], [row for _, row in kept]
+        return LaunchedStep(sequences, rows, self.runner.step(rows)) if rows else None
 
     def _read(self, launched: LaunchedStep, begun: float) -> None:
         """Wait for a step's tokens, write them down, and send what is finished or asked for on to pixels."""
