@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,11 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
         result = logits(checkpoint, blocked)
     assert "not kept" in caplog.text
     np.testing.assert_array_equal(result, logits(checkpoint, None))
+
+
+def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    runner = OpenVINORunner(checkpoint, num_slots=1, num_threads=1, cache_dir=tmp_path)
+    held = [weakref.ref(part) for part in (runner._decoder, runner._encoder, runner._vqgan, runner._slots)]
+    runner.close()
+    assert [reference() for reference in held] == [None] * 4
+    runner.close()

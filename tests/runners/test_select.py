@@ -104,6 +104,22 @@ def test_slots_leave_room_for_the_weights_on_a_small_gpu(monkeypatch, free_gb: f
     assert default_num_slots(SIZES["mega"].transformer, Choice("torch", "cuda:0", "fp16", "")) == slots
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "tpu9"])
+def test_a_device_that_is_not_there_is_refused_before_its_memory_is_asked_for(device: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(ConfigError, match=device):
+        choose_runner(random_checkpoint(), "torch", device=device)
+
+
+def test_a_model_that_does_not_fit_in_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from dalle_server.engine.runners import torch_runner
+
+    monkeypatch.setattr(torch_runner, "SlotStates", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="6 pictures at a time do not fit in memory; lower num_slots"):
+        choose_runner(random_checkpoint(), "torch", device="cpu", num_slots=6)
+
+
 def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dalle_server"):
         runner = choose_runner(random_checkpoint(), "openvino", num_slots=3, num_threads=1)

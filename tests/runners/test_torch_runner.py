@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
+from dalle_server.engine.runners.torch_device import checked_device
 from dalle_server.engine.runners.torch_runner import TorchRunner
 from dalle_server.errors import ConfigError
 from dalle_server.generation import ImageKey, SamplingParams
@@ -173,16 +175,32 @@ def test_row_buckets(dtype, num_slots, buckets):
     assert (runner.row_buckets, runner.num_slots, runner.lookahead) == (buckets, num_slots, 0)
 
 
-def test_running_out_of_memory_is_a_memory_error(batch, monkeypatch):
-    runner = make_runner()
-    admit(runner, 0, batch[0])
-
+@pytest.mark.parametrize(
+    ("starving", "call"),
+    [
+        ("logits", lambda runner, batch: runner.step([StepRow(0, 0, batch[0].key, batch[0].sampling)])),
+        ("admit", lambda runner, batch: admit(runner, 0, batch[0])),
+        ("model", lambda runner, batch: runner.encode([batch[0].conditional])),
+    ],
+)
+def test_running_out_of_memory_is_a_memory_error(batch, monkeypatch, starving, call):
     def starve(*_: object) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(runner._states, "logits", starve)
+    runner = make_runner()
+    admit(runner, 0, batch[0])
+    holder = runner._states.model if starving == "model" else runner._states
+    monkeypatch.setattr(holder, "encode" if starving == "model" else starving, starve)
     with pytest.raises(MemoryError):
-        runner.step([StepRow(0, 0, batch[0].key, batch[0].sampling)])
+        call(runner, batch)
+
+
+def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again():
+    runner = make_runner()
+    model = weakref.ref(runner._states.model)
+    runner.close()
+    assert model() is None
+    runner.close()
 
 
 @pytest.mark.parametrize(
@@ -192,3 +210,11 @@ def test_running_out_of_memory_is_a_memory_error(batch, monkeypatch):
 def test_wrong_settings_say_what_to_do(device, dtype, message):
     with pytest.raises(ConfigError, match=message):
         TorchRunner(golden_checkpoint("tiny-mega"), device=device, dtype=dtype)
+
+
+def test_a_gpu_beyond_the_last_one_is_not_seen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert checked_device("cuda") == torch.device("cuda") and checked_device("cuda:0").index == 0
+    with pytest.raises(ConfigError, match="sees no such device"):
+        TorchRunner(golden_checkpoint("tiny-mega"), device="cuda:1")

@@ -240,4 +240,6 @@ class OpenVINORunner:
         return (pixels * 255).astype(np.uint8)
 
     def close(self) -> None:
-        """Nothing to end: the memory goes with the object."""
+        # The engine holds this object until there is another, and two models may be more than fits.
+        for name in ("_decoder", "_encoder", "_vqgan", "_slots", "_embeddings", "_kept"):
+            vars(self).pop(name, None)

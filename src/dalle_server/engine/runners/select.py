@@ -69,7 +69,7 @@ def choose_runner(
     """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory.
     `cache_dir` may keep what makes the next start faster.
 
-    Raises ConfigError for an impossible choice.
+    Raises ConfigError for an impossible choice, and for one that does not fit in memory.
     """
     weights = transformer_tensors(checkpoint.config.transformer).values()
     choice = choose(runner, device, dtype, sum(math.prod(shape) for shape in weights))
@@ -77,13 +77,23 @@ def choose_runner(
     logger.info(
         "runner: %s on %s in %s, %d slots (%s)", choice.runner, choice.device, choice.dtype, slots, choice.reason
     )
+    try:
+        return _load(checkpoint, choice, slots, num_threads, cache_dir)
+    except MemoryError as error:
+        raise ConfigError(f"the model and {slots} pictures at a time do not fit in memory; lower num_slots") from error
+
+
+def _load(
+    checkpoint: Checkpoint, choice: Choice, num_slots: int, num_threads: int | None, cache_dir: Path | None
+) -> Runner:
+    # Imported here: neither library is touched, or need be installed, where the other one runs.
     if choice.runner == "openvino":
         from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 
         return OpenVINORunner(
             checkpoint,
             dtype=choice.dtype,
-            num_slots=slots,
+            num_slots=num_slots,
             num_threads=num_threads,
             cache_dir=cache_dir,
             reason=choice.reason,
@@ -94,7 +104,7 @@ def choose_runner(
         checkpoint,
         device=choice.device,
         dtype=choice.dtype,
-        num_slots=slots,
+        num_slots=num_slots,
         num_threads=num_threads,
         reason=choice.reason,
     )
@@ -116,7 +126,9 @@ def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
 def _free_gpu_bytes(device: str) -> int:
     import torch
 
-    return torch.cuda.mem_get_info(device)[0]
+    from dalle_server.engine.runners.torch_device import checked_device
+
+    return torch.cuda.mem_get_info(checked_device(device))[0]
 
 
 def _accelerator() -> str | None:

@@ -6,7 +6,6 @@ device, the whole step one CUDA graph per row bucket, and a step launched before
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine import sampling
-from dalle_server.engine.runners.base import PendingTokens, RunnerInfo, StepRow, TextTokens
+from dalle_server.engine.runners.base import PendingTokens, StepRow, TextTokens
 from dalle_server.engine.runners.cuda_graphs import CudaGraphs
+from dalle_server.engine.runners.torch_device import checked_device, checked_dtype, describe, memory_errors
 from dalle_server.engine.runners.torch_fused import fuse
 from dalle_server.engine.runners.torch_inputs import StepInputs
 from dalle_server.engine.runners.torch_step import MIN_ROWS, SlotStates, window_length
-from dalle_server.engine.runners.torch_weights import DTYPES, load_detokenizer, load_transformer
-from dalle_server.errors import ConfigError
+from dalle_server.engine.runners.torch_weights import load_detokenizer, load_transformer
 from dalle_server.models.vqgan import to_pixels
 
 
@@ -59,21 +58,22 @@ class TorchRunner:
         reason: str = "asked for",
         on_device: bool | None = None,
     ):
-        self._device = _checked_device(device)
+        self._device = checked_device(device)
         self._on_device = self._device.type == "cuda" if on_device is None else on_device
         if num_threads:
             torch.set_num_threads(num_threads)
         self.config = checkpoint.config
         self.num_slots = num_slots
-        self.info = _info(self._device, dtype, reason)
+        self.info = describe(self._device, dtype, reason)
         self.lookahead = 1 if self._device.type == "cuda" else 0
         # A CPU's fp32 products want MIN_ROWS rows, two of which are an image's; the rest stands in empty slots.
         smallest = MIN_ROWS // 2 if self._device.type == "cpu" and dtype == "fp32" else 1
         self.row_buckets = _buckets(smallest, num_slots)
-        self._load(checkpoint, _checked_dtype(dtype, self._device))
+        self._load(checkpoint, checked_dtype(dtype))
         self._next_positions = np.zeros(self.row_buckets[-1], np.int64)
         self._last_logits: tuple[Tensor, list[int]] | None = None
 
+    @memory_errors()
     @torch.inference_mode()
     def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         model = load_transformer(checkpoint, self._device, dtype)
@@ -91,6 +91,7 @@ class TorchRunner:
             self._detokenize_stream = torch.cuda.Stream(self._device)
             torch.cuda.synchronize(self._device)  # weights are there before another stream reads them
 
+    @memory_errors()
     @torch.inference_mode()
     def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
         """One text at a time and without its padding: a text's states then depend on nothing else."""
@@ -106,6 +107,7 @@ class TorchRunner:
         mask = torch.arange(text.length + padding, device=self._device) < text.length
         return EncodedText(keys, values, mask[None])
 
+    @memory_errors()
     @torch.inference_mode()
     def admit(self, slot: int, conditional: EncodedText, unconditional: EncodedText) -> None:
         both = (conditional, unconditional)
@@ -117,19 +119,15 @@ class TorchRunner:
         )
         self._next_positions[slot] = 0
 
+    @memory_errors()
     @torch.inference_mode()
     def step(self, rows: Sequence[StepRow]) -> PendingTokens:
         slots = [row.slot for row in rows]
         bucket = next(bucket for bucket in self.row_buckets if bucket > max(slots))
         positions = self._next_positions[:bucket].copy()
         positions[slots] = [row.position for row in rows]
-        try:
-            launch = self._launch_on_device if self._on_device else self._launch_sampled_by_host
-            pending = launch(rows, StepInputs.pack(rows, positions))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise MemoryError(str(error)) from error
+        launch = self._launch_on_device if self._on_device else self._launch_sampled_by_host
+        pending = launch(rows, StepInputs.pack(rows, positions))
         last_position = self.config.transformer.image_length - 1
         self._next_positions[slots] = np.minimum(positions[slots] + 1, last_position)
         return pending
@@ -180,9 +178,10 @@ class TorchRunner:
         return torch.cuda.stream(self._detokenize_stream) if self._detokenize_stream else nullcontext()
 
     def close(self) -> None:
-        """Let go of weights and caches."""
-        self._last_logits = None
-        del self._step, self._states, self._vqgan
+        for name in ("_last_logits", "_step", "_states", "_vqgan"):
+            vars(self).pop(name, None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the next runner counts its slots by what the driver calls free
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,43 +205,7 @@ class _Copying:
         return self.host.numpy()[self.slots].astype(np.int32)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator has no error class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _buckets(smallest: int, num_slots: int) -> tuple[int, ...]:
     """Powers of two from `smallest`, and the number of slots: (2, 4, 6) for six slots."""
     sizes = {size for size in (2**i for i in range(num_slots.bit_length())) if smallest <= size < num_slots}
     return tuple(sorted({*sizes, max(smallest, num_slots)}))
-
-
-def _checked_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is unknown; use cpu, cuda, cuda:N or mps", param="device") from None
-    seen = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not seen.get(device.type, False):
-        raise ConfigError(
-            f"device {name!r}: this torch ({torch.__version__}) sees no such device; use --device cpu,"
-            f" or install a torch build and driver for it",
-            param="device",
-        )
-    return device
-
-
-def _checked_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r}: the torch runner has {', '.join(DTYPES)}", param="dtype")
-    return DTYPES[name]
-
-
-def _info(device: torch.device, dtype: str, reason: str) -> RunnerInfo:
-    versions = {"torch": str(torch.__version__)}
-    name = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name, versions["cuda"] = torch.cuda.get_device_name(device), str(torch.version.cuda)
-    elif device.type == "mps":
-        name = "Apple GPU"
-    return RunnerInfo("torch", str(device), name, dtype, reason, versions)
