@@ -55,6 +55,18 @@ def test_keeps_the_same_candidates_among_ties():
         np.testing.assert_array_equal(ids[row][kept[row]].sort().values.numpy(), expected)
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.2, 0.25, 0.3, 0.45, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("codebook_size", [4, 5, 10, 20, 700])
+def test_keeps_the_same_candidates_where_a_sum_of_equals_meets_top_p(codebook_size, top_p):
+    settings = SamplingParams(temperature=1.0, top_k=0, top_p=top_p, condition_scale=1.0)
+    logits = np.full((1, codebook_size), 1.7, np.float32)
+    inputs = StepInputs.pack([StepRow(0, 0, ImageKey(1), settings)], np.zeros(1, np.int64))
+    _, ids, kept = torch_sampling.filter_logits(
+        torch.from_numpy(logits), inputs.temperature, inputs.top_k, inputs.top_p
+    )
+    np.testing.assert_array_equal(ids[kept].numpy(), sampling.filter_logits(logits[0], settings)[0])
+
+
 def test_noise_agrees_to_the_last_bits_of_a_logarithm():
     seeds, steps, indices = np.array([0, MAX_SEED]), np.array([0, 255]), np.array([0, 15])
     ids = np.broadcast_to(np.arange(16384), (2, 16384))

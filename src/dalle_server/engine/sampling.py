@@ -17,6 +17,10 @@ from dalle_server.generation import SamplingParams
 
 Logits = NDArray[np.float32]
 
+# Probabilities are summed as whole multiples of this part of the largest: a GPU adds floats in an order that may
+# change from call to call, and the last bit could decide on a candidate. 2¹⁸ codes cannot overflow 63 bits.
+WEIGHT_ONE = 2.0**44
+
 
 def guide(conditional: Logits, unconditional: Logits, condition_scale: NDArray[np.float32] | float) -> Logits:
     """u + s·(c − u): "super-conditioning". Shapes (…, C); s broadcasts, e.g. (N, 1)."""
@@ -64,10 +68,10 @@ def _lower_bound(scaled: Logits, k: int) -> np.float32:
 def _top_p(ids: NDArray[np.intp], scaled: Logits, p: float) -> NDArray[np.intp]:
     """Keep an id while the probability of those before it is < p: the one that crosses p stays."""
     order = np.argsort(-scaled, kind="stable")  # stable: equal logits by lowest id
-    weights = np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]]))
-    cumulative = np.cumsum(weights / weights.sum())
-    num_kept = 1 + int(np.count_nonzero(cumulative[:-1] < p))
-    return np.sort(ids[order[:num_kept]])
+    weights = (np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]])) * WEIGHT_ONE).astype(np.int64)
+    before = np.cumsum(weights) - weights
+    kept = before < np.float64(np.float32(p)) * weights.sum()  # p in float32, as it travels to a GPU
+    return np.sort(ids[order[kept]])
 
 
 def sample(logits: Logits, rows: Sequence[StepRow]) -> NDArray[np.int32]:
