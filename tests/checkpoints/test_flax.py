@@ -127,6 +127,15 @@ def test_split_files_are_joined_by_their_index(tmp_path, tiny_config, transforme
     assert all(np.array_equal(checkpoint.transformer[name], transformer[name]) for name in transformer)
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": 5}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../a"}}])
+def test_a_nonsense_index_is_refused(tmp_path, tiny_config, transformer, vqgan, index):
+    source = write_flax(tmp_path / "flax", tiny_config, transformer, vqgan, stacked=False)
+    (source / "flax_model.msgpack").unlink()
+    (source / "flax_model.msgpack.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError):
+        convert(source, tmp_path / "native")
+
+
 def test_optional_config_keys_take_the_references_defaults(tmp_path, tiny_config, transformer, vqgan):
     source = write_flax(tmp_path / "flax", tiny_config, transformer, vqgan, stacked=True)
     raw = json.loads((source / "config.json").read_text())

@@ -60,10 +60,6 @@ def pull(tmp_path: Path, size: ModelSize = ModelSize.MINI, **options) -> Path:
     return hub.pull(size, cache_dir=tmp_path / "cache", **options)
 
 
-def blobs(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "hub").rglob("blobs/*") if path.is_file()]
-
-
 def test_pull_downloads_verifies_and_converts(tmp_path, stub, transformer):
     seen: list[tuple[str, int, int]] = []
     folder = pull(tmp_path, progress=lambda *event: seen.append(event))
@@ -140,17 +136,18 @@ def test_a_wrong_digest_is_an_error_and_leaves_a_clean_cache(tmp_path, stub, nam
     open_checkpoint(pull(tmp_path))
 
 
-def test_damage_in_the_hubs_cache_is_found_before_conversion(tmp_path, stub, monkeypatch):
+@pytest.mark.parametrize("name", [WEIGHTS, "merges.txt", "tokenizer.json", "enwiki-words-frequency.txt"])
+def test_damage_in_the_hubs_cache_is_found_before_conversion(tmp_path, stub, monkeypatch, name):
     pull(tmp_path)
     shutil.rmtree(tmp_path / "cache")
-    largest = max(blobs(tmp_path), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
+    blob = next((tmp_path / "hub").rglob(f"snapshots/*/{name}")).resolve()
+    content = bytearray(blob.read_bytes())
     content[-1] ^= 1
-    largest.write_bytes(content)
+    blob.write_bytes(content)
     monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="was damaged"):
+    with pytest.raises(CheckpointError, match=f"{name} was damaged"):
         find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
-    assert not largest.exists()
+    assert not blob.exists()
 
 
 @pytest.mark.parametrize("why", ["offline", "unreachable", "no such repository", "no such file"])

@@ -197,3 +197,10 @@ def test_sums_catch_a_changed_weight(native_dir):
         open_checkpoint(native_dir)
     (native_dir / SUMS_NAME).unlink()
     open_checkpoint(native_dir)  # without sums nobody can know
+
+
+def test_sums_that_cannot_be_read_are_an_error_of_the_checkpoint(native_dir):
+    (native_dir / SUMS_NAME).unlink()
+    (native_dir / SUMS_NAME).mkdir()
+    with pytest.raises(CheckpointError, match=f"cannot read .*{SUMS_NAME}"):
+        open_checkpoint(native_dir)

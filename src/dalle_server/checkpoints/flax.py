@@ -94,8 +94,8 @@ def _read_all(directory: Path) -> dict[str, Leaf]:
     if (directory / WEIGHTS).is_file() or not (directory / _INDEX).is_file():
         return read_leaves(directory / WEIGHTS)
     try:
-        shards = sorted(set(read_json(directory / _INDEX)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError):
+        shards = sorted({str(shard) for shard in read_json(directory / _INDEX)["weight_map"].values()})
+    except (KeyError, AttributeError):
         raise CheckpointError(f"{directory / _INDEX} has no weight_map") from None
     leaves: dict[str, Leaf] = {}
     for shard in shards:

@@ -150,10 +150,12 @@ def _cached(publication: Publication) -> _Snapshot | None:
 
 def _verified(publication: Publication, snapshot: _Snapshot) -> _Snapshot:
     """The cache names its blobs by their digests; where it has no links (Windows) there is nothing to compare."""
+    paths = list(snapshot.extra_files.values())
     for part, folder in ((publication.transformer, snapshot.transformer), (publication.vqgan, snapshot.vqgan)):
-        for path in (folder / name for name in part.files):
-            if path.is_symlink():
-                verify(path.name, path.resolve(), path.resolve().name)
+        paths += [folder / name for name in (*part.files, *part.optional)]
+    for path in paths:
+        if path.is_symlink() and path.is_file():
+            verify(path.name, path.resolve(), path.resolve().name)
     return snapshot
 
 

@@ -52,7 +52,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     # OpenVINO uses the VQGAN's weights where they lie, and takes only writable memory (which it never writes).
     transformer, vqgan = open_tensors(path / TRANSFORMER), open_tensors(path / VQGAN, private=True)
     check_native(str(path), config, transformer, vqgan)
-    return Checkpoint(path, config, transformer, vqgan, _weights_digest(config, _verified_sums(path)))
+    try:
+        digest = _weights_digest(config, _verified_sums(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    return Checkpoint(path, config, transformer, vqgan, digest)
 
 
 def write_native(
