@@ -16,6 +16,7 @@ from dalle_server.errors import ConfigError
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.parity.decoding import Picture, admit, decode, row, texts
 from tests.parity.loading import golden_checkpoint, goldens
+from tests.runners.random_checkpoint import random_checkpoint, random_text
 from tests.runners.torch_forms import FORMS, options
 
 SAMPLING = SamplingParams(temperature=1.1, top_k=30, top_p=0.95, condition_scale=4.0)
@@ -149,6 +150,32 @@ def test_padding_to_a_larger_bucket_changes_no_bit(batch, form):
     tokens, logits = decode(runner, batch[:1])
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_array_equal(logits, expected_logits)
+
+
+@pytest.mark.parametrize("sizes", [{"d_model": 24, "image_length": 64}, {"image_length": 36}, {"image_length": 100}])
+def test_a_neighbour_far_ahead_changes_no_bit(form, sizes):
+    """It may change how many cached positions a step looks at, and small or odd sizes feel that."""
+    runner = TorchRunner(random_checkpoint(**sizes), num_slots=2, **options(form))
+    texts = [random_text(1, 9), random_text(0, 2)]
+
+    def logits(num_ahead: int) -> list[bytes]:
+        for slot in range(2):
+            runner.admit(slot, *runner.encode(texts))
+        for position in range(num_ahead):
+            runner.step([StepRow(1, position, ImageKey(2), SAMPLING)]).result()
+        found = []
+        for position in range(4):
+            rows = [
+                StepRow(0, position, ImageKey(1), SAMPLING),
+                StepRow(1, num_ahead + position, ImageKey(2), SAMPLING),
+            ]
+            runner.step(rows).result()
+            found.append(runner.guided_logits()[0].tobytes())
+        return found
+
+    together = logits(0)
+    for num_ahead in range(31, sizes["image_length"] - 3, 32):
+        assert logits(num_ahead) == together
 
 
 def test_texts_encode_alike_in_any_company(batch):

@@ -7,7 +7,7 @@ device, the whole step one CUDA graph per row bucket, and a step launched before
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from dalle_server.engine.runners.cuda_graphs import CudaGraphs
 from dalle_server.engine.runners.torch_device import checked_device, checked_dtype, describe, memory_errors
 from dalle_server.engine.runners.torch_fused import fuse
 from dalle_server.engine.runners.torch_inputs import StepInputs
-from dalle_server.engine.runners.torch_step import MIN_ROWS, SlotStates, window_length
+from dalle_server.engine.runners.torch_step import MIN_ROWS, SlotStates, window_length, windows_agree
 from dalle_server.engine.runners.torch_weights import load_detokenizer, load_transformer
 from dalle_server.models.vqgan import to_pixels
 
@@ -83,6 +83,7 @@ class TorchRunner:
         vqgan_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         self._vqgan = load_detokenizer(checkpoint, self._device, vqgan_dtype)
         self._states = SlotStates(model, self.row_buckets[-1], self.config.codebook_size)
+        self._windows_agree = not self._on_device and windows_agree(model, self._states.cache)
         self._step: _Advance = self._states
         self._detokenize_stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
@@ -134,7 +135,9 @@ class TorchRunner:
 
     def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
         slots = [row.slot for row in rows]
-        length = window_length(inputs.positions[slots].numpy(), self.config.transformer.image_length)
+        length = self.config.transformer.image_length
+        if self._windows_agree:
+            length = window_length(inputs.positions[slots].numpy(), length)
         inputs = inputs.to(self._device)
         logits = self._states.logits(inputs, length)
         self._last_logits = logits, slots
@@ -181,7 +184,8 @@ class TorchRunner:
         for name in ("_last_logits", "_step", "_states", "_vqgan"):
             vars(self).pop(name, None)
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # the next runner counts its slots by what the driver calls free
+            with suppress(RuntimeError):  # after an illegal access, this fails like everything else
+                torch.cuda.empty_cache()  # the next runner counts its slots by what the driver calls free
 
 
 @dataclass(frozen=True, slots=True)
