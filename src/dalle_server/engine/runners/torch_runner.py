@@ -87,6 +87,7 @@ class TorchRunner:
         self._step: _Advance = self._states
         self._detokenize_stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # torch's default would compute fp32 pixels with 10-bit mantissas
             with torch.cuda.device(self._device):
                 self._step = CudaGraphs(self._states, self.row_buckets)
             self._detokenize_stream = torch.cuda.Stream(self._device)
