@@ -20,7 +20,7 @@ from training.preset import Schedule
 from training.scenes import Composer, Placement, SceneSpec, Thing
 
 SIDE_PX = 64  # what it looks at; other pictures are resized
-SCHEDULE = Schedule(batch=64, learning_rate=2e-3, steps=1500, ema_decay=0.99)
+SCHEDULE = Schedule(batch=64, learning_rate=2e-3, steps=1200, ema_decay=0.99)
 _CHANNELS = (32, 64, 128, 256)
 
 
@@ -45,8 +45,8 @@ class Classifier(nn.Module):
 
 
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:
-    """Group norm and not batch norm: it has no running statistics for parallel processes to disagree on."""
-    return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(8, after), nn.ReLU()]
+    """Batch norm: with group norm, which suits the VQGAN, this network did not leave chance level in 450 steps."""
+    return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
 
 
 def train_classifier(concepts: list[Concept], composer: Composer, *, seed: int, checkpoint: Path) -> None:

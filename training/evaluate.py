@@ -135,6 +135,6 @@ def sampling_grid() -> list[SamplingParams]:
     """The settings among which the defaults are chosen."""
     return [
         SamplingParams(condition_scale=scale, temperature=temperature, top_k=top_k, top_p=1.0)
-        for scale in (1.5, 2.5, 4.0)
-        for temperature, top_k in ((1.0, 50), (0.6, 50), (0.3, 50))
+        for scale in (1.0, 1.5, 2.0)
+        for temperature, top_k in ((1.0, 50), (0.7, 50), (0.4, 50))
     ]

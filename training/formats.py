@@ -38,9 +38,8 @@ NUM_SLOTS = 16
 def compare_formats(recipe: Recipe) -> None:
     """Print both views, and write formats.json."""
     path = recipe.preset.work_dir / "checkpoint"
-    exact = _runner(path, "fp32")
-    grids = _grids(path, exact)
-    truth = _along(path, exact, grids)
+    grids = _grids(path)
+    truth = _along(path, _runner(path, "fp32"), grids)
     results: dict[str, object] = {}
     for dtype in FORMATS:
         runner = _runner(path, dtype)
@@ -55,14 +54,14 @@ def _runner(path: Path, dtype: str) -> OpenVINORunner:
     return OpenVINORunner(open_checkpoint(path), dtype=dtype, num_slots=NUM_SLOTS)
 
 
-def _grids(path: Path, runner: Runner) -> NDArray[np.int32]:
-    """The token grids (N, I) of PROMPTS, as `runner` draws them."""
-    with_engine = _engine(path, runner)
+def _grids(path: Path) -> NDArray[np.int32]:
+    """The token grids (N, I) of PROMPTS, as fp32 draws them."""
+    engine = _engine(path, _runner(path, "fp32"))
     try:
-        drawn = [with_engine.submit(GenerationRequest.of(prompt, seed=7)) for prompt in PROMPTS]
+        drawn = [engine.submit(GenerationRequest.of(prompt, seed=7)) for prompt in PROMPTS]
         return np.stack([generation.result()[0].tokens for generation in drawn])
     finally:
-        with_engine.stop()
+        engine.stop()  # and closes its runner
 
 
 def _along(path: Path, runner: Runner, grids: NDArray[np.int32]) -> tuple[NDArray[np.float32], Tensor, Tensor]:

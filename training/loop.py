@@ -28,7 +28,10 @@ class AveragedWeights:
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))  # young averages follow quickly
         for name, value in module.state_dict().items():
-            self.values[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:  # a counter of batches
+                self.values[name].copy_(value)
 
 
 def train(
