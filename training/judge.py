@@ -74,8 +74,8 @@ class Judge:
         return self.rank(images, candidates)[:, 0] == COLOUR_NAMES.index(asked.colour or "")
 
     def background_right(self, images: Tensor, spec: SceneSpec) -> Tensor:
-        """Whether the asked background is the nearest of all, the thing being given."""
-        names = list(self.composer.backgrounds)
+        """Whether the asked background is the nearest of all, the thing being given. The plain page is a white one."""
+        names = [name for name in self.composer.backgrounds if name != "plain"]
         candidates = [replace(spec, background=name) for name in names]
         return self.rank(images, candidates)[:, 0] == names.index(spec.background)
 
