@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def load(directory: Path) -> dict[str, Any]:
-    with ServerProcess(directory, real=True) as server:
+    with ServerProcess(directory, "--model_version", "nano", real=True) as server:
         server.ready()
         _play(server, seconds=10)  # buffers and caches find their size
         _settle(server)
@@ -64,7 +64,7 @@ def load(directory: Path) -> dict[str, Any]:
 
 
 def overload(directory: Path) -> dict[str, Any]:
-    with ServerProcess(directory, real=True) as server:
+    with ServerProcess(directory, "--model_version", "nano", real=True) as server:
         server.ready()
         info = server.get("/v1/info")[1]
         at_once = 4 * (info["limits"]["num_slots"] + info["limits"]["max_waiting_images"])
@@ -90,7 +90,7 @@ def overload(directory: Path) -> dict[str, Any]:
 
 
 def slow_clients(directory: Path) -> dict[str, Any]:
-    with ServerProcess(directory, real=True) as server:
+    with ServerProcess(directory, "--model_version", "nano", real=True) as server:
         server.ready()
         dripping = [server.raw(b"POST /dalle HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(DRIPPING)]
         deaf = [server.raw(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n" * 5) for _ in range(DEAF)]
