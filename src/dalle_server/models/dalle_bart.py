@@ -61,15 +61,16 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """q (B, H, S, D), k and v (B, H, K, D), mask (B, 1, 1 or S, K) True where a key may be seen → (B, S, d)."""
         if mask is not None and q.shape[2] == 1 and q.device.type == "cpu":
-            y = _attend_newest(q, k, v, mask)
+            y = plain_attention(q, k, v, mask)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
-def _attend_newest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """One query a row: softmax(q·kᵀ/√D)·v, (B, H, 1, D). As fast as torch's fused attention, whose last bits on a
-    CPU with two threads or more depend on how many rows there are: a picture would depend on its company."""
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q·kᵀ/√D)·v written out, (B, H, S, D). As fast for one query a row as torch's fused attention, whose
+    last bits on a CPU with two threads or more depend on how many rows there are: a picture would feel its company.
+    """
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
 
