@@ -1,5 +1,8 @@
 """One engine without threads: events, order, sharing, cancels and deadlines, forced tokens."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -212,3 +215,22 @@ def test_every_event_list_ends_with_its_one_terminal_event(make_engine):
     for generation in generations:
         check_order(events_of(generation))
     assert engine.stats().live_requests == engine.stats().running == 0
+
+
+@pytest.mark.parametrize("outcome", [Done, Cancelled, Failed])
+def test_an_ended_request_is_freed_without_the_collector(outcome, make_engine):
+    """A full pass of Python's cycle collector may be a minute away, and pictures in a cycle wait for it."""
+    engine = make_engine()
+    gc.disable()
+    try:
+        generation = engine.submit(GenerationRequest.of("a cat", 2, timeout_s=1e-9 if outcome is Failed else None))
+        if outcome is Cancelled:
+            engine.step()
+            generation.cancel()
+        run(engine)
+        assert isinstance(generation.terminal, outcome)
+        freed = weakref.ref(generation)
+        del generation
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -174,6 +174,7 @@ class RequestTracker:
                 return
             self._jobs.remove(job)
             self._scheduler.remove(job)
+            job.sequences = []  # each names its job: a cycle, in which the pictures would wait for the collector
             self._stats.requests[type(event).__name__.lower()] += 1
             job.handle.emit(event)
             self._tell_positions()
