@@ -34,6 +34,7 @@ from tests.web.server_process import ServerProcess, post_bytes
 from tests.web.test_load import outcomes, status_of
 
 CLIENTS, LOAD_S, LEAVING = 64, 120.0, 0.1
+WARM_UP_S = 20.0  # until each of some 160 threads has worked: the allocator keeps a cache for every one
 DRIPPING, DEAF = 500, 70
 KILLS = 200
 
@@ -49,7 +50,7 @@ def main() -> None:
 def load(directory: Path) -> dict[str, Any]:
     with ServerProcess(directory, "--model_version", "nano", real=True) as server:
         server.ready()
-        _play(server, seconds=10)  # buffers and caches find their size
+        _play(server, seconds=WARM_UP_S)
         _settle(server)
         before = _footprint(server)
         seen, healths = _play(server, seconds=LOAD_S)

@@ -1,5 +1,8 @@
+import gc
+import weakref
+
 import pytest
-from flask import Flask
+from flask import Flask, request
 
 from dalle_server.errors import GenerationFailed, InvalidRequest, Overloaded
 
@@ -64,3 +67,15 @@ def test_wrong_method_names_the_right_ones(client) -> None:
     reply = client.get("/dalle")
     assert (reply.status_code, reply.json["code"]) == (405, "method_not_allowed")
     assert "POST" in reply.headers["Allow"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/nothing", 404), ("PUT", "/dalle", 405)])
+def test_a_refused_request_is_freed_without_the_collector(app: Flask, method: str, path: str, status: int) -> None:
+    seen = []
+    app.before_request_funcs[None].insert(0, lambda: seen.append(weakref.ref(request._get_current_object())))
+    gc.disable()
+    try:
+        assert app.test_client().open(path, method=method, data=b"x" * 1000).status_code == status
+        assert [freed() for freed in seen] == [None]
+    finally:
+        gc.enable()

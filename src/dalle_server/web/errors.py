@@ -96,6 +96,7 @@ def _from_werkzeug(error: HTTPException) -> Response | WerkzeugResponse:
     """Flask's own answers (no such route, wrong method, body too large, redirects) in our terms."""
     status = error.code or 500
     original = error.get_response()
+    request.routing_exception = None  # its traceback holds the request: a cycle, in which the body would stay
     if status < 400:
         return original
     response = to_response(_translated(error, status))
