@@ -4,7 +4,7 @@
 FROM python:3.12-slim AS build
 ARG VARIANT=cpu
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE THIRD_PARTY_NOTICES.md ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE THIRD_PARTY_NOTICES.md ./
 COPY src ./src
 RUN python -m venv /opt/dalle && \
     if [ "$VARIANT" = cuda ]; then extra='[torch]'; else extra=''; fi && \

@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECT := pyproject.toml constraints.txt hatch_build.py $(wildcard src/dalle_server/engine/runners/native/*.[ch])
 PORT   ?= 8000
 ARGS   ?=
 PRESET ?= cpu
@@ -22,19 +23,19 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.serve: $(PROJECT) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: $(PROJECT) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.bench: $(PROJECT) | $(BIN)/python
 	$(PIP) -e '.[dev,bench]'
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.train: $(PROJECT) | $(BIN)/python
 	$(PIP) -e '.[train]'
 	@touch $@ $(VENV)/.serve
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
+from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import ImageKey, SamplingParams
 
 NUM_TEXT_TOKENS = 12
@@ -81,22 +82,12 @@ def padded(ids: list[int]) -> TextTokens:
     return TextTokens(np.array(ids + [1] * (64 - len(ids)), np.int32), len(ids))
 
 
-def our_torch(dtype: str) -> Build:
+def ours(runner: str, dtype: str) -> Build:
     def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
-        from dalle_server.engine.runners.torch_runner import TorchRunner
-
         weights = open_checkpoint(checkpoint)
-        return RunnerContestant(TorchRunner(weights, dtype=dtype, num_slots=num_images, num_threads=num_threads))
-
-    return build
-
-
-def our_openvino(dtype: str) -> Build:
-    def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
-        from dalle_server.engine.runners.openvino_runner import OpenVINORunner
-
-        weights = open_checkpoint(checkpoint)
-        return RunnerContestant(OpenVINORunner(weights, dtype=dtype, num_slots=num_images, num_threads=num_threads))
+        return RunnerContestant(
+            choose_runner(weights, runner, dtype, device="cpu", num_slots=num_images, num_threads=num_threads)
+        )
 
     return build
 
@@ -184,11 +175,12 @@ def _timing(start: float, times: list[float], end: float) -> Timing:
 
 CONTESTANTS: dict[str, Build] = {
     "min-dalle fp32": min_dalle,
-    "torch fp32": our_torch("fp32"),
-    "torch bf16": our_torch("bf16"),
-    "openvino fp32": our_openvino("fp32"),
-    "openvino bf16": our_openvino("bf16"),
-    "openvino int8": our_openvino("int8"),
+    "torch fp32": ours("torch", "fp32"),
+    "torch bf16": ours("torch", "bf16"),
+    "openvino fp32": ours("openvino", "fp32"),
+    "openvino bf16": ours("openvino", "bf16"),
+    "openvino int8": ours("openvino", "int8"),
+    "native int8": ours("native", "int8"),
 }
 
 

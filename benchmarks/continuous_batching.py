@@ -23,7 +23,7 @@ from benchmarks import machine
 from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import GenerationRequest
 from dalle_server.text import TextTokenizer
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--think_s", type=float, default=1.0, help="mean pause of a client")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model("mini"))
-    runner = OpenVINORunner(checkpoint, dtype="int8", num_slots=arguments.clients, cache_dir=WORK)
+    runner = choose_runner(checkpoint, device="cpu", dtype="int8", num_slots=arguments.clients, cache_dir=WORK)
     engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
     engine.start()
     try:
@@ -89,6 +89,7 @@ def main() -> None:
     answer = {
         "benchmark": "continuous_batching",
         "model": "mini",
+        "runner": engine.info.runner,
         "dtype": "int8",
         "clients": arguments.clients,
         "alone_images_per_s": round(1 / alone_s, 3),

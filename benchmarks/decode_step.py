@@ -4,7 +4,7 @@ True shapes, random weights, every picture at a random position, sampling includ
 as a step's weights have, by as many threads, are taken in turns with the steps, so that a busy machine slows
 both; ratios of medians count, not times.
 
-    python -m benchmarks.decode_step [--size mini|mega] [--dtype int8|bf16|fp32] [--images 1 4 …] [--rounds 12]
+    python -m benchmarks.decode_step [--size mini|mega] [--runner auto] [--dtype int8] [--images 1 4 …] [--rounds 12]
 
 Prints ms per step and the ratio to the limit for each number of images; ends in one JSON line.
 """
@@ -26,9 +26,10 @@ from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow
-from dalle_server.engine.runners.openvino_layers import products
+from dalle_server.engine.runners.openvino_layers import is_of_step, products
 from dalle_server.engine.runners.openvino_quantised import group_shape
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import ImageKey
 
 STEPS_A_ROUND = 6
@@ -38,20 +39,26 @@ BYTES = {"fp32": 4, "bf16": 2}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("mini", "mega"), default="mini")
+    parser.add_argument("--runner", choices=("auto", "native", "openvino"), default="auto")
     parser.add_argument("--dtype", choices=("int8", "bf16", "fp32"), default="int8")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model(arguments.size))
-    runner = OpenVINORunner(checkpoint, dtype=arguments.dtype, num_slots=max(arguments.images), cache_dir=WORK)
+    runner = choose_runner(
+        checkpoint, arguments.runner, arguments.dtype, device="cpu", num_slots=max(arguments.images), cache_dir=WORK
+    )
+    assert isinstance(runner, OpenVINORunner)
+    num_threads = runner.num_threads
     weight_bytes = step_bytes(checkpoint, arguments.dtype)
-    read = reader(weight_bytes, runner.num_threads)
+    read = reader(weight_bytes, num_threads)
     results = [measure(runner, read, num_images, arguments.rounds) for num_images in arguments.images]
     answer = {
         "benchmark": "decode_step",
         "model": arguments.size,
+        "runner": runner.info.runner,
         "dtype": arguments.dtype,
-        "threads": runner.num_threads,
+        "threads": num_threads,
         "weight_mb": round(weight_bytes / 1e6, 1),
         "results": results,
     }
@@ -62,7 +69,7 @@ def step_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """What one step must read: the decoder's products, int8 with their scales."""
     total = 0
     for name, product in products(checkpoint.config).items():
-        if name.startswith("encoder.") or name.endswith("encoder_attn.kv"):
+        if not is_of_step(name):
             continue
         shapes = [checkpoint.transformer[part].shape for part in product.names]
         rows = product.rows or sum(shape[0] for shape in shapes)

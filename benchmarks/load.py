@@ -24,7 +24,7 @@ from benchmarks.continuous_batching import Clients
 from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import GenerationRequest
 from dalle_server.text import TextTokenizer
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24, help="arrivals at each share")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model("mini"))
-    runner = OpenVINORunner(checkpoint, dtype="int8", num_slots=max(arguments.clients), cache_dir=WORK)
+    runner = choose_runner(checkpoint, device="cpu", dtype="int8", num_slots=max(arguments.clients), cache_dir=WORK)
     engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
     engine.start()
     try:
@@ -46,7 +46,14 @@ def main() -> None:
         opened = [arriving(engine, share, share * most, arguments.pictures) for share in arguments.shares]
     finally:
         engine.stop()
-    answer = {"benchmark": "load", "model": "mini", "dtype": "int8", "closed": closed, "poisson": opened}
+    answer = {
+        "benchmark": "load",
+        "model": "mini",
+        "runner": engine.info.runner,
+        "dtype": "int8",
+        "closed": closed,
+        "poisson": opened,
+    }
     print(json.dumps({**answer, **machine.describe()}))
 
 

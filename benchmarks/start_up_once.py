@@ -20,7 +20,7 @@ def main(directory: str, dtype: str, cache_dir: str, asked_at: str) -> None:
         from dalle_server.text import TextTokenizer
 
         checkpoint = open_checkpoint(Path(directory))
-        runner = choose_runner(checkpoint, "openvino", dtype, cache_dir=Path(cache_dir))
+        runner = choose_runner(checkpoint, dtype=dtype, device="cpu", cache_dir=Path(cache_dir))
         engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
         ready_s = time.time() - float(asked_at)
         handle = engine.submit(GenerationRequest.of("a red apple", seed=1))

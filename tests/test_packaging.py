@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import tomllib
@@ -35,6 +36,12 @@ def test_wheel_holds_the_embedded_checkpoint_and_the_playground(wheel: zipfile.Z
         assert f"dalle_server/{needed}" in names
     assert any(name.startswith("dalle_server/web/playground/") and name.endswith(".html") for name in names)
     assert sum(info.file_size for info in wheel.infolist()) < MAX_WHEEL_BYTES
+
+
+def test_wheel_holds_the_compiled_step_of_its_platform(wheel: zipfile.ZipFile) -> None:
+    is_compiled = platform.machine() in ("x86_64", "AMD64")
+    assert ("dalle_server/engine/runners/native/decode_step.so" in wheel.namelist()) == is_compiled
+    assert str(wheel.filename).endswith("-py3-none-any.whl") != is_compiled
 
 
 def test_wheel_carries_licences_and_needs_no_torch(wheel: zipfile.ZipFile) -> None:

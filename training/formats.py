@@ -1,4 +1,5 @@
-"""What number formats do to the trained model, through the runner that serves it: fp32, bf16 and int8 side by side.
+"""What number formats do to the trained model, through the runner that serves it: fp32, bf16 and int8, by OpenVINO
+and by the compiled step, side by side.
 
 Two views. Along the same tokens: how far the guided logits move, how often the best and the sampled token stay the
 same, and how far the pixels of the same grids move. And by the judge: the scores of the evaluation, with pictures
@@ -19,14 +20,19 @@ from torch import Tensor
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner, StepRow
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
 from dalle_server.generation import GenerationRequest, ImageKey
 from dalle_server.text import TextTokenizer
 from training.evaluate import Generate, Question, score
 from training.recipe import NUM_SEEDS, Recipe
 
-FORMATS = ("fp32", "bf16", "int8")
+FORMATS = {  # name → runner and dtype
+    "fp32": ("openvino", "fp32"),
+    "bf16": ("openvino", "bf16"),
+    "int8": ("openvino", "int8"),
+    "int8 native": ("native", "int8"),
+}
 ASKED = ("single object, top-1", "single object, top-5", "background colour", "count")
 PROMPTS = (
     "a red apple", "two cats", "a blue car on a green background", "a house", "three stars", "a robot",
@@ -41,17 +47,17 @@ def compare_formats(recipe: Recipe) -> None:
     grids = _grids(path)
     truth = _along(path, _runner(path, "fp32"), grids)
     results: dict[str, object] = {}
-    for dtype in FORMATS:
-        runner = _runner(path, dtype)
+    for name in FORMATS:
+        runner = _runner(path, name)
         found: dict[str, object] = _difference(truth, _along(path, runner, grids))
         found["scores"] = _scores(recipe, path, runner)
-        results[dtype] = found
-        print(dtype, json.dumps(found), flush=True)
+        results[name] = found
+        print(name, json.dumps(found), flush=True)
     (recipe.preset.work_dir / "formats.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _runner(path: Path, dtype: str) -> OpenVINORunner:
-    return OpenVINORunner(open_checkpoint(path), dtype=dtype, num_slots=NUM_SLOTS)
+def _runner(path: Path, name: str) -> Runner:
+    return choose_runner(open_checkpoint(path), *FORMATS[name], device="cpu", num_slots=NUM_SLOTS)
 
 
 def _grids(path: Path) -> NDArray[np.int32]:

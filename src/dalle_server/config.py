@@ -102,9 +102,9 @@ class Settings(BaseModel):
     max_images: int = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
 
-    runner: Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_lower)] = Field("auto",
+    runner: Annotated[Literal["auto", "native", "openvino", "torch"], BeforeValidator(_lower)] = Field("auto",
         json_schema_extra={"group": "Engine"},
-        description="What does the arithmetic; auto takes torch on a GPU and OpenVINO on a CPU.")
+        description="What does the arithmetic; auto takes torch on a GPU, native (or OpenVINO) on a CPU.")
     device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",

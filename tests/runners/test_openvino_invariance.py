@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner, row_buckets
+from dalle_server.engine.runners.openvino_decoder import row_buckets
+from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 from dalle_server.generation import ImageKey, SamplingParams
+from tests.runners.cpu_runners import FORMATS, cpu_runner
 from tests.runners.random_checkpoint import random_checkpoint, random_text
 
 NUM_SLOTS = 16
@@ -48,9 +50,9 @@ def run(runner: OpenVINORunner, pictures: list[Picture], reverse: bool = False) 
     return logits
 
 
-@pytest.fixture(params=["fp32", "bf16", "int8"], scope="module")
+@pytest.fixture(params=FORMATS, scope="module")
 def runner(request: pytest.FixtureRequest) -> OpenVINORunner:
-    return OpenVINORunner(random_checkpoint(), dtype=request.param, num_slots=NUM_SLOTS)
+    return cpu_runner(random_checkpoint(), request.param, num_slots=NUM_SLOTS)
 
 
 @pytest.fixture(scope="module")

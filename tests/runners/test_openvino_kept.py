@@ -14,9 +14,9 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners import openvino_packed, openvino_runner
 from dalle_server.engine.runners.openvino_layers import products
-from dalle_server.engine.runners.openvino_packed import kept_packed, pack
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.openvino_packed import format_of, kept_packed, pack
 from dalle_server.errors import CheckpointError
+from tests.runners.cpu_runners import FORMATS, NATIVE, cpu_runner
 from tests.runners.golden_checkpoints import GREEDY, force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -34,12 +34,12 @@ def every_model_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logits(checkpoint: Checkpoint, cache_dir: Path | None, dtype: str = "int8") -> np.ndarray:
-    runner = OpenVINORunner(checkpoint, dtype=dtype, num_slots=1, num_threads=1, cache_dir=cache_dir)
+    runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=cache_dir)
     runner.admit(0, *runner.encode([random_text(1, 9), random_text(0, 2)]))
     return force(runner, np.full((1, 4), START), GREEDY)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_the_first_the_next_and_an_uncached_start_agree(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
@@ -49,11 +49,11 @@ def test_the_first_the_next_and_an_uncached_start_agree(
     np.testing.assert_array_equal(logits(checkpoint, tmp_path, dtype), uncached)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     kept = kept_packed(checkpoint, dtype, tmp_path)
     for name, product in products(checkpoint.config).items():
-        for part, expected in pack(checkpoint.transformer, product, dtype).items():
+        for part, expected in pack(checkpoint.transformer, product, format_of(name, dtype)).items():
             for _ in range(2):  # the second time from pages that were given back
                 np.testing.assert_array_equal(kept[name][part], expected)
                 release_pages(kept[name][part])
@@ -78,9 +78,12 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
     np.testing.assert_array_equal(result, logits(checkpoint, None))
 
 
-def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    runner = OpenVINORunner(checkpoint, num_slots=1, num_threads=1, cache_dir=tmp_path)
-    held = [weakref.ref(part) for part in (runner._decoder, runner._encoder, runner._vqgan, runner._slots)]
+@pytest.mark.parametrize("dtype", ["int8", NATIVE])
+def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(
+    checkpoint: Checkpoint, tmp_path: Path, dtype: str
+) -> None:
+    runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=tmp_path)
+    held = [weakref.ref(part) for part in (runner._decoder, runner._encoder, runner._vqgan)]
     runner.close()
-    assert [reference() for reference in held] == [None] * 4
+    assert [reference() for reference in held] == [None] * 3
     runner.close()

@@ -14,6 +14,7 @@ from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
+from tests.runners.cpu_runners import NATIVE, cpu_runner, needs_native
 from tests.runners.golden_checkpoints import force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -50,14 +51,17 @@ def expected(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
 
 
 def run(checkpoint: Checkpoint, tokens: np.ndarray, dtype: str, num_threads: int | None = None) -> np.ndarray:
-    runner = OpenVINORunner(checkpoint, dtype=dtype, num_slots=2, num_threads=num_threads)
+    runner = cpu_runner(checkpoint, dtype, num_slots=2, num_threads=num_threads)
     for slot, length in enumerate(LENGTHS):
         runner.admit(slot, *runner.encode([random_text(slot, length), random_text(9, 2)]))
     return force(runner, tokens, SAMPLING)
 
 
 # rms error over the logits' standard deviation; guidance multiplies what each branch errs by about SCALE.
-@pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.08)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.08), pytest.param("native", 0.08, marks=needs_native)],
+)
 def test_logits_against_torch(
     checkpoint: Checkpoint, tokens: np.ndarray, expected: np.ndarray, dtype: str, limit: float
 ) -> None:
@@ -65,7 +69,7 @@ def test_logits_against_torch(
     assert np.sqrt(np.mean(error**2)) / expected.std() < limit
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "int8", NATIVE])
 def test_one_thread_gives_the_bits_of_two(tokens: np.ndarray, dtype: str) -> None:
     checkpoint = random_checkpoint()
     one, two = (run(checkpoint, tokens, dtype, num_threads) for num_threads in (1, 2))

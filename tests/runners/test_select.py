@@ -14,6 +14,7 @@ from benchmarks.sizes import SIZES
 from dalle_server.engine.runners import select
 from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
 from dalle_server.errors import ConfigError
+from tests.runners.cpu_runners import needs_native
 from tests.runners.random_checkpoint import random_checkpoint
 
 
@@ -26,12 +27,30 @@ def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> Non
     monkeypatch.setattr(select, "_accelerator", lambda: device)
 
 
-def test_a_cpu_takes_openvino_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_native(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
+    """As if the compiled step could run here, or could not because of `missing`."""
+    monkeypatch.setattr(select, "why_not", lambda: missing)
+
+
+def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, None)
+    with_native(monkeypatch)
+    choice = choose()
+    assert (choice.runner, choice.device, choice.dtype) == ("native", "cpu", "int8")
+    for word in ("device cpu", "runner native", "dtype int8"):
+        assert word in choice.reason
+    assert choose(dtype="bf16").runner == "openvino"
+    assert choose(runner="native", num_weights=4_000_000).dtype == "int8"
+
+
+def test_a_cpu_that_cannot_run_the_compiled_step_takes_openvino_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_accelerator(monkeypatch, None)
+    with_native(monkeypatch, "this CPU has no AVX-512 VNNI instructions")
     choice = choose()
     assert (choice.runner, choice.device, choice.dtype) == ("openvino", "cpu", "int8")
-    for word in ("device cpu", "runner openvino", "dtype int8"):
-        assert word in choice.reason
+    assert "runner openvino: this CPU has no AVX-512 VNNI instructions, which runner native needs" in choice.reason
+    with pytest.raises(ConfigError, match="VNNI instructions; use --runner openvino"):
+        choose(runner="native")
 
 
 def test_a_small_model_stays_exact_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,10 +67,12 @@ def test_an_accelerator_takes_torch_in_fp16(monkeypatch: pytest.MonkeyPatch, dev
     assert (choice.runner, choice.device, choice.dtype) == ("torch", device, "fp16")
 
 
-def test_openvino_stays_on_the_cpu_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpus_runners_stay_there_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, "cuda")
+    with_native(monkeypatch)
     assert choose(runner="openvino").device == "cpu"
-    assert choose(device="cpu").runner == "openvino"
+    assert choose(runner="native").device == "cpu"
+    assert choose(device="cpu", dtype="fp32").runner == "openvino"
 
 
 def test_torch_on_a_cpu_is_the_exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +89,9 @@ def test_what_was_asked_for_is_taken() -> None:
     [
         (("openvino", "cuda", "auto"), "runs on the CPU"),
         (("openvino", "cpu", "fp16"), "use int8, bf16 or fp32"),
-        (("torch", "cpu", "int8"), "OpenVINO runner's"),
+        (("torch", "cpu", "int8"), "for --runner native or openvino"),
+        (("native", "cuda", "auto"), "runs on the CPU"),
+        (("native", "cpu", "fp32"), "computes in int8"),
     ],
 )
 def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str) -> None:
@@ -78,7 +101,7 @@ def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str)
 
 def test_torch_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "torch")
-    assert choose().runner == "openvino"
+    assert choose().runner in ("native", "openvino")
     with pytest.raises(ConfigError, match=r"dalle-server\[torch\]"):
         choose(runner="torch")
 
@@ -126,3 +149,9 @@ def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -
     assert runner.info.runner == "openvino" and runner.info.dtype == "fp32" and runner.num_slots == 3
     (line,) = [record.getMessage() for record in caplog.records]
     assert "openvino on cpu in fp32, 3 slots" in line and runner.info.reason in line
+
+
+@needs_native
+def test_the_compiled_step_is_loaded_when_chosen() -> None:
+    runner = choose_runner(random_checkpoint(), dtype="int8", device="cpu", num_slots=2, num_threads=1)
+    assert runner.info.runner == "native" and runner.info.dtype == "int8" and runner.row_buckets == (1, 2)

@@ -27,7 +27,7 @@ class TextTokens:
 class RunnerInfo:
     """What runs, where, and why: shown in the log, by /v1/info and by the playground."""
 
-    runner: str  # "torch" | "openvino" | "fake"
+    runner: str  # "native" | "openvino" | "torch" | "fake"
     device: str  # "cpu" | "cuda:0" | "mps"
     device_name: str
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"

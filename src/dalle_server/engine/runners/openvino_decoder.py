@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset15 as ops
 
 from dalle_server.engine.runners.openvino_ops import (
@@ -16,8 +17,52 @@ from dalle_server.engine.runners.openvino_ops import (
     parameter,
     result,
 )
+from dalle_server.engine.runners.openvino_slots import SlotCaches, TextCache
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.models.config import ModelConfig
+
+
+class OpenVINODecoder:
+    """The compiled graph with the caches of every slot and one more, where rows that only fill up a step write."""
+
+    def __init__(self, compiled: ov.CompiledModel, config: ModelConfig, num_slots: int):
+        self._request = compiled.create_infer_request()
+        self._slots = SlotCaches(compiled, self._request, config.transformer, num_slots)
+        self.row_buckets = row_buckets(int(compiled.get_property("INFERENCE_NUM_THREADS")), num_slots)
+
+    def admit(self, slot: int, texts: list[TextCache]) -> None:
+        self._slots.admit(slot, texts)
+
+    def logits(
+        self,
+        slots: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        scales: NDArray[np.float32],
+        embeddings: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        inputs = {
+            "embeddings": np.concatenate([embeddings, embeddings]),
+            "scales": scales,
+            **self._slots.pages(slots, positions),
+        }
+        self._request.infer(inputs)
+        logits: NDArray[np.float32] = self._request.get_tensor("logits").data
+        return logits.copy()
+
+    def close(self) -> None:
+        """Dropping it is enough."""
+
+
+def row_buckets(num_threads: int, num_slots: int) -> tuple[int, ...]:
+    """Batch sizes that are prepared at start; a third more work at most than the images ask for.
+
+    Rows, two an image, are never fewer than threads: paged attention would then share a row between threads
+    and sum in another order.
+    """
+    smallest = -(-num_threads // 2)
+    sizes = {size for power in range(12) for size in (1 << power, 3 << power)}
+    between = {size for size in sizes if smallest < size < num_slots}
+    return tuple(sorted({smallest, max(smallest, num_slots)} | between))
 
 
 def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:

@@ -21,7 +21,7 @@ class Product:
 
 
 def products(config: ModelConfig) -> dict[str, Product]:
-    """Name → product. Those of `encoder.` and every `encoder_attn.kv` belong to the text encoder's graph."""
+    """Name → product, of both graphs: see `is_of_step`."""
     sizes = config.transformer
     found: dict[str, Product] = {}
     for part, num_layers, heads in (
@@ -52,3 +52,8 @@ def _layer(prefix: str, scale: float, *, cross_attention: bool) -> dict[str, Pro
             f"{prefix}.encoder_attn.out": stack("encoder_attn", "out_proj"),
         }
     return layer
+
+
+def is_of_step(name: str) -> bool:
+    """Whether a decode step reads this product; the text encoder's graph reads the others."""
+    return not name.startswith("encoder.") and not name.endswith("encoder_attn.kv")

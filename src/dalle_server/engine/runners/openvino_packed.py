@@ -18,35 +18,46 @@ from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
-from dalle_server.engine.runners.openvino_layers import Product, products
+from dalle_server.engine.runners.native_tiles import tile, tile_shape
+from dalle_server.engine.runners.openvino_layers import Product, is_of_step, products
 from dalle_server.engine.runners.openvino_quantised import group_shape, quantise
 from dalle_server.errors import CheckpointError
 
 FILE_NAME = "packed.safetensors"
 FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
+NATIVE = "native"  # instead of a dtype: int8, laid out for the compiled step where that reads it
 _FLOATS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-_FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8)}
+_FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 
 Tensors = Mapping[str, Any]
-Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised
+Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised; or "tiles": see native_tiles
 
 
-def pack(tensors: Tensors, product: Product, dtype: str) -> dict[str, NDArray[Any]]:
-    """The named matrices stacked, scaled, cut, and in `dtype` ("fp32", "bf16" or "int8").
+def format_of(name: str, dtype: str) -> str:
+    """How the named product is packed: "fp32", "bf16", "int8" or "tiles"."""
+    if dtype != NATIVE:
+        return dtype
+    return "tiles" if is_of_step(name) else "int8"
+
+
+def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any]]:
+    """The named matrices stacked, scaled, cut, and packed in one of `format_of`'s forms.
 
     Raises CheckpointError for a weight that int8 cannot hold: NaN or infinite.
     """
     parts = [np.asarray(tensors[name]) for name in product.names]
     if product.scale != 1.0:
         parts[0] = parts[0].astype(np.float32) * np.float32(product.scale)
-    if dtype == "int8":
+    if form in ("int8", "tiles"):
         try:
             quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
         except ValueError as error:
             raise CheckpointError(f"{', '.join(product.names)}: {error}; the weights are broken") from error
         packed: dict[str, NDArray[Any]] = {"values": quantised.values, "scales": quantised.scales}
+        if form == "tiles":
+            packed = {"tiles": tile(quantised)}
     else:
-        packed = {"values": np.concatenate([part.astype(_FLOATS[dtype]) for part in parts])[: product.rows]}
+        packed = {"values": np.concatenate([part.astype(_FLOATS[form]) for part in parts])[: product.rows]}
     release_pages(*(tensors[name] for name in product.names))
     return packed
 
@@ -62,42 +73,45 @@ def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> dict[str
     def write() -> None:
         lazy: dict[str, LazyTensor] = {}
         for name, product in wanted.items():
-            lazy |= _lazy(checkpoint.transformer, name, product, dtype)
+            lazy |= _lazy(checkpoint.transformer, name, product, format_of(name, dtype))
         with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
             write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
 
     file = converted_once(folder, write, FILE_NAME) / FILE_NAME
     found = open_tensors(file, _FILE_DTYPES, private=True)  # OpenVINO takes only writable memory, which it never writes
-    parts = ("values", "scales") if dtype == "int8" else ("values",)
-    if found.keys() != {f"{name}.{part}" for name in wanted for part in parts}:
+    parts = {name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(name, dtype))) for name in wanted}
+    if found.keys() != {f"{name}.{part}" for name in wanted for part in parts[name]}:
         raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
-    return {name: {part: found[f"{name}.{part}"] for part in parts} for name in wanted}
+    return {name: {part: found[f"{name}.{part}"] for part in parts[name]} for name in wanted}
 
 
-def _lazy(tensors: Tensors, name: str, product: Product, dtype: str) -> dict[str, LazyTensor]:
+def _lazy(tensors: Tensors, name: str, product: Product, form: str) -> dict[str, LazyTensor]:
     """File entries whose values are packed when the first of them is written."""
-    shapes = [tensors[part].shape for part in product.names]
-    rows = product.rows or sum(shape[0] for shape in shapes)
-    if dtype != "int8":
-        load = _part(tensors, product, dtype, "values", {})
-        return {f"{name}.values": LazyTensor((rows, shapes[0][1]), _FLOATS[dtype], load)}
-    groups, group = group_shape(shapes[0][1])
     made: dict[str, NDArray[Any]] = {}
     return {
-        f"{name}.{part}": LazyTensor(shape, np.dtype(stored), _part(tensors, product, dtype, part, made))
-        for part, shape, stored in (
-            ("values", (rows, groups, group), np.int8),
-            ("scales", (rows, groups, 1), np.float32),
-        )
+        f"{name}.{part}": LazyTensor(shape, dtype, _part(tensors, product, form, part, made))
+        for part, (shape, dtype) in _shapes(tensors, product, form).items()
     }
 
 
+def _shapes(tensors: Tensors, product: Product, form: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of every array of a packed product."""
+    shapes = [tensors[part].shape for part in product.names]
+    rows, inputs = product.rows or sum(shape[0] for shape in shapes), shapes[0][1]
+    if form == "tiles":
+        return {"tiles": (tile_shape(rows, inputs), np.dtype(np.uint8))}
+    if form != "int8":
+        return {"values": ((rows, inputs), _FLOATS[form])}
+    groups, group = group_shape(inputs)
+    return {"values": ((rows, groups, group), np.dtype(np.int8)), "scales": ((rows, groups, 1), np.dtype(np.float32))}
+
+
 def _part(
-    tensors: Tensors, product: Product, dtype: str, part: str, made: dict[str, NDArray[Any]]
+    tensors: Tensors, product: Product, form: str, part: str, made: dict[str, NDArray[Any]]
 ) -> Callable[[], NDArray[Any]]:
     def load() -> NDArray[Any]:
         if part not in made:
-            made.update(pack(tensors, product, dtype))
+            made.update(pack(tensors, product, form))
         return made.pop(part)
 
     return load

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
@@ -18,10 +18,10 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
 from dalle_server.engine.runners.openvino_compile import Compiler
-from dalle_server.engine.runners.openvino_decoder import build_decoder
+from dalle_server.engine.runners.openvino_decoder import OpenVINODecoder, build_decoder
 from dalle_server.engine.runners.openvino_encoder import build_encoder
 from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
-from dalle_server.engine.runners.openvino_slots import SlotCaches
+from dalle_server.engine.runners.openvino_slots import TextCache
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import sample
@@ -57,18 +57,6 @@ class Ready:
 
     def result(self) -> NDArray[np.int32]:
         return self.tokens
-
-
-def row_buckets(num_threads: int, num_slots: int) -> tuple[int, ...]:
-    """Batch sizes that are prepared at start; a third more work at most than the images ask for.
-
-    Rows, two an image, are never fewer than threads: paged attention would then share a row between threads
-    and sum in another order.
-    """
-    smallest = -(-num_threads // 2)
-    sizes = {size for power in range(12) for size in (1 << power, 3 << power)}
-    between = {size for size in sizes if smallest < size < num_slots}
-    return tuple(sorted({smallest, max(smallest, num_slots)} | between))
 
 
 def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[str, Packed] | None:
@@ -109,6 +97,28 @@ class _Embeddings:
         return embedded
 
 
+class Decoder(Protocol):
+    """The decode step of one model, with the caches of its slots."""
+
+    row_buckets: tuple[int, ...]
+
+    def admit(self, slot: int, texts: list[TextCache]) -> None:
+        """Take the keys and values of a conditional and an unconditional text for a new image."""
+        ...
+
+    def logits(
+        self,
+        slots: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        scales: NDArray[np.float32],
+        embeddings: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Slots, positions to write and guidance (N,), embeddings (N, d) of what was written before → guided (N, C)."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class OpenVINORunner:
     """Implements `Runner` on CPU. A step is done when `step` returns.
 
@@ -116,6 +126,8 @@ class OpenVINORunner:
     num_threads None means one for each physical core.
     """
 
+    name = "openvino"
+    packed_as: str | None = None  # how packed weights are laid out, if not as the dtype says
     lookahead = 0
 
     def __init__(
@@ -134,16 +146,15 @@ class OpenVINORunner:
         self.num_slots = num_slots
         self._embeddings = _Embeddings(checkpoint.transformer, checkpoint.config.transformer)
         compiler = Compiler(num_threads)
-        self._kept = _kept(checkpoint, dtype, cache_dir)
+        self._kept = _kept(checkpoint, self.packed_as or dtype, cache_dir)
         self._compile(checkpoint, dtype, compiler)
-        self.num_threads = int(self._decoder.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
-        self.row_buckets = row_buckets(self.num_threads, num_slots)
+        self.row_buckets = self._decoder.row_buckets
         self._last_tokens = np.zeros(num_slots + 1, np.int32)
         self._guided = np.zeros((0, self.config.codebook_size), np.float32)
         self._cores = threading.Lock()
         self._warm_up()
         self.info = RunnerInfo(
-            runner="openvino",
+            runner=self.name,
             device="cpu",
             device_name=compiler.device_name,
             dtype=dtype,
@@ -154,12 +165,11 @@ class OpenVINORunner:
     def _compile(self, checkpoint: Checkpoint, dtype: str, compiler: Compiler) -> None:
         precision, cache = PRECISIONS[dtype]
         weights = Weights(checkpoint, dtype, self._kept)
-        decoder = compiler.compile(build_decoder(weights, self.config), precision, cache)
-        self._decoder = decoder.create_infer_request()
+        encoder = compiler.compile(build_encoder(weights, self.config.transformer, cache), precision)
+        self.num_threads = int(encoder.get_property("INFERENCE_NUM_THREADS"))
+        self._encoder = encoder.create_infer_request()
         self._release_kept()
-        self._slots = SlotCaches(decoder, self._decoder, self.config.transformer, self.num_slots)
-        encoder = build_encoder(weights, self.config.transformer, cache)
-        self._encoder = compiler.compile(encoder, precision).create_infer_request()
+        self._decoder = self._make_decoder(checkpoint, weights, dtype, compiler)
         self._release_kept()
         exact = dtype == "fp32" or not compiler.has_bf16
         self._vqgan_tensors = checkpoint.vqgan  # what the graph's constants point into
@@ -167,11 +177,15 @@ class OpenVINORunner:
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
         release_pages(*self._vqgan_tensors.values())
 
+    def _make_decoder(self, checkpoint: Checkpoint, weights: Weights, dtype: str, compiler: Compiler) -> Decoder:
+        compiled = compiler.compile(build_decoder(weights, self.config), *PRECISIONS[dtype])
+        return OpenVINODecoder(compiled, self.config, self.num_slots)
+
     def _warm_up(self) -> None:
         """int8 weights are rearranged in the first call of a graph, others when it is compiled."""
         self.encode([TextTokens(np.zeros(TEXT_BUCKET, np.int32), 1)])
         self._release_kept()
-        scratch = np.full(self.row_buckets[0], self._slots.scratch, np.int32)
+        scratch = np.full(self.row_buckets[0], self.num_slots, np.int32)
         self._infer(scratch, np.zeros_like(scratch), np.ones(len(scratch), np.float32))
         self._release_kept()
 
@@ -196,11 +210,11 @@ class OpenVINORunner:
             return EncodedText(states.data.copy(), kept, text.length)
 
     def admit(self, slot: int, conditional: EncodedText, unconditional: EncodedText) -> None:
-        self._slots.admit(slot, [(text.cross_kv, text.length) for text in (conditional, unconditional)])
+        self._decoder.admit(slot, [(text.cross_kv, text.length) for text in (conditional, unconditional)])
 
     def step(self, rows: Sequence[StepRow]) -> Ready:
         padding = next((bucket for bucket in self.row_buckets if bucket >= len(rows)), len(rows)) - len(rows)
-        slots = np.array([row.slot for row in rows] + [self._slots.scratch] * padding, np.int32)
+        slots = np.array([row.slot for row in rows] + [self.num_slots] * padding, np.int32)
         positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
         scales = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
         self._guided = self._infer(slots, positions, scales)[: len(rows)]
@@ -213,15 +227,8 @@ class OpenVINORunner:
     ) -> NDArray[np.float32]:
         """(N,) each → (N, C) guided logits."""
         embedded = self._embeddings.codes(self._last_tokens[slots], positions)
-        inputs = {
-            "embeddings": np.concatenate([embedded, embedded]),
-            "scales": scales,
-            **self._slots.pages(slots, positions),
-        }
         with self._cores:
-            self._decoder.infer(inputs)
-            logits: NDArray[np.float32] = self._decoder.get_tensor("logits").data
-            return logits.copy()
+            return self._decoder.logits(slots, positions, scales, embedded)
 
     def guided_logits(self) -> NDArray[np.float32]:
         return self._guided
@@ -241,5 +248,7 @@ class OpenVINORunner:
 
     def close(self) -> None:
         # The engine holds this object until there is another, and two models may be more than fits.
-        for name in ("_decoder", "_encoder", "_vqgan", "_slots", "_embeddings", "_kept"):
+        if "_decoder" in vars(self):
+            self._decoder.close()
+        for name in ("_decoder", "_encoder", "_vqgan", "_embeddings", "_kept"):
             vars(self).pop(name, None)

@@ -17,6 +17,7 @@ from dalle_server.engine.runners.openvino_ops import BLOCK
 from dalle_server.models.config import TransformerConfig
 
 Ints = NDArray[np.int32]
+TextCache = tuple[ov.Tensor, int]  # keys and values (L, 2, H, T, D) of the cache's type, number of real positions
 
 
 class SlotCaches:
@@ -49,11 +50,11 @@ class SlotCaches:
         per_slot = len(view) // (self.scratch + 1)
         return slice(slot * per_slot, (slot + 1) * per_slot)
 
-    def admit(self, slot: int, texts: Sequence[tuple[ov.Tensor, int]]) -> None:
+    def admit(self, slot: int, texts: Sequence[TextCache]) -> None:
         """Write the cross-attention keys and values of a conditional and an unconditional text.
 
-        Each is ((L, 2, H, T, D) of the cache's type, number of real positions). What an earlier picture left is
-        zeroed: a finite leftover is masked away, but a NaN would survive the mask's product with zero.
+        What an earlier picture left is zeroed: a finite leftover is masked away, but a NaN would survive the mask's
+        product with zero.
         """
         for view in self._own:
             view[self._blocks(slot, view)] = 0

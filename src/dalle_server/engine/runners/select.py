@@ -12,6 +12,7 @@ from pathlib import Path
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import transformer_tensors
 from dalle_server.engine.runners.base import Runner
+from dalle_server.engine.runners.native_library import why_not
 from dalle_server.errors import ConfigError
 from dalle_server.models.config import TransformerConfig
 
@@ -29,7 +30,7 @@ _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and wha
 class Choice:
     """What runs, and why: `reason` goes to the log and to /v1/info."""
 
-    runner: str  # "openvino" | "torch"
+    runner: str  # "native" | "openvino" | "torch"
     device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
     reason: str
@@ -42,16 +43,16 @@ def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_
     """
     reasons = []
     if device == "auto":
-        device = "cpu" if runner == "openvino" else _accelerator() or "cpu"
+        device = "cpu" if runner in ("native", "openvino") else _accelerator() or "cpu"
         reasons.append(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )
-    if runner == "auto":
-        runner = "openvino" if device == "cpu" else "torch"
-        reasons.append(f"runner {runner}: the fastest on this device")
     if dtype == "auto":
         dtype, why = _default_dtype(runner, device, num_weights)
         reasons.append(f"dtype {dtype}: {why}")
+    if runner == "auto":
+        runner, why = _default_runner(device, dtype)
+        reasons.append(f"runner {runner}: {why}")
     _check(runner, device, dtype)
     return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
 
@@ -87,10 +88,11 @@ def _load(
     checkpoint: Checkpoint, choice: Choice, num_slots: int, num_threads: int | None, cache_dir: Path | None
 ) -> Runner:
     # Imported here: neither library is touched, or need be installed, where the other one runs.
-    if choice.runner == "openvino":
+    if choice.runner != "torch":
+        from dalle_server.engine.runners.native_runner import NativeRunner
         from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 
-        return OpenVINORunner(
+        return (NativeRunner if choice.runner == "native" else OpenVINORunner)(
             checkpoint,
             dtype=choice.dtype,
             num_slots=num_slots,
@@ -144,21 +146,35 @@ def _accelerator() -> str | None:
 
 def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[str, str]:
     """The dtype and why."""
-    if runner == "openvino":
-        if num_weights is not None and num_weights < _SMALL_WEIGHTS:
-            return "fp32", "exact, and fast enough for a model this small"
-        return "int8", "the fastest that is faithful here"
-    return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
+    if runner == "torch" or device != "cpu":
+        return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
+    if runner != "native" and num_weights is not None and num_weights < _SMALL_WEIGHTS:
+        return "fp32", "exact, and fast enough for a model this small"
+    return "int8", "the fastest that is faithful here"
+
+
+def _default_runner(device: str, dtype: str) -> tuple[str, str]:
+    """The runner and why."""
+    if device != "cpu":
+        return "torch", "the fastest on this device"
+    if dtype != "int8":
+        return "openvino", "the fastest on a CPU in this dtype"
+    missing = why_not()
+    return ("openvino", f"{missing}, which runner native needs") if missing else ("native", "the fastest on a CPU")
 
 
 def _check(runner: str, device: str, dtype: str) -> None:
-    if runner == "openvino":
-        if device != "cpu":
-            raise ConfigError(f"--runner openvino runs on the CPU, not on {device}; use --runner torch")
-        if dtype == "fp16":
-            raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")
+    if runner == "torch":
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
+        if dtype == "int8":
+            raise ConfigError("--dtype int8 is for --runner native or openvino; with torch use fp32, bf16 or fp16")
         return
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
-    if dtype == "int8":
-        raise ConfigError("--dtype int8 is the OpenVINO runner's; with --runner torch use fp32, bf16 or fp16")
+    if device != "cpu":
+        raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
+    if runner == "native" and dtype != "int8":
+        raise ConfigError(f"--runner native computes in int8, not {dtype}; use --runner openvino")
+    if runner == "native" and (missing := why_not()):
+        raise ConfigError(f"--runner native: {missing}; use --runner openvino")
+    if dtype == "fp16":
+        raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")

@@ -1,0 +1,79 @@
+"""The compiled decode step (native/*.c) and the structures that it shares with Python.
+
+The package's build compiles it (hatch_build.py); it exists on x86-64 only and runs on CPUs with AVX-512 VNNI.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, Structure, c_int, c_int32, c_void_p, sizeof
+from pathlib import Path
+from typing import Any
+
+LIBRARY = Path(__file__).with_name("native") / "decode_step.so"
+
+
+class Product(Structure):
+    _fields_ = (("weights", c_void_p), ("tiles", c_int32), ("groups", c_int32))
+
+
+class QuantisedRows(Structure):
+    _fields_ = (("values", c_void_p), ("scales", c_void_p), ("offsets", c_void_p))
+
+
+class Layer(Structure):
+    PRODUCTS = ("qkv", "out", "cross_q", "cross_out", "gate_up", "down")
+    VECTORS = (
+        *("pre_self_bias", "self_scale", "self_bias", "pre_cross_bias", "cross_scale", "cross_bias"),
+        *("glu_bias", "gated_bias"),
+    )
+    CACHES = ("keys", "values", "cross_keys", "cross_values")
+    _fields_ = (*((name, Product) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
+
+
+class Decoder(Structure):
+    SIZES = ("width", "ffn_width", "heads", "num_layers", "image_length", "text_length", "threads", "num_phases")
+    _fields_ = (
+        *((name, c_int32) for name in SIZES),
+        ("layers", POINTER(Layer)),
+        *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias")),
+        ("lm_head", Product),
+        *((name, c_void_p) for name in ("text_lengths", "x", "mixed", "y")),
+        ("inputs", QuantisedRows),
+        ("phases", c_void_p),
+    )
+
+
+class Step(Structure):
+    _fields_ = (
+        ("images", c_int32),
+        *((name, c_void_p) for name in ("slots", "positions", "guidance", "embeddings", "logits")),
+    )
+
+
+@functools.cache
+def load_library() -> Any:
+    """The library. Raises OSError, with the reason, where there is none or this CPU cannot run it."""
+    if not LIBRARY.exists():
+        raise OSError("this installation has no compiled decode step, which is built for x86-64 only")
+    library = ctypes.CDLL(str(LIBRARY))
+    if not library.is_supported():
+        raise OSError("this CPU has no AVX-512 VNNI instructions")
+    if library.layout() != sizeof(Layer) + sizeof(Decoder) + sizeof(Step):
+        raise OSError("the compiled decode step is of another version than the package; install the package again")
+    library.decode_step.argtypes = (POINTER(Decoder), POINTER(Step))
+    library.decode_step.restype = None
+    library.begin_step.argtypes = (POINTER(Decoder),)
+    library.begin_step.restype = None
+    library.phases_of.argtypes = (c_int,)
+    return library
+
+
+def why_not() -> str | None:
+    """Why the compiled step cannot run here; None if it can."""
+    try:
+        load_library()
+    except OSError as error:
+        return str(error)
+    return None

@@ -1,0 +1,35 @@
+"""The CPU runner with a decode step of our own: texts and pixels through OpenVINO, tokens through native/*.c."""
+
+from __future__ import annotations
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.native_decoder import NativeDecoder
+from dalle_server.engine.runners.openvino_compile import Compiler
+from dalle_server.engine.runners.openvino_layers import is_of_step, products
+from dalle_server.engine.runners.openvino_packed import NATIVE, format_of, pack
+from dalle_server.engine.runners.openvino_runner import Decoder, OpenVINORunner
+from dalle_server.engine.runners.openvino_weights import Weights
+
+
+class NativeRunner(OpenVINORunner):
+    """`OpenVINORunner` in int8 whose step reads memory nearly as fast as the machine can.
+
+    Raises OSError where the compiled step cannot run: `native_library.why_not` says so beforehand.
+    """
+
+    name = "native"
+    packed_as = NATIVE
+
+    def _make_decoder(self, checkpoint: Checkpoint, weights: Weights, dtype: str, compiler: Compiler) -> Decoder:
+        tiles = {
+            name: (self._kept[name] if self._kept else pack(checkpoint.transformer, product, format_of(name, NATIVE)))
+            for name, product in products(self.config).items()
+            if is_of_step(name)
+        }
+        return NativeDecoder(
+            self.config,
+            {name: packed["tiles"] for name, packed in tiles.items()},
+            checkpoint.transformer,
+            num_slots=self.num_slots,
+            num_threads=self.num_threads,
+        )
