@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -106,12 +107,46 @@ def test_slow_clients_do_not_block_others(busy: ServerProcess) -> None:
             connection.close()
 
 
-def test_large_and_broken_requests_are_refused(busy: ServerProcess) -> None:
+def test_a_large_body_is_refused_by_its_route(busy: ServerProcess) -> None:
     assert busy.request("POST", "/dalle", {"text": "x" * (1 << 20)})[0] == 413
-    with busy.raw(b"POST /dalle HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n") as connection:
-        assert connection.recv(100).startswith(b"HTTP/1.1 413")
-    with busy.raw(b"GET /" + b"a" * 100_000) as connection:
-        assert connection.recv(100).startswith(b"HTTP/1.0 431")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/images/edits", lambda body: body["error"]["message"]),
+        ("/sdapi/v1/img2img", lambda body: body["detail"]),
+        ("/dalle", lambda body: body["error"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"Content-Length: 999999999\r\nX-Request-Id: mine-1\r\n\r\n", 413),
+        (b"X-Long: " + b"a" * 100_000, 431),
+        (b"Content-Length: many\r\n\r\n", 400),
+        (b"Transfer-Encoding: gzip\r\n\r\n", 501),
+    ],
+)
+def test_what_waitress_refuses_is_said_as_the_api_says_it(
+    busy: ServerProcess, path: str, message: Callable[[Any], str], start: bytes, status: int
+) -> None:
+    with busy.raw(f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + start) as connection:
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        body = json.loads(reply.read())
+    assert (reply.status, reply.getheader("Content-Type")) == (status, "application/json")
+    assert message(body) and "waitress" not in str(body)
+    request_id = reply.getheader("X-Request-Id")
+    assert request_id == "mine-1" if status == 413 else request_id and request_id.startswith("req-")
+    busy.wait_for(lambda: any(f"request={request_id} route={path} status={status}" in line for line in busy.errors))
+
+
+def test_bytes_that_are_not_http_are_refused_in_json(busy: ServerProcess) -> None:
+    with busy.raw(b"\x16\x03\x01\x00 TLS?\r\n\r\n") as connection:
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        assert reply.status == 400 and "not valid HTTP" in json.loads(reply.read())["error"]["message"]
 
 
 @posix

@@ -31,12 +31,22 @@ def to_response(error: DalleServerError) -> Response:
     """The error as an answer to the current request, in the envelope of the API it called."""
     response = jsonify(envelope(error, request.path))
     response.status_code = error.status
+    response.headers.update(headers_of(error, request.path))
+    return response
+
+
+def headers_of(error: DalleServerError, path: str) -> dict[str, str]:
+    """What an error's answer says beside its body."""
+    headers = {}
     retry_after_s = _RETRY_AFTER_S if error.retry_after_s is None and error.status == 503 else error.retry_after_s
     if retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     if error.status in _DO_NOT_RETRY:
-        response.headers["x-should-retry"] = "false"
-    return response
+        headers["x-should-retry"] = "false"
+    if error.status == 401:  # RFC 9110, section 11.6.1; the scheme that clients of this API use
+        scheme = "Basic" if error_model(path) is Automatic1111Error else "Bearer"
+        headers["WWW-Authenticate"] = f'{scheme} realm="dalle-server"'
+    return headers
 
 
 class OriginalError(BaseModel):

@@ -17,6 +17,7 @@ from waitress.server import BaseWSGIServer
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.web.admission import SPARE_THREADS, max_in_flight
+from dalle_server.web.error_task import JsonErrorChannel
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -61,6 +62,9 @@ class HttpServer:
                 "only (--host)",
                 param="host",
             ) from None
+        for item in self._map.values():
+            if isinstance(item, BaseWSGIServer):
+                item.channel_class = JsonErrorChannel
         listening = server if isinstance(server, BaseWSGIServer) else None
         self.port = int(listening.effective_port if listening else server.effective_listen[0][1])
 

@@ -62,12 +62,16 @@ def _shown(value: Any) -> str:
 
 
 def request_id() -> str:
-    """The current request's id: the client's own x-request-id when that is sane, else a new one."""
+    """The current request's id."""
     if "request_id" not in g:
-        given = request.headers.get("x-request-id", "")
-        g.request_id = given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+        g.request_id = id_for(request.headers.get("x-request-id", ""))
     found: str = g.request_id
     return found
+
+
+def id_for(given: str) -> str:
+    """The client's own x-request-id when that is sane, else a new one."""
+    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
 
 
 def install(app: Flask) -> None:
