@@ -8,10 +8,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from dalle_server.errors import ConfigError
+from dalle_server.errors import ConfigError, DalleServerError, Unauthorized
 from dalle_server.web import policy
 from dalle_server.web.rates import MAX_NAMES, SlidingWindow
-from dalle_server.web.security import Keys
+from dalle_server.web.security import Guesses, Keys
 from tests.web.scripted_engine import ScriptedEngine
 
 MakeApp = Callable[..., Flask]
@@ -22,6 +22,20 @@ BODY = {"text": "x", "num_images": 1}
 def post(client: FlaskClient, address: str = "10.0.0.1", **headers: str):
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.post("/dalle", json=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": address})
+
+
+def at_once(work: Callable[[], None], num_threads: int) -> None:
+    """Threads that change places as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def basic(password: str) -> str:
@@ -44,6 +58,14 @@ def test_no_key_and_wrong_keys_are_401(make_app: MakeApp, headers: dict[str, str
     reply = post(make_app(api_keys=KEYS).test_client(), **headers)
     assert reply.status_code == 401 and reply.json is not None
     assert reply.json["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("path", "scheme"), [("/dalle", "Bearer"), ("/v1/images/generations", "Bearer"), ("/sdapi/v1/txt2img", "Basic")]
+)
+def test_401_names_the_scheme_that_clients_of_the_api_use(make_app: MakeApp, path: str, scheme: str) -> None:
+    challenge = make_app(api_keys=KEYS).test_client().post(path, json=BODY).headers["WWW-Authenticate"]
+    assert challenge == f'{scheme} realm="dalle-server"'
 
 
 def test_ten_wrong_keys_a_minute_close_the_door_for_that_address_only(make_app: MakeApp) -> None:
@@ -177,17 +199,23 @@ def test_requests_at_the_same_moment_cannot_share_the_last_place() -> None:
     def take_all() -> None:
         allowed.append(sum(window.take(name) == 0 for name in names))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=take_all) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    at_once(take_all, 4)
     assert sum(allowed) == len(names)
+
+
+def test_guesses_at_the_same_moment_are_all_counted() -> None:
+    guesses, addresses, looked_at = Guesses(Keys({"alice": "sesame-open"})), range(300), list[int]()
+
+    def guess(key: str, address: str) -> bool:
+        with pytest.raises(DalleServerError) as refused:
+            guesses.name_of(key, address)
+        return isinstance(refused.value, Unauthorized)
+
+    def guess_all() -> None:
+        looked_at.append(sum(guess(f"wrong-{n}", str(address)) for address in addresses for n in range(5)))
+
+    at_once(guess_all, 4)
+    assert sum(looked_at) == 10 * len(addresses)
 
 
 def test_every_route_has_been_decided_on(app: Flask) -> None:

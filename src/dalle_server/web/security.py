@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -59,10 +60,33 @@ class Keys:
         return found
 
 
+class Guesses:
+    """Looks keys up, until an address has sent BAD_KEYS_PER_MINUTE wrong ones."""
+
+    def __init__(self, keys: Keys):
+        self._keys = keys
+        self._wrong = SlidingWindow(BAD_KEYS_PER_MINUTE)
+        self._lock = threading.Lock()  # one guess at a time: many at once must not all find the last place free
+
+    def name_of(self, key: str, address: str) -> str:
+        """The name of a right key. Raises Unauthorized, or RateLimited without having looked."""
+        with self._lock:
+            wait_s = self._wrong.wait_s(address)
+            if wait_s:
+                raise RateLimited("too many wrong API keys from this address", retry_after_s=wait_s)
+            if not key:
+                raise Unauthorized("an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+            name = self._keys.name_of(key)
+            if name is None:
+                self._wrong.add(address)
+                raise Unauthorized("the API key is not known to this server")
+            return name
+
+
 def install(app: Flask, settings: Settings) -> None:
     """Check key, rate and body size before every view."""
     keys = Keys.parse(settings.api_keys)
-    bad_keys = SlidingWindow(BAD_KEYS_PER_MINUTE)
+    guesses = Guesses(keys)
     rate = SlidingWindow(settings.rate_limit) if settings.rate_limit else None
 
     @app.before_request
@@ -71,7 +95,7 @@ def install(app: Flask, settings: Settings) -> None:
             return
         _refuse_other_pages(settings)
         if keys and not policy.is_public(request.path):
-            _authenticate(keys, bad_keys)
+            _authenticate(guesses)
         if rate is not None and policy.is_generation(request.method, request.path):
             wait_s = rate.take(client_id())
             if wait_s:
@@ -115,19 +139,9 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-def _authenticate(keys: Keys, bad_keys: SlidingWindow) -> None:
-    address = request.remote_addr or "unknown"
-    wait_s = bad_keys.wait_s(address)
-    if wait_s:  # before the comparison: a guess made now tells nothing
-        raise RateLimited("too many wrong API keys from this address", retry_after_s=wait_s)
+def _authenticate(guesses: Guesses) -> None:
     key = presented_key()
-    if not key:
-        raise Unauthorized("an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
-    name = keys.name_of(key)
-    if name is None:
-        bad_keys.add(address)
-        raise Unauthorized("the API key is not known to this server")
-    g.key_name = name
+    g.key_name = guesses.name_of(key, request.remote_addr or "unknown")
     g.client_id = f"key:{_digest(key).hex()[:16]}"
 
 
