@@ -52,6 +52,13 @@ def _none_if_auto(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
+def _refuse_boolean(value: object) -> object:
+    """pydantic would take TOML's true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -69,7 +76,9 @@ ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]  # no shell does that in a file, or after --data_dir=
-Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)]
+Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
+Number = Annotated[float, BeforeValidator(_refuse_boolean)]
+Count = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_none_if_auto)]
 
 
 class Settings(BaseModel):
@@ -81,7 +90,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=False)
 
     # fmt: off
-    port: int = Field(8000, ge=0, le=65535, json_schema_extra={"group": "Address and model"},
+    port: Integer = Field(8000, ge=0, le=65535, json_schema_extra={"group": "Address and model"},
         description="TCP port; 0 takes a free one and prints it.")
     host: str = Field("0.0.0.0", min_length=1,
         description="Address to listen on: 0.0.0.0 is every interface, 127.0.0.1 this machine only.")
@@ -99,7 +108,7 @@ class Settings(BaseModel):
         description="File format of the pictures.")
     output_dir: Directory = Field(Path(DEFAULT_IMG_OUTPUT_DIR),
         description="Where save_to_disk puts them, in a directory for each request.")
-    max_images: int = Field(16, ge=1, le=1024,
+    max_images: Integer = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
 
     runner: Annotated[Literal["auto", "native", "openvino", "torch"], BeforeValidator(_lower)] = Field("auto",
@@ -113,41 +122,41 @@ class Settings(BaseModel):
         description="CPU threads of the engine; auto takes one for each physical core.")
     num_slots: Count = Field(None,
         description="Pictures written at the same time; auto follows the device's memory.")
-    max_waiting_images: int = Field(64, ge=1, le=4096,
+    max_waiting_images: Integer = Field(64, ge=1, le=4096,
         description="Pictures that may wait for a slot. A request that does not fit is refused with 503.")
-    request_timeout_s: float = Field(600.0, gt=0, le=86_400, allow_inf_nan=False,
+    request_timeout_s: Number = Field(600.0, gt=0, le=86_400, allow_inf_nan=False,
         description="Seconds a request may take, waiting included; then it ends with 504.")
-    drain_timeout_s: float = Field(25.0, ge=0, le=3_600, allow_inf_nan=False,
+    drain_timeout_s: Number = Field(25.0, ge=0, le=3_600, allow_inf_nan=False,
         description="Seconds that work in flight may go on after SIGTERM or Ctrl+C. A second signal ends it at once.")
 
     api_keys: Words = Field((), repr=False, json_schema_extra={"group": "Access"},
         description="Keys that may use the API: name:key entries, or @FILE with one a line. None: no key is asked for.")
-    rate_limit: int = Field(0, ge=0,
+    rate_limit: Integer = Field(0, ge=0,
         description="Generation requests a minute for each key (or address, where no keys are set); 0 = no limit.")
-    queue_share: float = Field(1.0, gt=0, le=1,
+    queue_share: Number = Field(1.0, gt=0, le=1,
         description="Part of max_waiting_images that one key (or address) may fill.")
     cors_origins: Words = Field(("*",),
         description="Web origins whose pages may call the generation routes; * is any, as in the original. "
             "Credentials are never allowed.")
     trusted_proxy: str | None = Field(None,
         description="Address of a reverse proxy whose X-Forwarded-For and X-Forwarded-Proto are believed.")
-    max_json_bytes: int = Field(64 * 1024, ge=1024,
+    max_json_bytes: Integer = Field(64 * 1024, ge=1024,
         description="Largest JSON body; larger ones are refused with 413.")
-    max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024,
+    max_upload_bytes: Integer = Field(16 * 1024 * 1024, ge=1024,
         description="Largest body of a route that takes pictures.")
 
     data_dir: Directory = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
         json_schema_extra={"group": "Jobs and results"},
         description="Where jobs and their pictures are kept.")
-    job_retention_s: float = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
+    job_retention_s: Number = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
         description="Seconds that a finished job and its pictures are kept.")
-    max_jobs: int = Field(10_000, ge=0,
+    max_jobs: Integer = Field(10_000, ge=0,
         description="Finished jobs that are kept; beyond it the oldest go. 0 = any number.")
-    max_jobs_bytes: int = Field(10 * 1024**3, ge=0,
+    max_jobs_bytes: Integer = Field(10 * 1024**3, ge=0,
         description="Bytes of finished jobs' pictures that are kept; beyond it the oldest jobs go. 0 = any number.")
-    max_event_streams: int = Field(32, ge=1, le=1024,
+    max_event_streams: Integer = Field(32, ge=1, le=1024,
         description="Clients that may watch jobs at the same time; each holds a thread. Others are told to poll.")
-    url_ttl_s: float = Field(3_600.0, gt=0, allow_inf_nan=False,
+    url_ttl_s: Number = Field(3_600.0, gt=0, allow_inf_nan=False,
         description="Seconds that a result's url works.")
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field("info",
