@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_server.web import saving
-from dalle_server.web.saving import safe_name, save_pictures, write_whole
+from dalle_server.web.saving import safe_name, save_pictures, sweep_leftovers, write_whole
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,12 @@ from dalle_server.web.saving import safe_name, save_pictures, write_whole
         ("right\u202eleft\u0000", "rightleft"),
         ("crème brûlée 寿司", "crème brûlée 寿司"),
         ("é" * 300, "é" * 50),
+        ("con", "_con"),
+        (" .Aux .h", "_Aux .h"),
+        ("COM1. a port", "_COM1. a port"),
+        ("nul" + " " * 200, "_nul"),
+        ("a con", "a con"),
+        ("contour", "contour"),
     ],
 )
 def test_names(prompt: str, name: str) -> None:
@@ -48,3 +55,26 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "0.png", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_deletes_old_leftovers_of_ours_and_nothing_else(tmp_path: Path) -> None:
+    ours = save_pictures(tmp_path, "a cat", [b"x"], "png")
+    theirs = tmp_path / "somebody's"
+    theirs.mkdir()
+    leftover = ours / ".0.png.0123abcd.tmp"
+    young = ours / ".1.png.0123abcd.tmp"
+    kept = [
+        ours / "0.png",
+        ours / ".notes.tmp",
+        ours / ".0.png.0123abcd.tmp.bak",
+        theirs / ".0.png.0123abcd.tmp",
+        tmp_path / ".0.png.0123abcd.tmp",
+        young,
+    ]
+    for file in (leftover, *kept):
+        file.write_bytes(b"x")
+        if file != young:
+            os.utime(file, (0, 0))
+    assert sweep_leftovers(tmp_path) == 1
+    assert not leftover.exists() and all(file.exists() for file in kept)
+    assert sweep_leftovers(tmp_path) == 0

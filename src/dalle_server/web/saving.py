@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 MAX_PROMPT_BYTES = 100
+LEFTOVER_S = 60.0  # a write takes milliseconds; what is older was left by a process that was killed
 _UNSAFE = re.compile(r'[<>:"/\\|?*]')
+_DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # of Windows
+_OUR_DIRECTORY = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_.+")
+_OUR_TEMPORARY = re.compile(r"\.\d+\.(png|jpeg)\.[0-9a-f]{8}\.tmp")
 
 
 def save_pictures(output_dir: Path, prompt: str, pictures: Sequence[bytes], suffix: str) -> Path:
@@ -23,15 +28,15 @@ def save_pictures(output_dir: Path, prompt: str, pictures: Sequence[bytes], suff
 
 
 def safe_name(prompt: str) -> str:
-    """The prompt as part of a file name on any system: at most MAX_PROMPT_BYTES of UTF-8, no separators.
-
-    Device names such as CON are harmless here, because the time always stands before them.
+    """The prompt as the start or a part of a file name on any system: at most MAX_PROMPT_BYTES of UTF-8, no
+    separators, no device: on Windows `con.` before whatever else is one.
     """
     printable = "".join(" " if char.isspace() else char for char in prompt)
     # C*: control, format (bidi marks), surrogates, unassigned: invisible or unencodable in a file name.
     printable = "".join(char for char in printable if unicodedata.category(char)[0] != "C")
-    safe = _UNSAFE.sub("_", printable).encode()[:MAX_PROMPT_BYTES].decode(errors="ignore")
-    return safe.strip(" .") or "untitled"  # Windows drops trailing dots and spaces
+    safe = _UNSAFE.sub("_", printable).lstrip(" .")
+    safe = f"_{safe}" if _DEVICE.match(safe) else safe
+    return safe.encode()[:MAX_PROMPT_BYTES].decode(errors="ignore").rstrip(" .") or "untitled"  # Windows drops the ends
 
 
 def _new_directory(output_dir: Path, name: str) -> Path:
@@ -45,6 +50,21 @@ def _new_directory(output_dir: Path, name: str) -> Path:
             continue
         return directory
     raise FileExistsError(f"{output_dir} has too many directories named {name}")
+
+
+def sweep_leftovers(output_dir: Path) -> int:
+    """Delete the temporary files of pictures whose writer was killed; how many. Only under names that we give, and
+    only old ones: another server may write to the same directory. Raises OSError.
+    """
+    limit, swept = time.time() - LEFTOVER_S, 0
+    for directory in os.scandir(output_dir):
+        if not _OUR_DIRECTORY.fullmatch(directory.name) or not directory.is_dir(follow_symlinks=False):
+            continue
+        for entry in os.scandir(directory):
+            if _OUR_TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < limit:
+                Path(entry).unlink()
+                swept += 1
+    return swept
 
 
 def write_whole(path: Path, data: bytes) -> None:

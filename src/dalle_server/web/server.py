@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from flask import Flask
@@ -28,6 +29,7 @@ from dalle_server.web.app import create_app
 from dalle_server.web.http_server import HttpServer
 from dalle_server.web.jobs_pump import Jobs
 from dalle_server.web.logging import configure
+from dalle_server.web.saving import sweep_leftovers
 from dalle_server.web.service import Service
 
 WARM_UP_PROMPT = "warm-up"
@@ -95,6 +97,8 @@ class Process:
             print(f"error: {error.message}", file=sys.stderr, flush=True)
             self.stop(1)
             return
+        if self._settings.save_to_disk:
+            _sweep(self._settings.output_dir)
         model = self._service.engine.config.name if self._settings.model_dir else self._settings.model_version
         print("--> DALL-E Server is up and running!", flush=True)
         print(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}", flush=True)
@@ -139,6 +143,16 @@ class Process:
             logger.exception("could not end in order")
         self._over = True
         self._http.end()
+
+
+def _sweep(output_dir: Path) -> None:
+    try:
+        swept = sweep_leftovers(output_dir)
+    except OSError as error:
+        logger.debug("output_dir was not swept: %s", error.strerror)  # not there yet, or changing meanwhile
+    else:
+        if swept:
+            logger.info("output_dir: %d unfinished files of a killed server deleted", swept)
 
 
 def _warn_if_open(settings: Settings) -> None:
