@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dalle_server.engine.rng import gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.sampling import filter_logits, guide, sample
 from dalle_server.generation import ImageKey, SamplingParams
@@ -122,3 +123,23 @@ def test_forced_rows_answer_what_they_were_given():
     logits = np.zeros((2, 16), np.float32)
     rows = [StepRow(0, 0, ImageKey(1), KEEP_ALL, forced=0), StepRow(1, 0, ImageKey(1), KEEP_ALL, forced=15)]
     assert sample(logits, rows).tolist() == [0, 15]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 20.0])
+def test_the_draw_is_the_best_of_all_ids(spread):
+    """Candidates are left out, and rows drawn a few at a time, but only where that changes nothing."""
+    logits = (spread * np.random.default_rng(1).standard_normal((5, 6000))).astype(np.float32)
+    rows = [StepRow(n, 9, ImageKey(11, n), KEEP_ALL) for n in range(5)]
+    scores = [row + gumbel(np.arange(6000), 9, n, 11) for n, row in enumerate(logits.astype(np.float64))]
+    assert sample(logits, rows).tolist() == np.argmax(scores, axis=1).tolist()
+
+
+@pytest.mark.parametrize("spread", [0.5, 5.0, 30.0])
+def test_top_p_is_not_changed_by_leaving_out_what_weighs_nothing(spread):
+    logits = (spread * np.random.default_rng(2).standard_normal(6000)).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp(logits[order].astype(np.float64) - logits.max())
+    before = (np.cumsum(probabilities) - probabilities) / probabilities.sum()
+    for p in (0.1, 0.9, 0.999):
+        sampling = SamplingParams(temperature=1.0, top_k=0, top_p=p, condition_scale=1.0)
+        assert filter_logits(logits, sampling)[0].tolist() == sorted(order[before < p].tolist())

@@ -6,7 +6,7 @@ depends on its own logits and its own (seed, image index, step) alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,17 @@ from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.generation import SamplingParams
 
 Logits = NDArray[np.float32]
+Survivors = tuple[NDArray[np.intp], Logits]  # ids that may be drawn, ascending, and their scaled logits
+Draw = Callable[[Sequence[StepRow], Sequence[Survivors]], list[int]]
 
 # Probabilities are summed as whole multiples of this part of the largest: a GPU adds floats in an order that may
 # change from call to call, and the last bit could decide on a candidate. 2¹⁸ codes cannot overflow 63 bits.
 WEIGHT_ONE = 2.0**44
+_NO_WEIGHT = 32.0  # e^−32 · 2⁴⁴ rounds down to nothing
+
+# The largest noise minus the smallest, −log(−log u) at both ends of u: a logit further behind can never win.
+_NOISE_RANGE = 26.01
+_IDS_A_CALL = 4096  # noise is made for this many candidates at a time: what fits in the cache
 
 
 def guide(conditional: Logits, unconditional: Logits, condition_scale: NDArray[np.float32] | float) -> Logits:
@@ -67,6 +74,8 @@ def _lower_bound(scaled: Logits, k: int) -> np.float32:
 
 def _top_p(ids: NDArray[np.intp], scaled: Logits, p: float) -> NDArray[np.intp]:
     """Keep an id while the probability of those before it is < p: the one that crosses p stays."""
+    weighty = scaled >= scaled.max() - _NO_WEIGHT  # the others would come last and weigh nothing
+    ids, scaled = ids[weighty], scaled[weighty]
     order = np.argsort(-scaled, kind="stable")  # stable: equal logits by lowest id
     weights = (np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]])) * WEIGHT_ONE).astype(np.int64)
     before = np.cumsum(weights) - weights
@@ -74,14 +83,54 @@ def _top_p(ids: NDArray[np.intp], scaled: Logits, p: float) -> NDArray[np.intp]:
     return np.sort(ids[order[kept]])
 
 
-def sample(logits: Logits, rows: Sequence[StepRow]) -> NDArray[np.int32]:
+def gumbel_max(rows: Sequence[StepRow], survivors: Sequence[Survivors]) -> list[int]:
+    """argmax(logit + noise) of each row."""
+    contenders = [_contenders(*survivor) for survivor in survivors]
+    winners: list[int] = []
+    while len(winners) < len(rows):
+        batch = slice(len(winners), _end_of_batch(contenders, len(winners)))
+        winners += _drawn_together(rows[batch], contenders[batch])
+    return winners
+
+
+def _contenders(ids: NDArray[np.intp], scaled: Logits) -> Survivors:
+    """Without those that no noise could bring to the front: most of a codebook."""
+    kept = scaled >= scaled.max() - np.float32(_NOISE_RANGE)
+    return ids[kept], scaled[kept]
+
+
+def _end_of_batch(survivors: Sequence[Survivors], start: int) -> int:
+    """As many rows as keep to _IDS_A_CALL, one at least."""
+    size, end = 0, start
+    while end < len(survivors) and (end == start or size + survivors[end][0].size <= _IDS_A_CALL):
+        size += survivors[end][0].size
+        end += 1
+    return end
+
+
+def _drawn_together(rows: Sequence[StepRow], survivors: Sequence[Survivors]) -> list[int]:
+    """One call makes the noise of all rows: for a few candidates its cost is per call, not per id."""
+    sizes = [ids.size for ids, _ in survivors]
+    ids = np.concatenate([ids for ids, _ in survivors])
+    scores = np.concatenate([scaled for _, scaled in survivors]).astype(np.float64)
+    steps, indices, seeds = (
+        np.repeat(np.array(values, np.int64), sizes)
+        for values in zip(*((row.position, row.key.index, row.key.seed) for row in rows), strict=True)
+    )
+    scores += gumbel(ids, steps, indices, seeds)
+    ends = np.cumsum(sizes)
+    return [int(ids[end - size + np.argmax(scores[end - size : end])]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def sample(logits: Logits, rows: Sequence[StepRow], draw: Draw = gumbel_max) -> NDArray[np.int32]:
     """(N, C) guided logits, one row per image → (N,) ids. A forced row answers its forced id.
 
-    A row whose logits are not all finite answers NAN_TOKEN; its neighbours are unaffected.
+    `draw` picks among what the filters leave, as `gumbel_max` (the default) does. A row whose logits are not all finite
+    answers NAN_TOKEN; its neighbours are unaffected.
     """
     tokens = np.full(len(rows), NAN_TOKEN, np.int32)
     drawn: list[int] = []
-    survivors: list[tuple[NDArray[np.intp], Logits]] = []
+    survivors: list[Survivors] = []
     for i, row in enumerate(rows):
         if not np.isfinite(logits[i]).all():
             continue
@@ -91,17 +140,5 @@ def sample(logits: Logits, rows: Sequence[StepRow]) -> NDArray[np.int32]:
             drawn.append(i)
             survivors.append(filter_logits(logits[i], row.sampling))
     if drawn:
-        tokens[drawn] = _gumbel_max([rows[i] for i in drawn], survivors)
+        tokens[drawn] = draw([rows[i] for i in drawn], survivors)
     return tokens
-
-
-def _gumbel_max(rows: Sequence[StepRow], survivors: Sequence[tuple[NDArray[np.intp], Logits]]) -> list[int]:
-    """One draw per row. The noise of all rows is made in one call: the generator's cost is per call, not per id."""
-    sizes = [ids.size for ids, _ in survivors]
-    ids = np.concatenate([ids for ids, _ in survivors])
-    scores = np.concatenate([scaled for _, scaled in survivors]).astype(np.float64)
-    per_row = np.array([(row.position, row.key.index, row.key.seed) for row in rows], np.int64)
-    steps, indices, seeds = np.repeat(per_row, sizes, axis=0).T
-    scores += gumbel(ids, steps, indices, seeds)
-    ends = np.cumsum(sizes)
-    return [int(ids[end - size + np.argmax(scores[end - size : end])]) for size, end in zip(sizes, ends, strict=True)]

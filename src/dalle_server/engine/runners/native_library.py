@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_int, c_int32, c_void_p, sizeof
+from ctypes import POINTER, Structure, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def load_library() -> Any:
     library.begin_step.argtypes = (POINTER(Decoder),)
     library.begin_step.restype = None
     library.phases_of.argtypes = (c_int,)
+    library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)
     return library
 
 

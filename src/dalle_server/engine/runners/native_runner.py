@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.runners.native_decoder import NativeDecoder
+from dalle_server.engine.runners.native_library import load_library
 from dalle_server.engine.runners.openvino_compile import Compiler
 from dalle_server.engine.runners.openvino_layers import is_of_step, products
 from dalle_server.engine.runners.openvino_packed import NATIVE, format_of, pack
 from dalle_server.engine.runners.openvino_runner import Decoder, OpenVINORunner
 from dalle_server.engine.runners.openvino_weights import Weights
+from dalle_server.engine.sampling import Survivors
 
 
 class NativeRunner(OpenVINORunner):
@@ -33,3 +40,13 @@ class NativeRunner(OpenVINORunner):
             num_slots=self.num_slots,
             num_threads=self.num_threads,
         )
+
+    @staticmethod
+    def _draw(rows: Sequence[StepRow], survivors: Sequence[Survivors]) -> list[int]:
+        """`gumbel_max` in a twentieth of its time: with a whole codebook to draw from, it would outweigh the step."""
+        library, drawn = load_library(), []
+        for row, (ids, logits) in zip(rows, survivors, strict=True):
+            ids, logits = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(logits, np.float32)
+            pointers = logits.ctypes.data, ids.ctypes.data, len(ids)
+            drawn.append(int(ids[library.draw(*pointers, row.key.seed, row.key.index, row.position)]))
+        return drawn

@@ -24,7 +24,7 @@ from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
 from dalle_server.engine.runners.openvino_slots import TextCache
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
-from dalle_server.engine.sampling import sample
+from dalle_server.engine.sampling import gumbel_max, sample
 from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.models.config import TransformerConfig
 
@@ -129,6 +129,7 @@ class OpenVINORunner:
     name = "openvino"
     packed_as: str | None = None  # how packed weights are laid out, if not as the dtype says
     lookahead = 0
+    _draw = staticmethod(gumbel_max)
 
     def __init__(
         self,
@@ -218,7 +219,7 @@ class OpenVINORunner:
         positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
         scales = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
         self._guided = self._infer(slots, positions, scales)[: len(rows)]
-        tokens = sample(self._guided, rows)
+        tokens = sample(self._guided, rows, self._draw)
         self._last_tokens[slots[: len(rows)]] = tokens
         return Ready(tokens)
 

@@ -23,8 +23,9 @@ EXPORT int is_supported(void) {
 }
 
 #include <immintrin.h>
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma,avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma,avx2,lzcnt"))), apply_to = function)
 #include "attention.h"
+#include "draw.h"
 #include "product.h"
 #include "rows.h"
 #include "team.h"
@@ -217,6 +218,10 @@ EXPORT void decode_step(const Decoder *decoder, const Step *step) {
     }
     share(&phase, step->images, guide, &c);
     multiply_shared(&c, &phase, &decoder->lm_head, step->images, step->logits);
+}
+
+EXPORT int draw(const float *logits, const int64_t *ids, int count, uint64_t seed, uint32_t image_index, uint32_t step) {
+    return best_of(logits, ids, count, (NoiseKey){seed, image_index, step});
 }
 
 #define PHASES_A_LAYER 14
