@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import resvg_py
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -40,17 +41,25 @@ class Atlas:
 def load_atlas(concepts: list[Concept], *, sprite_px: int, work_dir: Path) -> Atlas:
     """Render every concept in every style, or reuse the rendering of an earlier run."""
     cache = work_dir / f"atlas-{len(concepts)}x{sprite_px}.npz"
-    if not cache.exists():
-        sources = {style: fetch(package, work_dir / "artwork") for style, package in PACKAGES.items()}
-        renderers = {"3d": _Fluent3D(sources["3d"]), "flat": _FluentFlat(sources["flat"])}
-        sprites = np.stack([_square(renderers[style].render(c.emoji), sprite_px) for style in STYLES for c in concepts])
-        statistics = [tint_statistics(sprite.astype(np.float32) / 255) for sprite in sprites]
-        colourful, mid = zip(*statistics, strict=True)
-        np.savez_compressed(cache, sprites=sprites, colourful=np.array(colourful), mid=np.array(mid, np.float32))
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache.with_suffix(".lock")):  # every process of a parallel stage comes here
+        if not cache.exists():
+            _render_atlas(concepts, sprite_px, work_dir, cache)
     loaded = np.load(cache)
     return Atlas(
         *(torch.from_numpy(loaded[key]) for key in ("sprites", "colourful", "mid")), num_concepts=len(concepts)
     )
+
+
+def _render_atlas(concepts: list[Concept], sprite_px: int, work_dir: Path, cache: Path) -> None:
+    sources = {style: fetch(package, work_dir / "artwork") for style, package in PACKAGES.items()}
+    renderers = {"3d": _Fluent3D(sources["3d"]), "flat": _FluentFlat(sources["flat"])}
+    sprites = np.stack([_square(renderers[style].render(c.emoji), sprite_px) for style in STYLES for c in concepts])
+    statistics = [tint_statistics(sprite.astype(np.float32) / 255) for sprite in sprites]
+    colourful, mid = zip(*statistics, strict=True)
+    partial = cache.with_suffix(".part.npz")
+    np.savez_compressed(partial, sprites=sprites, colourful=np.array(colourful), mid=np.array(mid, np.float32))
+    partial.replace(cache)
 
 
 def fetch(package: str, directory: Path) -> Path:
