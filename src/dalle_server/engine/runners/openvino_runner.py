@@ -23,6 +23,7 @@ from dalle_server.engine.runners.openvino_encoder import build_encoder
 from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
 from dalle_server.engine.runners.openvino_slots import TextCache
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
+from dalle_server.engine.runners.openvino_vqgan_bf16 import build_bf16_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import gumbel_max, sample
 from dalle_server.errors import CheckpointError, ConfigError
@@ -174,7 +175,7 @@ class OpenVINORunner:
         self._release_kept()
         exact = dtype == "fp32" or not compiler.has_bf16
         self._vqgan_tensors = checkpoint.vqgan  # what the graph's constants point into
-        vqgan = build_vqgan(self._vqgan_tensors, self.config)
+        vqgan = (build_vqgan if exact else build_bf16_vqgan)(self._vqgan_tensors, self.config)
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
         release_pages(*self._vqgan_tensors.values())
 
