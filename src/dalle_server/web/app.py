@@ -9,6 +9,7 @@ from dalle_server.web import (
     admission,
     automatic1111,
     automatic1111_models,
+    early_refusal,
     errors,
     jobs,
     logging,
@@ -41,6 +42,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     errors.install(app)
     logging.install(app)
     admission.install(app, admission.max_in_flight(settings))
+    early_refusal.install(app, service)
     security.install(app, settings)
     security.install_cors(app, settings)
     for api in APIS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -13,7 +12,7 @@ from waitress.task import ErrorTask
 from waitress.utilities import Error
 
 from dalle_server.errors import DalleServerError, InvalidRequest, NotSupported, PayloadTooLarge
-from dalle_server.web.errors import envelope, headers_of
+from dalle_server.web.errors import plain_answer
 from dalle_server.web.logging import access, fields, id_for
 
 _FIRST_LINE = re.compile(rb"\s*\S+ (/[^\s?#]*)")
@@ -25,12 +24,9 @@ class JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
     def execute(self) -> None:
         error = _translated(self.request.error, self.channel.adj)
         path, request_id = self._path(), id_for(self.request.headers.get("X_REQUEST_ID", ""))
-        body = json.dumps(envelope(error, path)).encode()
         self.status = f"{error.status} {self.request.error.reason}"
-        self.response_headers += [("Content-Type", "application/json"), ("X-Request-Id", request_id)]
-        self.response_headers += headers_of(error, path).items()
+        self.response_headers, body = plain_answer(error, path, request_id)
         self.set_close_on_finish()
-        self.content_length = len(body)
         self.write(body)
         line = {"request": request_id, "route": path, "status": error.status, "client": self.channel.addr[0]}
         access.log(logging.INFO, fields(**line, total_s=time.time() - self.start_time))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from typing import Any
@@ -33,6 +34,13 @@ def to_response(error: DalleServerError) -> Response:
     response.status_code = error.status
     response.headers.update(headers_of(error, request.path))
     return response
+
+
+def plain_answer(error: DalleServerError, path: str, request_id: str) -> tuple[list[tuple[str, str]], bytes]:
+    """Headers and body of an error that is told without Flask."""
+    body = json.dumps(envelope(error, path)).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "X-Request-Id": request_id}
+    return [*headers.items(), *headers_of(error, path).items()], body
 
 
 def headers_of(error: DalleServerError, path: str) -> dict[str, str]:

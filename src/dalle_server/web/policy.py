@@ -10,6 +10,9 @@ _PUBLIC = re.compile(r"/|/health|/ready|/docs|/openapi\.json|/playground(/.*)?|/
 # A POST here makes pictures: it counts against the rate limit and is refused when the threads run short.
 _GENERATION = re.compile(r"/dalle|/v1/images/.*|/v1/jobs(/.*)?|/sdapi/v1/(txt2img|img2img)")
 
+# Of those, the ones that cannot do without a place in the engine's queue; jobs have a queue of their own.
+_NEEDS_QUEUE = re.compile(r"/dalle|/v1/images/(generations|edits|variations)|/sdapi/v1/(txt2img|img2img)")
+
 # Bodies with pictures in them.
 _UPLOAD = re.compile(r"/v1/images/(edits|variations)|/sdapi/v1/(img2img|png-info)")
 
@@ -30,6 +33,10 @@ def is_public(path: str) -> bool:
 
 def is_generation(method: str, path: str) -> bool:
     return method == "POST" and _GENERATION.fullmatch(path) is not None
+
+
+def needs_queue(method: str, path: str) -> bool:
+    return method == "POST" and _NEEDS_QUEUE.fullmatch(path) is not None
 
 
 def is_owned(path: str) -> bool:
