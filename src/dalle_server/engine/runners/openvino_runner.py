@@ -21,9 +21,11 @@ from dalle_server.engine.runners.openvino_compile import Compiler
 from dalle_server.engine.runners.openvino_decoder import OpenVINODecoder, build_decoder
 from dalle_server.engine.runners.openvino_encoder import build_encoder
 from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
+from dalle_server.engine.runners.openvino_ranges import kept_ranges
 from dalle_server.engine.runners.openvino_slots import TextCache
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
 from dalle_server.engine.runners.openvino_vqgan_bf16 import build_bf16_vqgan
+from dalle_server.engine.runners.openvino_vqgan_int8 import Ranges, build_int8_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import gumbel_max, sample
 from dalle_server.errors import CheckpointError, ConfigError
@@ -70,6 +72,15 @@ def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[st
     except (OSError, CheckpointError) as error:
         logger.warning("packed weights are not kept, so every start takes longer and more memory: %s", error)
         return None
+
+
+def _ranges(checkpoint: Checkpoint, compiler: Compiler, cache_dir: Path) -> Ranges:
+    """For int8 pixels; empty for bf16."""
+    try:
+        return kept_ranges(cache_dir, compiler, checkpoint)
+    except (OSError, CheckpointError) as error:
+        logger.warning("pixels stay bf16, which takes half as long again: %s", error)
+        return {}
 
 
 class _Embeddings:
@@ -150,6 +161,7 @@ class OpenVINORunner:
         compiler = Compiler(num_threads)
         self._kept = _kept(checkpoint, self.packed_as or dtype, cache_dir)
         self._compile(checkpoint, dtype, compiler)
+        self._compile_pixels(checkpoint, dtype, compiler, cache_dir)
         self.row_buckets = self._decoder.row_buckets
         self._last_tokens = np.zeros(num_slots + 1, np.int32)
         self._guided = np.zeros((0, self.config.codebook_size), np.float32)
@@ -173,9 +185,20 @@ class OpenVINORunner:
         self._release_kept()
         self._decoder = self._make_decoder(checkpoint, weights, dtype, compiler)
         self._release_kept()
+
+    def _compile_pixels(self, checkpoint: Checkpoint, dtype: str, compiler: Compiler, cache_dir: Path | None) -> None:
         exact = dtype == "fp32" or not compiler.has_bf16
         self._vqgan_tensors = checkpoint.vqgan  # what the graph's constants point into
-        vqgan = (build_vqgan if exact else build_bf16_vqgan)(self._vqgan_tensors, self.config)
+        if exact:
+            vqgan = build_vqgan(self._vqgan_tensors, self.config)
+        else:
+            # A model whose weights are not worth keeping paints in no time anyway.
+            ranges = _ranges(checkpoint, compiler, cache_dir) if dtype == "int8" and self._kept and cache_dir else {}
+            vqgan = (
+                build_int8_vqgan(self._vqgan_tensors, self.config, ranges)
+                if ranges
+                else build_bf16_vqgan(self._vqgan_tensors, self.config)
+            )
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
         release_pages(*self._vqgan_tensors.values())
 
