@@ -32,6 +32,7 @@ FORMATS = {  # name → runner and dtype
     "bf16": ("openvino", "bf16"),
     "int8": ("openvino", "int8"),
     "int8 native": ("native", "int8"),
+    "fp32 native": ("native", "fp32"),
 }
 ASKED = ("single object, top-1", "single object, top-5", "background colour", "count")
 PROMPTS = (

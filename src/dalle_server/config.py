@@ -113,7 +113,7 @@ class Settings(BaseModel):
 
     runner: Annotated[Literal["auto", "native", "openvino", "torch"], BeforeValidator(_lower)] = Field("auto",
         json_schema_extra={"group": "Engine"},
-        description="What does the arithmetic; auto takes torch on a GPU, native (or OpenVINO) on a CPU.")
+        description="What does the arithmetic; auto takes torch on a GPU, and native (or openvino) on a CPU.")
     device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",

@@ -1,4 +1,4 @@
-"""The runners of a CPU by the form of their weights: a dtype of OpenVINO's, or "native"."""
+"""The runners of a CPU by the form of their weights: a dtype of OpenVINO's, or "native int8", "native fp32"."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 # Skipped where the processor cannot run it. Where it should have been compiled and was not, tests fail.
 _may_lack = LIBRARY.exists() or platform.machine() not in ("x86_64", "AMD64")
 needs_native = pytest.mark.skipif(why_not() is not None and _may_lack, reason=str(why_not()))
-NATIVE = pytest.param("native", marks=needs_native)
-FORMATS = ["fp32", "bf16", "int8", NATIVE]
+NATIVE = [pytest.param(name, marks=needs_native) for name in ("native int8", "native fp32")]
+FORMATS = ["fp32", "bf16", "int8", *NATIVE]
 
 
 def cpu_runner(checkpoint: Checkpoint, form: str, **options: Any) -> OpenVINORunner:
-    if form == "native":
-        return NativeRunner(checkpoint, **options)
-    return OpenVINORunner(checkpoint, dtype=form, **options)
+    runner = NativeRunner if form.startswith("native") else OpenVINORunner
+    return runner(checkpoint, dtype=form.removeprefix("native "), **options)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.native_decoder import NativeDecoder
 from dalle_server.engine.runners.native_runner import NativeRunner
-from dalle_server.engine.runners.native_tiles import GROUP_BYTES, LANES, tile, tile_shape
+from dalle_server.engine.runners.native_tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.openvino_layers import is_of_step, products
 from dalle_server.engine.runners.openvino_packed import pack
 from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, quantise
@@ -138,8 +138,8 @@ def test_goldens_within_what_int8_allows(name: str) -> None:
 
 def test_tiles_hold_every_weight_where_the_step_reads_it() -> None:
     weight = quantise(np.random.default_rng(0).standard_normal((37, 150)).astype(np.float32))
-    tiles = tile(weight)
-    assert tiles.shape == tile_shape(37, 150) == (3, 3, GROUP_BYTES)
+    tiles = tile_int8(weight)
+    assert tiles.shape == (*tile_shape(37, 150), INT8_BYTES) == (3, 3, INT8_BYTES)
     for output, column in ((0, 0), (17, 70), (36, 149)):
         group, inside = divmod(column, GROUP_SIZE)
         block = tiles[output // LANES, group]
@@ -149,15 +149,28 @@ def test_tiles_hold_every_weight_where_the_step_reads_it() -> None:
         assert scales[output % LANES] == weight.scales[output, group, 0]
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
-def test_any_number_of_threads_gives_the_same_bits(num_threads: int) -> None:
+def test_exact_tiles_hold_every_weight_where_the_step_reads_it() -> None:
+    weight = np.random.default_rng(0).standard_normal((37, 150)).astype(np.float32)
+    tiles = tile_fp32(weight).reshape(3, 3, GROUP_SIZE, LANES)
+    for output, column in ((0, 0), (17, 70), (36, 149)):
+        assert (
+            tiles[output // LANES, column // GROUP_SIZE, column % GROUP_SIZE, output % LANES] == weight[output, column]
+        )
+    assert np.count_nonzero(tiles) == weight.size
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp32"])
+@pytest.mark.parametrize("num_threads", [2, 3, 7])
+def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str) -> None:
     checkpoint = random_checkpoint()
     config, tensors = checkpoint.config, checkpoint.transformer
-    tiles = {name: pack(tensors, p, "tiles")["tiles"] for name, p in products(config).items() if is_of_step(name)}
+    tiles = {
+        name: pack(tensors, p, f"{dtype} tiles")["tiles"] for name, p in products(config).items() if is_of_step(name)
+    }
     text = SimpleNamespace(data=np.random.default_rng(1).standard_normal((2, 2, 3, 16, 32)).astype(np.float16))
 
     def draw(num_threads: int) -> bytes:
-        decoder = NativeDecoder(config, tiles, tensors, num_slots=3, num_threads=num_threads)
+        decoder = NativeDecoder(config, tiles, tensors, is_exact=dtype == "fp32", num_slots=3, num_threads=num_threads)
         decoder.admit(1, [(text, 11), (text, 2)])
         embeddings = np.random.default_rng(2).standard_normal((20, 1, 96)).astype(np.float32)
         arguments = np.array([1], np.int32), np.ones(1, np.float32)

@@ -78,7 +78,7 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
     np.testing.assert_array_equal(result, logits(checkpoint, None))
 
 
-@pytest.mark.parametrize("dtype", ["int8", NATIVE])
+@pytest.mark.parametrize("dtype", ["int8", *NATIVE])
 def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(
     checkpoint: Checkpoint, tmp_path: Path, dtype: str
 ) -> None:

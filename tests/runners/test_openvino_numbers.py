@@ -60,7 +60,13 @@ def run(checkpoint: Checkpoint, tokens: np.ndarray, dtype: str, num_threads: int
 # rms error over the logits' standard deviation; guidance multiplies what each branch errs by about SCALE.
 @pytest.mark.parametrize(
     ("dtype", "limit"),
-    [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.08), pytest.param("native", 0.08, marks=needs_native)],
+    [
+        ("fp32", 1e-5),
+        ("bf16", 0.05),
+        ("int8", 0.08),
+        pytest.param("native int8", 0.08, marks=needs_native),
+        pytest.param("native fp32", 1e-5, marks=needs_native),
+    ],
 )
 def test_logits_against_torch(
     checkpoint: Checkpoint, tokens: np.ndarray, expected: np.ndarray, dtype: str, limit: float
@@ -69,7 +75,7 @@ def test_logits_against_torch(
     assert np.sqrt(np.mean(error**2)) / expected.std() < limit
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8", NATIVE])
+@pytest.mark.parametrize("dtype", ["fp32", "int8", *NATIVE])
 def test_one_thread_gives_the_bits_of_two(tokens: np.ndarray, dtype: str) -> None:
     checkpoint = random_checkpoint()
     one, two = (run(checkpoint, tokens, dtype, num_threads) for num_threads in (1, 2))

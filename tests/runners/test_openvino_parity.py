@@ -1,4 +1,4 @@
-"""The OpenVINO runner against the reference implementation's own outputs."""
+"""The CPU runners against the reference implementation's own outputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from dalle_server.engine.runners.openvino_runner import OpenVINORunner
 from tests.parity.loading import min_dalle_checkpoint
+from tests.runners.cpu_runners import cpu_runner, needs_native
 from tests.runners.golden_checkpoints import (
     GOLDENS,
     GREEDY,
@@ -27,9 +28,14 @@ PAD = 1  # of the golden tokenizer
 Case = tuple[OpenVINORunner, dict[str, np.ndarray]]
 
 
+@pytest.fixture(params=["fp32", pytest.param("native fp32", marks=needs_native)], scope="module")
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=GOLDENS, scope="module")
-def case(request: pytest.FixtureRequest) -> Case:
-    return OpenVINORunner(open_golden(request.param), dtype="fp32", num_slots=4), goldens(GOLDENS[request.param])
+def case(request: pytest.FixtureRequest, form: str) -> Case:
+    return cpu_runner(open_golden(request.param), form, num_slots=4), goldens(GOLDENS[request.param])
 
 
 @pytest.mark.parametrize("branch", ["", "_uncond"])
@@ -67,8 +73,8 @@ def test_best_token_sequences(case: Case, sequence: str, scale: float) -> None:
     np.testing.assert_array_equal(tokens, golden[sequence][:, 1:])
 
 
-def test_weights_in_min_dalles_form() -> None:
-    runner = OpenVINORunner(min_dalle_checkpoint("min-dalle-tiny"), dtype="fp32", num_slots=4)
+def test_weights_in_min_dalles_form(form: str) -> None:
+    runner = cpu_runner(min_dalle_checkpoint("min-dalle-tiny"), form, num_slots=4)
     golden = goldens("min-dalle-tiny/goldens.npz")
     for branch in ("", "_uncond"):
         golden[f"attention_mask{branch}"] = golden[f"input_ids{branch}"] != PAD

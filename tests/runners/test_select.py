@@ -40,7 +40,8 @@ def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) 
     for word in ("device cpu", "runner native", "dtype int8"):
         assert word in choice.reason
     assert choose(dtype="bf16").runner == "openvino"
-    assert choose(runner="native", num_weights=4_000_000).dtype == "int8"
+    assert choose(dtype="fp32").runner == "native"
+    assert choose(runner="native", num_weights=4_000_000).dtype == "fp32"
 
 
 def test_a_cpu_that_cannot_run_the_compiled_step_takes_openvino_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_the_cpus_runners_stay_there_beside_an_accelerator(monkeypatch: pytest.M
     with_native(monkeypatch)
     assert choose(runner="openvino").device == "cpu"
     assert choose(runner="native").device == "cpu"
-    assert choose(device="cpu", dtype="fp32").runner == "openvino"
+    assert choose(device="cpu", dtype="bf16").runner == "openvino"
 
 
 def test_torch_on_a_cpu_is_the_exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +92,7 @@ def test_what_was_asked_for_is_taken() -> None:
         (("openvino", "cpu", "fp16"), "use int8, bf16 or fp32"),
         (("torch", "cpu", "int8"), "for --runner native or openvino"),
         (("native", "cuda", "auto"), "runs on the CPU"),
-        (("native", "cpu", "fp32"), "computes in int8"),
+        (("native", "cpu", "bf16"), "computes in int8 or fp32"),
     ],
 )
 def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str) -> None:

@@ -29,7 +29,7 @@ source, target = sys.argv[1:]
 paths = {name: f"{target}/{name}" for name in ("cache_dir", "data_dir", "output_dir")}
 settings = Settings(model_dir=source, num_slots=2, num_threads=1, img_format="PNG", **paths)
 engine = load_engine(settings)
-assert engine.info.runner == "openvino", engine.info
+assert engine.info.runner != "torch", engine.info
 engine.start()
 service = Service(settings, load=lambda: engine)
 service.start_loading()

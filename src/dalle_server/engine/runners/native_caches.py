@@ -23,24 +23,24 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 class Caches:
-    """float16 keys (L, rows, H, blocks, D, 16) and values (L, rows, H, positions, W), W = D rounded up to 16."""
+    """Keys (L, rows, H, blocks, D, 16) and values (L, rows, H, positions, W), W = D rounded up to 16."""
 
-    def __init__(self, config: ModelConfig, num_slots: int):
+    def __init__(self, config: ModelConfig, num_slots: int, dtype: type[np.floating[Any]]):
         sizes = config.transformer
         heads, size = sizes.decoder_attention_heads, sizes.d_model // sizes.decoder_attention_heads
         layers, rows = sizes.decoder_layers, 2 * num_slots
         width = -(-size // LANES) * LANES
 
-        def make(positions: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        def make(positions: int) -> tuple[NDArray[Any], NDArray[Any]]:
             blocks = -(-positions // LANES)
-            keys = aligned_zeros((layers, rows, heads, blocks, size, LANES), np.float16)
-            return keys, aligned_zeros((layers, rows, heads, positions, width), np.float16)
+            keys = aligned_zeros((layers, rows, heads, blocks, size, LANES), dtype)
+            return keys, aligned_zeros((layers, rows, heads, positions, width), dtype)
 
         self.keys, self.values = make(sizes.image_length)
         self.cross_keys, self.cross_values = make(sizes.max_text_length)
         self.text_lengths = np.ones(rows, np.int32)
 
-    def write_texts(self, slot: int, texts: list[tuple[NDArray[np.float16], int]]) -> None:
+    def write_texts(self, slot: int, texts: list[tuple[NDArray[Any], int]]) -> None:
         for row, (cross_kv, length) in enumerate(texts, start=2 * slot):
             self.text_lengths[row] = length
             keys, values = cross_kv[:, 0, :, :length], cross_kv[:, 1, :, :length]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners import native_library as native
 from dalle_server.engine.runners.native_caches import Caches, aligned_zeros
 from dalle_server.engine.runners.native_tiles import LANES
@@ -45,16 +46,18 @@ _VECTORS = {
 class NativeDecoder:
     """Self- and cross-attention caches of every slot, and `logits`, one step for any of them.
 
-    `tiles`: name → (tiles, groups, GROUP_BYTES) of every product of the step; copied into memory of large pages.
+    `tiles`: name → (tiles, groups, …) of every product of the step, laid out by native_tiles.py in int8, or in fp32 for
+    `is_exact`; copied into memory of large pages.
     Raises OSError where the compiled step cannot run, ConfigError for a model that is too large for it.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        tiles: Mapping[str, NDArray[np.uint8]],
+        tiles: Mapping[str, NDArray[Any]],
         tensors: Mapping[str, Any],
         *,
+        is_exact: bool,
         num_slots: int,
         num_threads: int,
     ):
@@ -62,11 +65,12 @@ class NativeDecoder:
         if max(config.transformer.image_length, config.transformer.max_text_length) > MAX_POSITIONS:
             raise ConfigError(f"--runner native holds {MAX_POSITIONS} positions at most; use --runner openvino")
         self.config = config
+        self.is_exact = is_exact
         self.num_threads = num_threads
         self._kept: list[NDArray[Any]] = []  # what the structures point into
         self.row_buckets = tuple(range(1, num_slots + 1))
         num_slots += 1  # like the other decoder, which fills up steps with rows of no picture
-        self._caches = Caches(config, num_slots)
+        self._caches = Caches(config, num_slots, np.float32 if is_exact else np.float16)
         self._decoder = self._describe(tiles, tensors, 2 * num_slots)
         self._logits = self._zeros((num_slots, self._decoder.lm_head.tiles * LANES))
         self._helpers = ThreadPoolExecutor(max(1, num_threads - 1), thread_name_prefix="decode-step")
@@ -96,9 +100,7 @@ class NativeDecoder:
     def close(self) -> None:
         self._helpers.shutdown()
 
-    def _describe(
-        self, tiles: Mapping[str, NDArray[np.uint8]], tensors: Mapping[str, Any], num_rows: int
-    ) -> native.Decoder:
+    def _describe(self, tiles: Mapping[str, NDArray[Any]], tensors: Mapping[str, Any], num_rows: int) -> native.Decoder:
         sizes = self.config.transformer
         products = self._products(tiles)
         layers = (native.Layer * sizes.decoder_layers)()
@@ -132,21 +134,24 @@ class NativeDecoder:
             x=self._zeros((num_rows, sizes.d_model)).ctypes.data,
             mixed=self._zeros((num_rows, sizes.d_model)).ctypes.data,
             y=self._zeros((num_rows, widest)).ctypes.data,
-            inputs=native.QuantisedRows(
+            inputs=native.Inputs(
+                self._zeros((num_rows, groups * GROUP_SIZE)).ctypes.data,
                 self._zeros((num_rows, groups * GROUP_SIZE), np.int8).ctypes.data,
                 self._zeros((num_rows, groups)).ctypes.data,
                 self._zeros((num_rows, groups), np.int32).ctypes.data,
+                self.is_exact,
             ),
             phases=self._zeros((num_phases * _PHASE_BYTES,), np.uint8).ctypes.data,
         )
 
-    def _products(self, tiles: Mapping[str, NDArray[np.uint8]]) -> dict[str, native.Product]:
+    def _products(self, tiles: Mapping[str, NDArray[Any]]) -> dict[str, native.Product]:
         """One allocation for all: numpy asks for large pages then, which are read a tenth faster."""
-        memory = self._zeros((sum(array.size for array in tiles.values()),), np.uint8)
+        memory = self._zeros((sum(array.nbytes for array in tiles.values()),), np.uint8)
         products, end = {}, 0
         for name, array in tiles.items():
-            start, end = end, end + array.size
-            memory[start:end] = array.reshape(-1)
+            start, end = end, end + array.nbytes
+            memory[start:end] = array.reshape(-1).view(np.uint8)
+            release_pages(array)
             products[name] = native.Product(memory[start:].ctypes.data, *array.shape[:2])
         return products
 

@@ -18,8 +18,8 @@ class Product(Structure):
     _fields_ = (("weights", c_void_p), ("tiles", c_int32), ("groups", c_int32))
 
 
-class QuantisedRows(Structure):
-    _fields_ = (("values", c_void_p), ("scales", c_void_p), ("offsets", c_void_p))
+class Inputs(Structure):
+    _fields_ = (*((name, c_void_p) for name in ("floats", "values", "scales", "offsets")), ("is_exact", c_int32))
 
 
 class Layer(Structure):
@@ -40,7 +40,7 @@ class Decoder(Structure):
         *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias")),
         ("lm_head", Product),
         *((name, c_void_p) for name in ("text_lengths", "x", "mixed", "y")),
-        ("inputs", QuantisedRows),
+        ("inputs", Inputs),
         ("phases", c_void_p),
     )
 

@@ -19,17 +19,18 @@ from dalle_server.engine.sampling import Survivors
 
 
 class NativeRunner(OpenVINORunner):
-    """`OpenVINORunner` in int8 whose step reads memory nearly as fast as the machine can.
+    """`OpenVINORunner` in int8 or fp32 whose step reads memory nearly as fast as the machine can.
 
     Raises OSError where the compiled step cannot run: `native_library.why_not` says so beforehand.
     """
 
     name = "native"
-    packed_as = NATIVE
+    layout = NATIVE
 
     def _make_decoder(self, checkpoint: Checkpoint, weights: Weights, dtype: str, compiler: Compiler) -> Decoder:
+        layout = self.layout + dtype
         tiles = {
-            name: (self._kept[name] if self._kept else pack(checkpoint.transformer, product, format_of(name, NATIVE)))
+            name: self._kept[name] if self._kept else pack(checkpoint.transformer, product, format_of(name, layout))
             for name, product in products(self.config).items()
             if is_of_step(name)
         }
@@ -37,6 +38,7 @@ class NativeRunner(OpenVINORunner):
             self.config,
             {name: packed["tiles"] for name, packed in tiles.items()},
             checkpoint.transformer,
+            is_exact=dtype == "fp32",
             num_slots=self.num_slots,
             num_threads=self.num_threads,
         )

@@ -18,14 +18,14 @@ from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
-from dalle_server.engine.runners.native_tiles import tile, tile_shape
+from dalle_server.engine.runners.native_tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.openvino_layers import Product, is_of_step, products
-from dalle_server.engine.runners.openvino_quantised import group_shape, quantise
+from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, group_shape, quantise
 from dalle_server.errors import CheckpointError
 
 FILE_NAME = "packed.safetensors"
 FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
-NATIVE = "native"  # instead of a dtype: int8, laid out for the compiled step where that reads it
+NATIVE = "native "  # before a dtype: laid out for the compiled step where that reads it
 _FLOATS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 
@@ -33,11 +33,12 @@ Tensors = Mapping[str, Any]
 Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised; or "tiles": see native_tiles
 
 
-def format_of(name: str, dtype: str) -> str:
-    """How the named product is packed: "fp32", "bf16", "int8" or "tiles"."""
-    if dtype != NATIVE:
-        return dtype
-    return "tiles" if is_of_step(name) else "int8"
+def format_of(name: str, layout: str) -> str:
+    """How the named product is packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
+    if not layout.startswith(NATIVE):
+        return layout
+    dtype = layout.removeprefix(NATIVE)
+    return f"{dtype} tiles" if is_of_step(name) else dtype
 
 
 def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any]]:
@@ -48,38 +49,40 @@ def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any
     parts = [np.asarray(tensors[name]) for name in product.names]
     if product.scale != 1.0:
         parts[0] = parts[0].astype(np.float32) * np.float32(product.scale)
-    if form in ("int8", "tiles"):
+    if form.startswith("int8"):
         try:
             quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
         except ValueError as error:
             raise CheckpointError(f"{', '.join(product.names)}: {error}; the weights are broken") from error
         packed: dict[str, NDArray[Any]] = {"values": quantised.values, "scales": quantised.scales}
-        if form == "tiles":
-            packed = {"tiles": tile(quantised)}
+        if form == "int8 tiles":
+            packed = {"tiles": tile_int8(quantised)}
+    elif form == "fp32 tiles":
+        packed = {"tiles": tile_fp32((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])}
     else:
         packed = {"values": np.concatenate([part.astype(_FLOATS[form]) for part in parts])[: product.rows]}
     release_pages(*(tensors[name] for name in product.names))
     return packed
 
 
-def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> dict[str, Packed]:
-    """Every product's weights, mapped from a file in `cache_dir` that is written if it is not there.
+def kept_packed(checkpoint: Checkpoint, layout: str, cache_dir: Path) -> dict[str, Packed]:
+    """Every product's weights, packed as `format_of` says, mapped from a file in `cache_dir`; written if not there.
 
     Raises CheckpointError when the file cannot be written or is damaged.
     """
-    folder = cache_dir / "openvino" / f"{checkpoint.digest[:24]}-{dtype}-v{FILE_VERSION}"
+    folder = cache_dir / "openvino" / f"{checkpoint.digest[:24]}-{layout.replace(' ', '-')}-v{FILE_VERSION}"
     wanted = products(checkpoint.config)
 
     def write() -> None:
         lazy: dict[str, LazyTensor] = {}
         for name, product in wanted.items():
-            lazy |= _lazy(checkpoint.transformer, name, product, format_of(name, dtype))
+            lazy |= _lazy(checkpoint.transformer, name, product, format_of(name, layout))
         with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
             write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
 
     file = converted_once(folder, write, FILE_NAME) / FILE_NAME
     found = open_tensors(file, _FILE_DTYPES, private=True)  # OpenVINO takes only writable memory, which it never writes
-    parts = {name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(name, dtype))) for name in wanted}
+    parts = {name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(name, layout))) for name in wanted}
     if found.keys() != {f"{name}.{part}" for name in wanted for part in parts[name]}:
         raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
     return {name: {part: found[f"{name}.{part}"] for part in parts[name]} for name in wanted}
@@ -98,8 +101,10 @@ def _shapes(tensors: Tensors, product: Product, form: str) -> dict[str, tuple[tu
     """Shape and type of every array of a packed product."""
     shapes = [tensors[part].shape for part in product.names]
     rows, inputs = product.rows or sum(shape[0] for shape in shapes), shapes[0][1]
-    if form == "tiles":
-        return {"tiles": (tile_shape(rows, inputs), np.dtype(np.uint8))}
+    if form == "int8 tiles":
+        return {"tiles": ((*tile_shape(rows, inputs), INT8_BYTES), np.dtype(np.uint8))}
+    if form == "fp32 tiles":
+        return {"tiles": ((*tile_shape(rows, inputs), LANES * GROUP_SIZE), np.dtype(np.float32))}
     if form != "int8":
         return {"values": ((rows, inputs), _FLOATS[form])}
     groups, group = group_shape(inputs)

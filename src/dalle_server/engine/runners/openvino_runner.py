@@ -62,13 +62,13 @@ class Ready:
         return self.tokens
 
 
-def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> dict[str, Packed] | None:
+def _kept(checkpoint: Checkpoint, layout: str, cache_dir: Path | None) -> dict[str, Packed] | None:
     """Packed weights from the cache, where packing them anew would be felt at start."""
     size_bytes = sum(tensor.nbytes for tensor in checkpoint.transformer.values())
     if cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
         return None
     try:
-        return kept_packed(checkpoint, dtype, cache_dir)
+        return kept_packed(checkpoint, layout, cache_dir)
     except (OSError, CheckpointError) as error:
         logger.warning("packed weights are not kept, so every start takes longer and more memory: %s", error)
         return None
@@ -139,7 +139,7 @@ class OpenVINORunner:
     """
 
     name = "openvino"
-    packed_as: str | None = None  # how packed weights are laid out, if not as the dtype says
+    layout = ""  # what goes before the dtype to say how packed weights are laid out
     lookahead = 0
     _draw = staticmethod(gumbel_max)
 
@@ -159,7 +159,7 @@ class OpenVINORunner:
         self.num_slots = num_slots
         self._embeddings = _Embeddings(checkpoint.transformer, checkpoint.config.transformer)
         compiler = Compiler(num_threads)
-        self._kept = _kept(checkpoint, self.packed_as or dtype, cache_dir)
+        self._kept = _kept(checkpoint, self.layout + dtype, cache_dir)
         self._compile(checkpoint, dtype, compiler)
         self._compile_pixels(checkpoint, dtype, compiler, cache_dir)
         self.row_buckets = self._decoder.row_buckets

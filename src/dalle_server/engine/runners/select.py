@@ -148,7 +148,7 @@ def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[s
     """The dtype and why."""
     if runner == "torch" or device != "cpu":
         return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
-    if runner != "native" and num_weights is not None and num_weights < _SMALL_WEIGHTS:
+    if num_weights is not None and num_weights < _SMALL_WEIGHTS:
         return "fp32", "exact, and fast enough for a model this small"
     return "int8", "the fastest that is faithful here"
 
@@ -157,7 +157,7 @@ def _default_runner(device: str, dtype: str) -> tuple[str, str]:
     """The runner and why."""
     if device != "cpu":
         return "torch", "the fastest on this device"
-    if dtype != "int8":
+    if dtype not in ("int8", "fp32"):
         return "openvino", "the fastest on a CPU in this dtype"
     missing = why_not()
     return ("openvino", f"{missing}, which runner native needs") if missing else ("native", "the fastest on a CPU")
@@ -172,8 +172,8 @@ def _check(runner: str, device: str, dtype: str) -> None:
         return
     if device != "cpu":
         raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
-    if runner == "native" and dtype != "int8":
-        raise ConfigError(f"--runner native computes in int8, not {dtype}; use --runner openvino")
+    if runner == "native" and dtype not in ("int8", "fp32"):
+        raise ConfigError(f"--runner native computes in int8 or fp32, not {dtype}; use --runner openvino")
     if runner == "native" and (missing := why_not()):
         raise ConfigError(f"--runner native: {missing}; use --runner openvino")
     if dtype == "fp16":

@@ -1,7 +1,7 @@
 /* One token of every running image: DalleBart's decoder at one new position a row, each row at a position of its own.
  *
- * The model is that of models/dalle_bart.py; the products are int8 (product.h), everything between them float32, keys
- * and values float16. An image has two rows, conditional and unconditional: rows 0…N−1 and N…2N−1 of a step, rows 2s
+ * The model is that of models/dalle_bart.py. Either all of it is float32; or the products are int8 (product.h), keys and
+ * values float16, and everything between them float32. An image has two rows, conditional and unconditional: rows 0…N−1 and N…2N−1 of a step, rows 2s
  * and 2s + 1 of the caches for an image in slot s. Every thread calls `decode_step` with the same arguments.
  */
 #if defined(_WIN32)
@@ -35,8 +35,8 @@ typedef struct {
     const float *pre_self_bias, *self_scale, *self_bias;
     const float *pre_cross_bias, *cross_scale, *cross_bias;
     const float *glu_bias, *gated_bias;
-    uint16_t *keys, *values;             /* (rows, heads, a head's cache): attention.h */
-    uint16_t *cross_keys, *cross_values; /* likewise, over the text */
+    char *keys, *values;             /* (rows, heads, a head's cache): attention.h */
+    char *cross_keys, *cross_values; /* likewise, over the text */
 } Layer;
 
 typedef struct {
@@ -49,7 +49,7 @@ typedef struct {
     float *x;             /* (rows, width) the residual stream */
     float *mixed;         /* (rows, width) what attention gives */
     float *y;             /* (rows, the widest product) */
-    QuantisedRows inputs; /* of the next product */
+    Inputs inputs; /* of the next product */
     Phase *phases;
 } Decoder;
 
@@ -75,7 +75,7 @@ static float *mixed_of(const Context *c, int row) { return c->decoder->mixed + (
 static float *y_of(const Context *c, int row) { return c->decoder->y + (size_t)row * c->product->tiles * LANES; }
 
 static void put_input(const Context *c, int row, const float *from, int width) {
-    quantise(from, width, row_of(c->decoder->inputs, (width + GROUP - 1) / GROUP, row));
+    put_row(from, width, row_of(c->decoder->inputs, (width + GROUP - 1) / GROUP, row));
 }
 
 /* The norm in front of a product, which has no scale. `mixed` serves as scratch. */
@@ -134,11 +134,12 @@ static int cache_row(const Step *step, int row) {
     return 2 * step->slots[row % step->images] + (row >= step->images);
 }
 
-static HeadCache head_cache(const Context *c, uint16_t *keys, uint16_t *values, int row, int head, int positions) {
+static HeadCache head_cache(const Context *c, char *keys, char *values, int row, int head, int positions) {
     const int size = c->decoder->width / c->decoder->heads, width = (size + LANES - 1) / LANES * LANES;
-    const size_t index = (size_t)cache_row(c->step, row) * c->decoder->heads + head;
+    const int is_exact = c->decoder->inputs.is_exact;
+    const size_t index = ((size_t)cache_row(c->step, row) * c->decoder->heads + head) * (is_exact ? 4 : 2);
     const size_t blocks = (positions + LANES - 1) / LANES;
-    return (HeadCache){keys + index * blocks * LANES * size, values + index * positions * width, size, width};
+    return (HeadCache){keys + index * blocks * LANES * size, values + index * positions * width, size, width, is_exact};
 }
 
 static void attend_self(const void *context, int chunk) {

@@ -39,7 +39,7 @@ static void add_to(float *x, const float *y, int width) {
 }
 
 /* Round one row of `width` floats to int8, a scale for each group; zeros fill the last group. */
-static void quantise(const float *x, int width, QuantisedRow to) {
+static void quantise(const float *x, int width, Inputs to) {
     for (int group = 0; group * GROUP < width; group++) {
         const float *from = x + group * GROUP;
         const int left = width - group * GROUP;
@@ -62,4 +62,14 @@ static void quantise(const float *x, int width, QuantisedRow to) {
         to.scales[group] = range / 127;
         to.offsets[group] = -WEIGHT_OFFSET * _mm512_reduce_add_epi32(sum);
     }
+}
+
+/* One row of `width` floats as inputs of a product. */
+static void put_row(const float *x, int width, Inputs to) {
+    if (!to.is_exact) {
+        quantise(x, width, to);
+        return;
+    }
+    for (int i = 0; i < width; i += LANES) store(to.floats + i, load(x + i, width - i), width - i);
+    for (int i = width; i % GROUP; i++) to.floats[i] = 0;
 }

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #define LANES 16
+#define INLINED __attribute__((always_inline)) static inline /* so that a constant argument is one inside, too */
 
 static inline __mmask16 lanes_left(int count) { return count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1); }
 
