@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners import openvino_runner
 from dalle_server.engine.runners.base import Runner, StepRow
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
@@ -44,6 +45,8 @@ NUM_SLOTS = 16
 
 def compare_formats(recipe: Recipe) -> None:
     """Print both views, and write formats.json."""
+    # As a large model is served: packed weights and ranges are kept, and int8 paints in int8, too.
+    openvino_runner.WORTH_KEEPING_BYTES = 0
     path = recipe.preset.work_dir / "checkpoint"
     grids = _grids(path)
     truth = _along(path, _runner(path, "fp32"), grids)
@@ -58,7 +61,8 @@ def compare_formats(recipe: Recipe) -> None:
 
 
 def _runner(path: Path, name: str) -> Runner:
-    return choose_runner(open_checkpoint(path), *FORMATS[name], device="cpu", num_slots=NUM_SLOTS)
+    cache = path.parent / "packed"
+    return choose_runner(open_checkpoint(path), *FORMATS[name], device="cpu", num_slots=NUM_SLOTS, cache_dir=cache)
 
 
 def _grids(path: Path) -> NDArray[np.int32]:
