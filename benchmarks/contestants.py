@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.prepared import WORK
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
 from dalle_server.engine.runners.select import choose_runner
@@ -85,9 +86,9 @@ def padded(ids: list[int]) -> TextTokens:
 def ours(runner: str, dtype: str) -> Build:
     def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
         weights = open_checkpoint(checkpoint)
-        return RunnerContestant(
-            choose_runner(weights, runner, dtype, device="cpu", num_slots=num_images, num_threads=num_threads)
-        )
+        options = {"num_slots": num_images, "num_threads": num_threads}
+        # With a cache, as the server has one: int8 keeps there what it needs to paint in int8, too.
+        return RunnerContestant(choose_runner(weights, runner, dtype, device="cpu", cache_dir=WORK, **options))
 
     return build
 

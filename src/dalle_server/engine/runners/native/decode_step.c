@@ -14,16 +14,16 @@
 
 /* Outside of what is compiled for AVX-512: this must run on any x86-64. Bits are those of Intel's manual, CPUID. */
 EXPORT int is_supported(void) {
-    const unsigned os_saves = 1u << 27, f_bw_vl = 1u << 16 | 1u << 30 | 1u << 31, vnni = 1u << 11, registers = 0xE6;
+    const unsigned os_saves = 1u << 27, f_cd_bw_vl = 1u << 16 | 1u << 28 | 1u << 30 | 1u << 31, vnni = 1u << 11, registers = 0xE6;
     unsigned a, b, c, d, enabled, high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & os_saves)) return 0;
     __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
     if ((enabled & registers) != registers) return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & f_bw_vl) == f_bw_vl && (c & vnni);
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & f_cd_bw_vl) == f_cd_bw_vl && (c & vnni);
 }
 
 #include <immintrin.h>
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma,avx2,lzcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512cd,f16c,fma,avx2"))), apply_to = function)
 #include "attention.h"
 #include "draw.h"
 #include "product.h"

@@ -39,26 +39,44 @@ static void philox(const int64_t *ids, NoiseKey key, uint32_t words[LANES]) {
 static double noise_of(uint32_t word) { return -log(-log((word + 0.5) * 0x1p-32)); }
 
 /* 1 − u is at least 2^−(leading ones + 1); a little more, because of what the logarithms round. */
-static float most_noise(uint32_t word) { return 0.69316f * (float)(_lzcnt_u32(~word) + 1); }
+static __m512 most_noise(const uint32_t words[LANES]) {
+    const __m512i inverted = _mm512_xor_si512(_mm512_loadu_si512(words), _mm512_set1_epi32(-1));
+    const __m512 ones = _mm512_cvtepi32_ps(_mm512_lzcnt_epi32(inverted));
+    return _mm512_fmadd_ps(ones, _mm512_set1_ps(0.69316f), _mm512_set1_ps(0.69316f));
+}
 
-/* The place of the largest logit + noise among `count` candidates; the first of equals. */
+static int place_of_largest(const float *x, int count) {
+    __m512 largest = _mm512_set1_ps(-INFINITY);
+    for (int i = 0; i < count; i += LANES) {
+        largest = _mm512_mask_max_ps(largest, lanes_left(count - i), largest, load(x + i, count - i));
+    }
+    const float bar = _mm512_reduce_max_ps(largest);
+    int place = 0;
+    while (x[place] != bar) place++;
+    return place;
+}
+
+/* The place of the largest logit + noise among `count` candidates; the first of equals. No logit is NaN. */
 static int best_of(const float *logits, const int64_t *ids, int count, NoiseKey key) {
-    int best = 0, largest = 0;
-    for (int i = 1; i < count; i++) largest = logits[i] > logits[largest] ? i : largest;
-    double score = -INFINITY;
-    /* The largest logit first: it sets a bar that most others cannot reach. */
-    for (int start = -1; start < count; start += start < 0 ? 1 : LANES) {
-        const int first = start < 0 ? largest : start, size = start < 0 ? 1 : count - start < LANES ? count - start : LANES;
-        int64_t block[LANES] = {0};
-        uint32_t words[LANES];
-        for (int i = 0; i < size; i++) block[i] = ids[first + i];
+    uint32_t words[LANES];
+    int best = place_of_largest(logits, count); /* first: it sets a bar that most others cannot reach */
+    int64_t block[LANES] = {ids[best]};
+    philox(block, key, words);
+    double score = (double)logits[best] + noise_of(words[0]);
+    for (int start = 0; start < count; start += LANES) {
+        const int left = count - start;
+        for (int i = 0; i < LANES && i < left; i++) block[i] = ids[start + i];
         philox(block, key, words);
-        for (int i = 0; i < size; i++) {
-            if ((double)logits[first + i] + (double)most_noise(words[i]) < score) continue;
-            const double found = (double)logits[first + i] + noise_of(words[i]);
-            if (found > score || (found == score && first + i < best)) {
+        const __m512 most = _mm512_add_ps(load(logits + start, left), most_noise(words));
+        /* Rounded to float32 the bar may rise by half a last bit: a nudge down makes up for it, and for the sum's. */
+        const float bar = (float)(score - 1e-6 * (fabs(score) + 32));
+        unsigned contenders = _mm512_mask_cmp_ps_mask(lanes_left(left), most, _mm512_set1_ps(bar), _CMP_GE_OQ);
+        for (; contenders; contenders &= contenders - 1) {
+            const int lane = __builtin_ctz(contenders);
+            const double found = (double)logits[start + lane] + noise_of(words[lane]);
+            if (found > score || (found == score && start + lane < best)) {
                 score = found;
-                best = first + i;
+                best = start + lane;
             }
         }
     }
