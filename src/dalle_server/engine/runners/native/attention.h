@@ -50,7 +50,8 @@ INLINED __m512 block_scores(const char *keys, size_t at, const float *query, int
         }
     }
     for (; i < head_size; i++) {
-        sums[0] = _mm512_fmadd_ps(load_cells(keys, at + (size_t)i * LANES, is_exact), _mm512_set1_ps(query[i]), sums[0]);
+        sums[0] =
+            _mm512_fmadd_ps(load_cells(keys, at + (size_t)i * LANES, is_exact), _mm512_set1_ps(query[i]), sums[0]);
     }
     return _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
 }
@@ -72,8 +73,8 @@ static float exponentials(float *scores, int length) {
 }
 
 /* Σ weight · value / sum over `vectors` vectors (a constant: registers) of each position, from `at` of each. */
-INLINED void mix(
-    HeadCache cache, int length, const float *weights, float sum, int at, float *to, const int vectors, const int is_exact) {
+INLINED void mix(HeadCache cache, int length, const float *weights, float sum, int at, float *to, const int vectors,
+                 const int is_exact) {
     __m512 mixed[4];
     for (int v = 0; v < vectors; v++) mixed[v] = _mm512_setzero_ps();
     for (int i = 0; i < length; i++) {

@@ -1,8 +1,9 @@
 /* One token of every running image: DalleBart's decoder at one new position a row, each row at a position of its own.
  *
- * The model is that of models/dalle_bart.py. Either all of it is float32; or the products are int8 (product.h), keys and
- * values float16, and everything between them float32. An image has two rows, conditional and unconditional: rows 0…N−1 and N…2N−1 of a step, rows 2s
- * and 2s + 1 of the caches for an image in slot s. Every thread calls `decode_step` with the same arguments.
+ * The model is that of models/dalle_bart.py. Either all of it is float32; or the products are int8 (product.h), keys
+ * and values float16, and everything between them float32. An image has two rows, conditional and unconditional: rows
+ * 0…N−1 and N…2N−1 of a step, rows 2s and 2s + 1 of the caches for an image in slot s. Every thread calls `decode_step`
+ * with the same arguments.
  */
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -14,7 +15,8 @@
 
 /* Outside of what is compiled for AVX-512: this must run on any x86-64. Bits are those of Intel's manual, CPUID. */
 EXPORT int is_supported(void) {
-    const unsigned os_saves = 1u << 27, f_cd_bw_vl = 1u << 16 | 1u << 28 | 1u << 30 | 1u << 31, vnni = 1u << 11, registers = 0xE6;
+    const unsigned os_saves = 1u << 27, f_cd_bw_vl = 1u << 16 | 1u << 28 | 1u << 30 | 1u << 31, vnni = 1u << 11,
+                   registers = 0xE6;
     unsigned a, b, c, d, enabled, high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & os_saves)) return 0;
     __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
@@ -23,7 +25,8 @@ EXPORT int is_supported(void) {
 }
 
 #include <immintrin.h>
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512cd,f16c,fma,avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512cd,f16c,fma,avx2"))),   \
+                             apply_to = function)
 #include "attention.h"
 #include "draw.h"
 #include "product.h"
@@ -46,9 +49,9 @@ typedef struct {
     Product lm_head;
     const int32_t *text_lengths; /* of each row of the caches */
     /* Between the phases, for every row of a step: */
-    float *x;             /* (rows, width) the residual stream */
-    float *mixed;         /* (rows, width) what attention gives */
-    float *y;             /* (rows, the widest product) */
+    float *x;      /* (rows, width) the residual stream */
+    float *mixed;  /* (rows, width) what attention gives */
+    float *y;      /* (rows, the widest product) */
     Inputs inputs; /* of the next product */
     Phase *phases;
 } Decoder;
@@ -130,9 +133,7 @@ static void leave_attention(const void *context, int row) {
     put_input(c, row, mixed_of(c, row), c->decoder->width);
 }
 
-static int cache_row(const Step *step, int row) {
-    return 2 * step->slots[row % step->images] + (row >= step->images);
-}
+static int cache_row(const Step *step, int row) { return 2 * step->slots[row % step->images] + (row >= step->images); }
 
 static HeadCache head_cache(const Context *c, char *keys, char *values, int row, int head, int positions) {
     const int size = c->decoder->width / c->decoder->heads, width = (size + LANES - 1) / LANES * LANES;
@@ -183,7 +184,8 @@ static void guide(const void *context, int image) {
 static void multiply_span(const void *context, int chunk) {
     const Context *c = context;
     const int first = chunk * c->span, last = first + c->span;
-    multiply(c->product, first, last < c->product->tiles ? last : c->product->tiles, c->decoder->inputs, c->rows, c->product_to);
+    multiply(c->product, first, last < c->product->tiles ? last : c->product->tiles, c->decoder->inputs, c->rows,
+             c->product_to);
 }
 
 /* All threads multiply `rows` rows of inputs by one matrix. What follows finds the result by the product's width. */
@@ -221,7 +223,8 @@ EXPORT void decode_step(const Decoder *decoder, const Step *step) {
     multiply_shared(&c, &phase, &decoder->lm_head, step->images, step->logits);
 }
 
-EXPORT int draw(const float *logits, const int64_t *ids, int count, uint64_t seed, uint32_t image_index, uint32_t step) {
+EXPORT int draw(const float *logits, const int64_t *ids, int count, uint64_t seed, uint32_t image_index,
+                uint32_t step) {
     return best_of(logits, ids, count, (NoiseKey){seed, image_index, step});
 }
 

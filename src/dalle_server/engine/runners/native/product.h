@@ -1,9 +1,9 @@
 /* x·Wᵀ, exact in float32, or with int8 weights and int8 inputs, each with a scale for every 64 inputs.
  *
  * Weights lie in the order in which they are read: tile by tile of 16 outputs, in a tile group by group of 64 inputs.
- * A float32 group is 64 vectors, one an input. An int8 group is 16 vectors of 4 inputs × 16 outputs, then the group's 16
- * scales. Bytes are the weight + 128, because VPDPBUSD multiplies unsigned by signed; what that adds, 128 · Σx, is taken
- * off at the start of a group's sum.
+ * A float32 group is 64 vectors, one an input. An int8 group is 16 vectors of 4 inputs × 16 outputs, then the group's
+ * 16 scales. Bytes are the weight + 128, because VPDPBUSD multiplies unsigned by signed; what that adds, 128 · Σx, is
+ * taken off at the start of a group's sum.
  *
  * A row's terms are added one after the other (in an int8 group they are whole numbers), so its bits do not depend on
  * how many rows there are.
@@ -17,7 +17,7 @@
 #define QUADS (GROUP / 4)
 #define INT8_BYTES (LANES * GROUP + LANES * (int)sizeof(float)) /* a group's */
 #define EXACT_BYTES (LANES * GROUP * (int)sizeof(float))
-#define ROWS 8          /* of a pass: their sums fill the registers */
+#define ROWS 8           /* of a pass: their sums fill the registers */
 #define BYTES_AHEAD 4352 /* what a single pass asks memory for before it is needed: measured */
 
 typedef struct {
@@ -26,8 +26,8 @@ typedef struct {
     int32_t groups;
 } Product;
 
-/* Rows of inputs: floats (rows, groups · 64) where `is_exact`; or else values (rows, groups · 64), scales (rows, groups)
- * and offsets (rows, groups), −128 · Σ values. */
+/* Rows of inputs: floats (rows, groups · 64) where `is_exact`; or else values (rows, groups · 64), scales (rows,
+ * groups) and offsets (rows, groups), −128 · Σ values. */
 typedef struct {
     float *floats;
     int8_t *values;
@@ -38,11 +38,12 @@ typedef struct {
 
 static inline Inputs row_of(Inputs x, int groups, int row) {
     const size_t first = (size_t)row * groups;
-    return (Inputs){x.floats + first * GROUP, x.values + first * GROUP, x.scales + first, x.offsets + first, x.is_exact};
+    return (Inputs){x.floats + first * GROUP, x.values + first * GROUP, x.scales + first, x.offsets + first,
+                    x.is_exact};
 }
 
-/* What a pass over a tile asks memory for: pass `turn` of `passes` takes its part of the next tile, so that memory works
- * all the time; a single pass looks a few groups ahead instead. */
+/* What a pass over a tile asks memory for: pass `turn` of `passes` takes its part of the next tile, so that memory
+ * works all the time; a single pass looks a few groups ahead instead. */
 typedef struct {
     int turn, passes;
 } Ahead;
@@ -53,8 +54,8 @@ static inline const char *ahead_of(const uint8_t *tile, int group, int groups, A
 }
 
 /* One tile for `count` rows, a constant wherever this is inlined: the sums are registers then. */
-INLINED void multiply_exact(
-    const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead, const int count) {
+INLINED void multiply_exact(const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead,
+                            const int count) {
     __m512 sums[ROWS];
     for (int row = 0; row < count; row++) sums[row] = _mm512_setzero_ps();
     for (int group = 0; group < groups; group++) {
@@ -73,8 +74,8 @@ INLINED void multiply_exact(
     for (int row = 0; row < count; row++) _mm512_storeu_ps(y + (size_t)row * stride, sums[row]);
 }
 
-INLINED void multiply_int8(
-    const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead, const int count) {
+INLINED void multiply_int8(const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead,
+                           const int count) {
     __m512 sums[ROWS];
     for (int row = 0; row < count; row++) sums[row] = _mm512_setzero_ps();
     for (int group = 0; group < groups; group++) {
@@ -100,7 +101,8 @@ INLINED void multiply_int8(
     for (int row = 0; row < count; row++) _mm512_storeu_ps(y + (size_t)row * stride, sums[row]);
 }
 
-INLINED void multiply_tile(const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead, const int count) {
+INLINED void multiply_tile(const uint8_t *tile, int groups, Inputs x, float *y, int stride, Ahead ahead,
+                           const int count) {
     if (x.is_exact) multiply_exact(tile, groups, x, y, stride, ahead, count);
     else multiply_int8(tile, groups, x, y, stride, ahead, count);
 }

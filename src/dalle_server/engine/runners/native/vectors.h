@@ -16,9 +16,7 @@ static inline __m512 load_half(const uint16_t *from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
 
-static inline __m256i to_half(__m512 x) {
-    return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+static inline __m256i to_half(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 /* e^x for x ≤ 0, within 2 units in the last place: e^x = 2^n · e^r with |r| ≤ ln 2 / 2, Taylor's series for e^r. */
 static inline __m512 exponential(__m512 x) {
@@ -36,11 +34,13 @@ static inline __m512 exponential(__m512 x) {
 /* x · Φ(x), the exact GELU, with erf by formula 7.1.26 of Abramowitz and Stegun (error below 1.5e-7). */
 static inline __m512 gelu(__m512 x) {
     const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-    const __m512 t = _mm512_div_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, _mm512_set1_ps(1)));
+    const __m512 t =
+        _mm512_div_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, _mm512_set1_ps(1)));
     __m512 y = _mm512_set1_ps(1.061405429f);
     const float series[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
     for (int i = 0; i < 4; i++) y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(series[i]));
-    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(y, t), exponential(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
+    const __m512 tail =
+        _mm512_mul_ps(_mm512_mul_ps(y, t), exponential(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
     /* tail = 1 − erf(|x|/√2); Φ(x) = 1 − tail/2 to the right of zero and tail/2 to the left. */
     const __m512 half = _mm512_mul_ps(tail, _mm512_set1_ps(0.5f));
     const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
