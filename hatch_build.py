@@ -43,8 +43,11 @@ def compile_decode_step(compiler_target: str) -> None:
         caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
         subprocess.run([*command, "-o", made, FOLDER / "decode_step.c"], check=True, env={**os.environ, **caches})
         part = LIBRARY.with_suffix(".part")
-        part.write_bytes(made.read_bytes())
-        part.replace(LIBRARY)  # a server that runs keeps the old file
+        try:
+            part.write_bytes(made.read_bytes())
+            part.replace(LIBRARY)  # a server that runs keeps the old file
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class DecodeStepHook(BuildHookInterface[Any]):

@@ -18,6 +18,7 @@ from dalle_server.engine.runners.openvino_layers import is_of_step, products
 from dalle_server.engine.runners.openvino_packed import pack
 from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, quantise
 from dalle_server.engine.runners.openvino_runner import EncodedText
+from dalle_server.engine.runners.openvino_step import StepInputs
 from dalle_server.errors import ConfigError
 from dalle_server.models.dalle_bart import DalleBart
 from tests.runners.cpu_runners import needs_native
@@ -175,7 +176,7 @@ def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str)
         embeddings = np.random.default_rng(2).standard_normal((20, 1, 96)).astype(np.float32)
         arguments = np.array([1], np.int32), np.ones(1, np.float32)
         logits = [
-            decoder.logits(arguments[0], np.array([position], np.int32), 5 * arguments[1], embedding)
+            decoder.logits(StepInputs(arguments[0], np.array([position], np.int32), 5 * arguments[1], embedding))
             for position, embedding in enumerate(embeddings)
         ]
         decoder.close()

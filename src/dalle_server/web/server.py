@@ -97,11 +97,11 @@ class Process:
             print(f"error: {error.message}", file=sys.stderr, flush=True)
             self.stop(1)
             return
-        if self._settings.save_to_disk:
-            _sweep(self._settings.output_dir)
         model = self._service.engine.config.name if self._settings.model_dir else self._settings.model_version
         print("--> DALL-E Server is up and running!", flush=True)
         print(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}", flush=True)
+        if self._settings.save_to_disk:
+            _sweep(self._settings.output_dir)
 
     # -- ending
 

@@ -15,36 +15,13 @@ from dalle_server.engine.runners import native_library as native
 from dalle_server.engine.runners.native_caches import Caches, aligned_zeros
 from dalle_server.engine.runners.native_tiles import LANES
 from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE
-from dalle_server.engine.runners.openvino_slots import TextCache
+from dalle_server.engine.runners.openvino_step import StepInputs, TextCache
 from dalle_server.errors import ConfigError
 from dalle_server.models.config import ModelConfig
 
-MAX_POSITIONS = 4096  # of a grid, or of a text
-_PHASE_BYTES = 128
-
-# Products and vectors of a layer: the compiled step's name → the checkpoint's.
-_PRODUCTS = {
-    "qkv": "self_attn.qkv",
-    "out": "self_attn.out",
-    "cross_q": "encoder_attn.q",
-    "cross_out": "encoder_attn.out",
-    "gate_up": "glu.gate_up",
-    "down": "glu.down",
-}
-_VECTORS = {
-    "pre_self_bias": "pre_self_attn_layer_norm.bias",
-    "self_scale": "self_attn_layer_norm.weight",
-    "self_bias": "self_attn_layer_norm.bias",
-    "pre_cross_bias": "pre_encoder_attn_layer_norm.bias",
-    "cross_scale": "encoder_attn_layer_norm.weight",
-    "cross_bias": "encoder_attn_layer_norm.bias",
-    "glu_bias": "glu.ln0.bias",
-    "gated_bias": "glu.ln1.bias",
-}
-
 
 class NativeDecoder:
-    """Self- and cross-attention caches of every slot, and `logits`, one step for any of them.
+    """Implements `Decoder` with the compiled step.
 
     `tiles`: name → (tiles, groups, …) of every product of the step, laid out by native_tiles.py in int8, or in fp32 for
     `is_exact`; copied into memory of large pages.
@@ -62,14 +39,15 @@ class NativeDecoder:
         num_threads: int,
     ):
         self._library = native.load_library()
-        if max(config.transformer.image_length, config.transformer.max_text_length) > MAX_POSITIONS:
-            raise ConfigError(f"--runner native holds {MAX_POSITIONS} positions at most; use --runner openvino")
+        most = self._library.max_positions()
+        if max(config.transformer.image_length, config.transformer.max_text_length) > most:
+            raise ConfigError(f"--runner native holds {most} positions at most; use --runner openvino")
         self.config = config
         self.is_exact = is_exact
         self.num_threads = num_threads
         self._kept: list[NDArray[Any]] = []  # what the structures point into
         self.row_buckets = tuple(range(1, num_slots + 1))
-        num_slots += 1  # like the other decoder, which fills up steps with rows of no picture
+        num_slots += 1  # for rows without a picture
         self._caches = Caches(config, num_slots, np.float32 if is_exact else np.float16)
         self._decoder = self._describe(tiles, tensors, 2 * num_slots)
         self._logits = self._zeros((num_slots, self._decoder.lm_head.tiles * LANES))
@@ -79,23 +57,18 @@ class NativeDecoder:
         """What an earlier picture left in the slot is never read: attention stops at each row's own length."""
         self._caches.write_texts(slot, [(cross_kv.data, length) for cross_kv, length in texts])
 
-    def logits(
-        self,
-        slots: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        scales: NDArray[np.float32],
-        embeddings: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """(N,) each, and (N, d) embeddings of what was written before → (N, C) guided logits."""
-        arguments = [np.ascontiguousarray(array) for array in (slots, positions, scales, embeddings)]
-        step = native.Step(len(slots), *(array.ctypes.data for array in arguments), self._logits.ctypes.data)
+    def logits(self, inputs: StepInputs) -> NDArray[np.float32]:
+        num_images = len(inputs.slots)
+        arrays = (inputs.slots, inputs.positions, inputs.guidance, inputs.embeddings)
+        arguments = [np.ascontiguousarray(array) for array in arrays]
+        step = native.Step(num_images, *(array.ctypes.data for array in arguments), self._logits.ctypes.data)
         call = (ctypes.byref(self._decoder), ctypes.byref(step))
         self._library.begin_step(call[0])
         others = [self._helpers.submit(self._library.decode_step, *call) for _ in range(self.num_threads - 1)]
         self._library.decode_step(*call)
         for other in others:
             other.result()  # until it has looked at the last phase, it reads these structures
-        return self._logits[: len(slots), : self.config.codebook_size].copy()
+        return self._logits[:num_images, : self.config.codebook_size].copy()
 
     def close(self) -> None:
         self._helpers.shutdown()
@@ -106,16 +79,15 @@ class NativeDecoder:
         layers = (native.Layer * sizes.decoder_layers)()
         for index, layer in enumerate(layers):
             prefix = f"decoder.layers.{index}."
-            for name, source in _PRODUCTS.items():
+            for name, source in native.Layer.PRODUCTS.items():
                 setattr(layer, name, products[prefix + source])
-            for name, source in _VECTORS.items():
+            for name, source in native.Layer.VECTORS.items():
                 setattr(layer, name, self._vector(tensors[prefix + source]))
             for name in native.Layer.CACHES:
                 setattr(layer, name, getattr(self._caches, name)[index].ctypes.data)
         widest = max(product.tiles for name, product in products.items() if name != "lm_head") * LANES
         groups = max(product.groups for product in products.values())
         self._layers = layers
-        num_phases = self._library.phases_of(sizes.decoder_layers)
         return native.Decoder(
             width=sizes.d_model,
             ffn_width=sizes.decoder_ffn_dim,
@@ -124,7 +96,6 @@ class NativeDecoder:
             image_length=sizes.image_length,
             text_length=sizes.max_text_length,
             threads=self.num_threads,
-            num_phases=num_phases,
             layers=layers,
             embedding_scale=self._vector(tensors["decoder.layernorm_embedding.weight"]),
             embedding_bias=self._vector(tensors["decoder.layernorm_embedding.bias"]),
@@ -141,7 +112,7 @@ class NativeDecoder:
                 self._zeros((num_rows, groups), np.int32).ctypes.data,
                 self.is_exact,
             ),
-            phases=self._zeros((num_phases * _PHASE_BYTES,), np.uint8).ctypes.data,
+            phases=self._zeros((self._library.phase_bytes(sizes.decoder_layers),), np.uint8).ctypes.data,
         )
 
     def _products(self, tiles: Mapping[str, NDArray[Any]]) -> dict[str, native.Product]:
@@ -161,7 +132,6 @@ class NativeDecoder:
         return vector.ctypes.data
 
     def _zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """Zeros that begin on a cache line."""
         array = aligned_zeros(shape, dtype)
         self._kept.append(array)
         return array

@@ -9,7 +9,7 @@ import ctypes
 import functools
 from ctypes import POINTER, Structure, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 LIBRARY = Path(__file__).with_name("native") / "decode_step.so"
 
@@ -23,17 +23,31 @@ class Inputs(Structure):
 
 
 class Layer(Structure):
-    PRODUCTS = ("qkv", "out", "cross_q", "cross_out", "gate_up", "down")
-    VECTORS = (
-        *("pre_self_bias", "self_scale", "self_bias", "pre_cross_bias", "cross_scale", "cross_bias"),
-        *("glu_bias", "gated_bias"),
-    )
+    # The compiled step's name → that of openvino_layers.py, and the checkpoint's, behind the layer's prefix.
+    PRODUCTS: ClassVar = {
+        "qkv": "self_attn.qkv",
+        "out": "self_attn.out",
+        "cross_q": "encoder_attn.q",
+        "cross_out": "encoder_attn.out",
+        "gate_up": "glu.gate_up",
+        "down": "glu.down",
+    }
+    VECTORS: ClassVar = {
+        "pre_self_bias": "pre_self_attn_layer_norm.bias",
+        "self_scale": "self_attn_layer_norm.weight",
+        "self_bias": "self_attn_layer_norm.bias",
+        "pre_cross_bias": "pre_encoder_attn_layer_norm.bias",
+        "cross_scale": "encoder_attn_layer_norm.weight",
+        "cross_bias": "encoder_attn_layer_norm.bias",
+        "glu_bias": "glu.ln0.bias",
+        "gated_bias": "glu.ln1.bias",
+    }
     CACHES = ("keys", "values", "cross_keys", "cross_values")
     _fields_ = (*((name, Product) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
 
 
 class Decoder(Structure):
-    SIZES = ("width", "ffn_width", "heads", "num_layers", "image_length", "text_length", "threads", "num_phases")
+    SIZES = ("width", "ffn_width", "heads", "num_layers", "image_length", "text_length", "threads")
     _fields_ = (
         *((name, c_int32) for name in SIZES),
         ("layers", POINTER(Layer)),
@@ -56,7 +70,7 @@ class Step(Structure):
 def load_library() -> Any:
     """The library. Raises OSError, with the reason, where there is none or this CPU cannot run it."""
     if not LIBRARY.exists():
-        raise OSError("this installation has no compiled decode step, which is built for x86-64 only")
+        raise OSError("this installation has no compiled decode step (it is built for x86-64 only)")
     library = ctypes.CDLL(str(LIBRARY))
     if not library.is_supported():
         raise OSError("this CPU has no AVX-512 VNNI instructions")
@@ -66,7 +80,7 @@ def load_library() -> Any:
     library.decode_step.restype = None
     library.begin_step.argtypes = (POINTER(Decoder),)
     library.begin_step.restype = None
-    library.phases_of.argtypes = (c_int,)
+    library.phase_bytes.argtypes = (c_int,)
     library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)
     return library
 

@@ -13,7 +13,8 @@ from dalle_server.engine.runners.native_library import load_library
 from dalle_server.engine.runners.openvino_compile import Compiler
 from dalle_server.engine.runners.openvino_layers import is_of_step, products
 from dalle_server.engine.runners.openvino_packed import NATIVE, format_of, pack
-from dalle_server.engine.runners.openvino_runner import Decoder, OpenVINORunner
+from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.openvino_step import Decoder
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import Survivors
 
@@ -25,6 +26,7 @@ class NativeRunner(OpenVINORunner):
     """
 
     name = "native"
+    dtypes = ("int8", "fp32")
     layout = NATIVE
 
     def _make_decoder(self, checkpoint: Checkpoint, weights: Weights, dtype: str, compiler: Compiler) -> Decoder:

@@ -17,13 +17,14 @@ from dalle_server.engine.runners.openvino_ops import (
     parameter,
     result,
 )
-from dalle_server.engine.runners.openvino_slots import SlotCaches, TextCache
+from dalle_server.engine.runners.openvino_slots import SlotCaches
+from dalle_server.engine.runners.openvino_step import StepInputs, TextCache
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.models.config import ModelConfig
 
 
 class OpenVINODecoder:
-    """The compiled graph with the caches of every slot and one more, where rows that only fill up a step write."""
+    """Implements `Decoder` with the compiled graph."""
 
     def __init__(self, compiled: ov.CompiledModel, config: ModelConfig, num_slots: int):
         self._request = compiled.create_infer_request()
@@ -33,19 +34,14 @@ class OpenVINODecoder:
     def admit(self, slot: int, texts: list[TextCache]) -> None:
         self._slots.admit(slot, texts)
 
-    def logits(
-        self,
-        slots: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        scales: NDArray[np.float32],
-        embeddings: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        inputs = {
-            "embeddings": np.concatenate([embeddings, embeddings]),
-            "scales": scales,
-            **self._slots.pages(slots, positions),
-        }
-        self._request.infer(inputs)
+    def logits(self, inputs: StepInputs) -> NDArray[np.float32]:
+        self._request.infer(
+            {
+                "embeddings": np.concatenate([inputs.embeddings, inputs.embeddings]),
+                "scales": inputs.guidance,
+                **self._slots.pages(inputs.slots, inputs.positions),
+            }
+        )
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits.copy()
 

@@ -20,7 +20,7 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
 from dalle_server.engine.runners.native_tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.openvino_layers import Product, is_of_step, products
-from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, group_shape, quantise
+from dalle_server.engine.runners.openvino_quantised import GROUP_SIZE, Quantised, group_shape, quantise
 from dalle_server.errors import CheckpointError
 
 FILE_NAME = "packed.safetensors"
@@ -49,20 +49,29 @@ def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any
     parts = [np.asarray(tensors[name]) for name in product.names]
     if product.scale != 1.0:
         parts[0] = parts[0].astype(np.float32) * np.float32(product.scale)
-    if form.startswith("int8"):
-        try:
-            quantised = quantise((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])
-        except ValueError as error:
-            raise CheckpointError(f"{', '.join(product.names)}: {error}; the weights are broken") from error
-        packed: dict[str, NDArray[Any]] = {"values": quantised.values, "scales": quantised.scales}
+    if form in _FLOATS:
+        packed: dict[str, NDArray[Any]] = {"values": _stacked([part.astype(_FLOATS[form]) for part in parts], product)}
+    elif form == "fp32 tiles":
+        packed = {"tiles": tile_fp32(_stacked(parts, product))}
+    else:
+        quantised = _quantised(_stacked(parts, product), product)
         if form == "int8 tiles":
             packed = {"tiles": tile_int8(quantised)}
-    elif form == "fp32 tiles":
-        packed = {"tiles": tile_fp32((parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows])}
-    else:
-        packed = {"values": np.concatenate([part.astype(_FLOATS[form]) for part in parts])[: product.rows]}
+        else:
+            packed = {"values": quantised.values, "scales": quantised.scales}
     release_pages(*(tensors[name] for name in product.names))
     return packed
+
+
+def _stacked(parts: list[NDArray[Any]], product: Product) -> NDArray[Any]:
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts))[: product.rows]
+
+
+def _quantised(weight: NDArray[Any], product: Product) -> Quantised:
+    try:
+        return quantise(weight)
+    except ValueError as error:
+        raise CheckpointError(f"{', '.join(product.names)}: {error}; the weights are broken") from error
 
 
 def kept_packed(checkpoint: Checkpoint, layout: str, cache_dir: Path) -> dict[str, Packed]:

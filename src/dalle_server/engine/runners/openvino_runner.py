@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -22,9 +22,8 @@ from dalle_server.engine.runners.openvino_decoder import OpenVINODecoder, build_
 from dalle_server.engine.runners.openvino_encoder import build_encoder
 from dalle_server.engine.runners.openvino_packed import Packed, kept_packed
 from dalle_server.engine.runners.openvino_ranges import kept_ranges
-from dalle_server.engine.runners.openvino_slots import TextCache
+from dalle_server.engine.runners.openvino_step import Decoder, StepInputs
 from dalle_server.engine.runners.openvino_vqgan import build_vqgan
-from dalle_server.engine.runners.openvino_vqgan_bf16 import build_bf16_vqgan
 from dalle_server.engine.runners.openvino_vqgan_int8 import Ranges, build_int8_vqgan
 from dalle_server.engine.runners.openvino_weights import Weights
 from dalle_server.engine.sampling import gumbel_max, sample
@@ -109,28 +108,6 @@ class _Embeddings:
         return embedded
 
 
-class Decoder(Protocol):
-    """The decode step of one model, with the caches of its slots."""
-
-    row_buckets: tuple[int, ...]
-
-    def admit(self, slot: int, texts: list[TextCache]) -> None:
-        """Take the keys and values of a conditional and an unconditional text for a new image."""
-        ...
-
-    def logits(
-        self,
-        slots: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        scales: NDArray[np.float32],
-        embeddings: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """Slots, positions to write and guidance (N,), embeddings (N, d) of what was written before → guided (N, C)."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class OpenVINORunner:
     """Implements `Runner` on CPU. A step is done when `step` returns.
 
@@ -139,6 +116,7 @@ class OpenVINORunner:
     """
 
     name = "openvino"
+    dtypes: tuple[str, ...] = tuple(PRECISIONS)
     layout = ""  # what goes before the dtype to say how packed weights are laid out
     lookahead = 0
     _draw = staticmethod(gumbel_max)
@@ -153,8 +131,8 @@ class OpenVINORunner:
         cache_dir: Path | None = None,
         reason: str = "chosen by the caller",
     ):
-        if dtype not in PRECISIONS:
-            raise ConfigError(f"dtype {dtype!r} is not one of the OpenVINO runner's: {', '.join(PRECISIONS)}")
+        if dtype not in self.dtypes:
+            raise ConfigError(f"dtype {dtype!r} is not one of --runner {self.name}: {', '.join(self.dtypes)}")
         self.config = checkpoint.config
         self.num_slots = num_slots
         self._embeddings = _Embeddings(checkpoint.transformer, checkpoint.config.transformer)
@@ -194,11 +172,7 @@ class OpenVINORunner:
         else:
             # A model whose weights are not worth keeping paints in no time anyway.
             ranges = _ranges(checkpoint, compiler, cache_dir) if dtype == "int8" and self._kept and cache_dir else {}
-            vqgan = (
-                build_int8_vqgan(self._vqgan_tensors, self.config, ranges)
-                if ranges
-                else build_bf16_vqgan(self._vqgan_tensors, self.config)
-            )
+            vqgan = build_int8_vqgan(self._vqgan_tensors, self.config, ranges)
         self._vqgan = compiler.compile(vqgan, ov.Type.f32 if exact else ov.Type.bf16).create_infer_request()
         release_pages(*self._vqgan_tensors.values())
 
@@ -253,7 +227,7 @@ class OpenVINORunner:
         """(N,) each → (N, C) guided logits."""
         embedded = self._embeddings.codes(self._last_tokens[slots], positions)
         with self._cores:
-            return self._decoder.logits(slots, positions, scales, embedded)
+            return self._decoder.logits(StepInputs(slots, positions, scales, embedded))
 
     def guided_logits(self) -> NDArray[np.float32]:
         return self._guided

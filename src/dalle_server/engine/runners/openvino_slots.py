@@ -14,10 +14,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.openvino_ops import BLOCK
+from dalle_server.engine.runners.openvino_step import TextCache
 from dalle_server.models.config import TransformerConfig
 
 Ints = NDArray[np.int32]
-TextCache = tuple[ov.Tensor, int]  # keys and values (L, 2, H, T, D) of the cache's type, number of real positions
 
 
 class SlotCaches:

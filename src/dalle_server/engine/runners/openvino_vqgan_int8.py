@@ -21,13 +21,10 @@ from dalle_server.models.config import ModelConfig
 Ranges = Mapping[str, float]  # convolution → the largest input it is prepared for
 
 _LOWEST = 0.2785  # swish is never below minus this
-_MARGIN = (
-    1.5  # over the largest input seen: other pictures reach further, and finer steps gain less than clipping costs
-)
 
 
 def build_int8_vqgan(tensors: Mapping[str, Any], config: ModelConfig, ranges: Ranges) -> ov.Model:
-    """As build_bf16_vqgan; the convolutions named in `ranges` are computed in int8."""
+    """As build_bf16_vqgan; the convolutions named in `ranges` (none: the same graph) are computed in int8."""
     return Int8DecoderGraph(tensors, config, ranges).build()
 
 

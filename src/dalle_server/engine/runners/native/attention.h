@@ -6,7 +6,7 @@
 #pragma once
 #include "vectors.h"
 
-#define MAX_POSITIONS 4096
+#define MAX_POSITIONS 4096 /* of a grid, or of a text */
 
 typedef struct {
     char *keys;        /* (ceil(positions/16), D, 16) */

@@ -43,7 +43,7 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t width, ffn_width, heads, num_layers, image_length, text_length, threads, num_phases;
+    int32_t width, ffn_width, heads, num_layers, image_length, text_length, threads;
     const Layer *layers;
     const float *embedding_scale, *embedding_bias, *final_bias;
     Product lm_head;
@@ -198,6 +198,16 @@ static void multiply_shared(Context *c, Phase **phase, const Product *product, i
     share(phase, (product->tiles + c->span - 1) / c->span, multiply_span, c);
 }
 
+/* As many as decode_step goes through. */
+static int num_phases(int num_layers) { return num_layers * 14 + 2; }
+
+EXPORT int phase_bytes(int num_layers) { return num_phases(num_layers) * (int)sizeof(Phase); }
+
+/* Before every step, by one thread, while no other is in it. */
+EXPORT void begin_step(const Decoder *decoder) {
+    for (int i = 0; i < num_phases(decoder->num_layers); i++) decoder->phases[i] = (Phase){0};
+}
+
 EXPORT void decode_step(const Decoder *decoder, const Step *step) {
     Context c = {.decoder = decoder, .step = step};
     Phase *phase = decoder->phases;
@@ -228,16 +238,8 @@ EXPORT int draw(const float *logits, const int64_t *ids, int count, uint64_t see
     return best_of(logits, ids, count, (NoiseKey){seed, image_index, step});
 }
 
-#define PHASES_A_LAYER 14
-#define LAST_PHASES 2
-
-EXPORT int phases_of(int num_layers) { return num_layers * PHASES_A_LAYER + LAST_PHASES; }
-
 /* Lets Python see that its structures are these. */
 EXPORT int layout(void) { return sizeof(Layer) + sizeof(Decoder) + sizeof(Step); }
 
-/* Before every step, by one thread, while no other is in it. */
-EXPORT void begin_step(const Decoder *decoder) {
-    for (int i = 0; i < decoder->num_phases; i++) decoder->phases[i] = (Phase){0};
-}
+EXPORT int max_positions(void) { return MAX_POSITIONS; }
 #pragma clang attribute pop
