@@ -19,7 +19,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILER = "ziglang==0.17.1"
-FOLDER = Path(__file__).parent / "src" / "dalle_server" / "engine" / "runners" / "native"
+FOLDER = Path(__file__).parent / "src" / "dalle_server" / "engine" / "runners" / "cpu" / "compiled"
 LIBRARY = FOLDER / "decode_step.so"  # by this name on every system
 # What the oldest supported system of each kind calls itself, for the compiler and for the wheel.
 TARGETS = {

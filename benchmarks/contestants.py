@@ -103,7 +103,7 @@ class MinDalleContestant:
         import min_dalle.min_dalle as package
         import torch
 
-        from dalle_server.engine.runners.torch_weights import DTYPES
+        from dalle_server.engine.runners.torch.weights import DTYPES
 
         class Tokenizer:
             def tokenize(self, text: str, is_verbose: bool = False) -> list[int]:

@@ -26,9 +26,9 @@ from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow
-from dalle_server.engine.runners.openvino_layers import is_of_step, products
-from dalle_server.engine.runners.openvino_quantised import group_shape
-from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+from dalle_server.engine.runners.cpu.layers import is_of_step, products
+from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
+from dalle_server.engine.runners.cpu.quantise import group_shape
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import ImageKey
 

@@ -30,7 +30,7 @@ from benchmarks.sizes import SIZES
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.tensor_names import Shapes, transformer_tensors, vqgan_decoder_tensors
 from dalle_server.engine.runners.base import PendingTokens, StepRow
-from dalle_server.engine.runners.torch_runner import TorchRunner
+from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.generation import ImageKey
 from dalle_server.models.config import ModelConfig, TransformerConfig

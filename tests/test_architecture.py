@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "text": {"models", "checkpoints", "engine.runners.base"},
     "checkpoints": {"models"},
     "engine": {"models", "text", "checkpoints"},
-    "web": {"engine", "models", "metadata", "replay"},
+    "web": {"engine", "models", "pictures", "replay"},
+    "pictures": {"web.service"},
 }
 # Only these files may name the library; everything else must run without it installed.
 ONLY_IN = {
@@ -28,10 +29,10 @@ ONLY_IN = {
     "flask": {"web/"},
     "apiflask": {"web/"},
     "ray": {"cluster/"},
-    "openvino": {"engine/runners/openvino"},
+    "openvino": {"engine/runners/cpu/openvino/"},
 }
 # select.py asks torch, once it is known to be installed, whether there is a GPU.
-TORCH_RUNNERS = {"engine/runners/torch", "engine/runners/cuda_graphs.py", "engine/runners/select.py"}
+TORCH_RUNNERS = {"engine/runners/torch/", "engine/runners/select.py"}
 
 
 def imports(path: Path) -> Iterator[str]:

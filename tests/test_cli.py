@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dalle_server import cli
-from dalle_server.metadata import read_metadata
-from dalle_server.web.images import ImageFormat, encode_image
+from dalle_server.pictures.codec import ImageFormat, encode_image
+from dalle_server.pictures.metadata import read_metadata
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "parity" / "tiny-mega"

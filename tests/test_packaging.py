@@ -40,7 +40,7 @@ def test_wheel_holds_the_embedded_checkpoint_and_the_playground(wheel: zipfile.Z
 
 def test_wheel_holds_the_compiled_step_of_its_platform(wheel: zipfile.ZipFile) -> None:
     is_compiled = platform.machine() in ("x86_64", "AMD64")
-    assert ("dalle_server/engine/runners/native/decode_step.so" in wheel.namelist()) == is_compiled
+    assert ("dalle_server/engine/runners/cpu/compiled/decode_step.so" in wheel.namelist()) == is_compiled
     assert str(wheel.filename).endswith("-py3-none-any.whl") != is_compiled
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import FREE, GeneratedImage, GenerationRequest
-from dalle_server.metadata import PictureMetadata, read_metadata
+from dalle_server.pictures.codec import ImageFormat, encode_result
+from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.replay import Source, info_text, replay
-from dalle_server.web.images import ImageFormat, encode_result
 from tests.web.scripted_engine import ScriptedEngine
 
 BOTH = pytest.mark.parametrize("source", list(Source))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners import openvino_runner
 from dalle_server.engine.runners.base import Runner, StepRow
+from dalle_server.engine.runners.cpu.openvino import runner as openvino_runner
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
 from dalle_server.generation import GenerationRequest, ImageKey

@@ -27,12 +27,12 @@ from dalle_server.generation import (
     SamplingParams,
 )
 from dalle_server.generation import Progress as TokenProgress
-from dalle_server.metadata import PictureMetadata, read_metadata
+from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
+from dalle_server.pictures.metadata import PictureMetadata, read_metadata
+from dalle_server.pictures.saving import safe_name, write_whole
 from dalle_server.replay import Source, info_text
 from dalle_server.replay import replay as replay_picture
 from dalle_server.variants import ModelSize
-from dalle_server.web.images import ImageFormat, describe_image, encode_image
-from dalle_server.web.saving import safe_name, write_whole
 
 _errors = Console(stderr=True)  # progress goes here, so that standard output stays a list of files
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import GeneratedImage, Generation, GenerationRequest
-from dalle_server.metadata import PictureMetadata, pixels_sha256
 from dalle_server.models.config import ModelConfig
+from dalle_server.pictures.metadata import PictureMetadata, pixels_sha256
 
 
 class Source(StrEnum):

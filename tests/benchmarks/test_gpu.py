@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gpu import bytes_per_step, measure, random_checkpoint
 from benchmarks.sizes import MEGA, MINI, SIZES, VQGAN_F16_16384
-from dalle_server.engine.runners.torch_runner import TorchRunner
+from dalle_server.engine.runners.torch.runner import TorchRunner
 
 
 @pytest.mark.parametrize(("config", "num_weights"), [(MINI, 193e6), (MEGA, 1.242e9)])

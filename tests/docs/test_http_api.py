@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dalle_server.engine.runners.fake import FakeRunner, fake_config
+from tests.fake_runner import FakeRunner, fake_config
 from tests.web.live import Live, live
 
 PAGE = Path(__file__).parents[2] / "docs" / "http-api.md"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dalle_server.engine.runners.fake import FakeRunner
-from dalle_server.web.jobs_schemas import JobBody, JobImage
+from dalle_server.web.jobs.schemas import JobBody, JobImage
+from tests.fake_runner import FakeRunner
 from tests.web.live import live
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")

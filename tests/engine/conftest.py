@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
 from dalle_server.generation import (
     TERMINAL,
     Cancelled,
@@ -23,6 +22,7 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
+from tests.fake_runner import FakeRunner, FakeTokenizer
 
 NUM_TOKENS = 16  # of the fake model's pictures
 

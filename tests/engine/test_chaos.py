@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import NotReady
 from dalle_server.generation import FREE, GenerationRequest, ImageKey, ImageReady
 from tests.engine.conftest import alone, events_of, new_engine
+from tests.fake_runner import FakeRunner
 
 ERRORS = [None, None, None, None, MemoryError, RuntimeError]
 PROMPTS = ["a", "b", "a whole grid"]

@@ -6,7 +6,6 @@ import weakref
 import numpy as np
 import pytest
 
-from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import (
     FREE,
@@ -22,6 +21,7 @@ from dalle_server.generation import (
     Started,
 )
 from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, run, same
+from tests.fake_runner import FakeRunner
 
 
 def test_events_of_one_request_in_order(make_engine):

@@ -7,10 +7,10 @@ import weakref
 import pytest
 
 from dalle_server.engine import engine as engine_module
-from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
 from dalle_server.generation import Done, Failed, GenerationRequest, ImageKey, ImageReady
 from tests.engine.conftest import NUM_TOKENS, alone, run, same
+from tests.fake_runner import FakeRunner
 
 
 class BrokenAt:

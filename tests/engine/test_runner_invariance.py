@@ -9,9 +9,9 @@ import pytest
 
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
-from dalle_server.engine.runners.fake import FakeTokenizer
 from dalle_server.generation import FREE, Done, GeneratedImage, Generation, GenerationRequest, SamplingParams
 from tests.engine.conftest import run, same
+from tests.fake_runner import FakeTokenizer
 
 NUM_SLOTS = 4
 NUM_REQUESTS = 14
@@ -20,7 +20,7 @@ ORDERS = 3
 
 def torch_runner(dtype: str, **options: bool) -> Runner:
     pytest.importorskip("torch")
-    from dalle_server.engine.runners.torch_runner import TorchRunner
+    from dalle_server.engine.runners.torch.runner import TorchRunner
     from tests.runners.golden_checkpoints import open_golden
 
     return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)
@@ -28,7 +28,7 @@ def torch_runner(dtype: str, **options: bool) -> Runner:
 
 def openvino_runner(dtype: str) -> Runner:
     pytest.importorskip("torch")  # reads the golden
-    from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+    from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
     from tests.runners.golden_checkpoints import open_golden
 
     return OpenVINORunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, num_threads=1)

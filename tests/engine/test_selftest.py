@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import GenerationRequest, ImageKey
 from tests.engine.conftest import new_engine, run, same
+from tests.fake_runner import FakeRunner
 
 
 def test_buckets_that_agree_are_left_alone():

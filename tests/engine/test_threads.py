@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from dalle_server.engine.runners.fake import FakeRunner
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Done, GenerationRequest, ImageReady, Preview
 from tests.engine.conftest import NUM_TOKENS, alone, same
+from tests.fake_runner import FakeRunner
 
 
 def started(make_engine, runner, **options):

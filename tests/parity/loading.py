@@ -15,7 +15,7 @@ import torch
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.flax import read_flax
 from dalle_server.checkpoints.min_dalle import read_min_dalle
-from dalle_server.engine.runners.torch_weights import load_transformer
+from dalle_server.engine.runners.torch.weights import load_transformer
 from dalle_server.models.config import ModelConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN

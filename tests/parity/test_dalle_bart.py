@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle_server.engine import sampling as sampling_on_numpy
-from dalle_server.engine.runners import torch_sampling as sampling_on_torch
+from dalle_server.engine.runners.torch import sampling as sampling_on_torch
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from tests.parity.loading import goldens, load_bart, load_min_dalle

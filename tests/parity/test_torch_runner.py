@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dalle_server.checkpoints import Checkpoint
-from dalle_server.engine.runners.torch_runner import TorchRunner
+from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.generation import SamplingParams
 from tests.parity.decoding import Picture, decode, pictures
 from tests.parity.loading import golden_checkpoint, goldens, without_vqgan_limit
-from tests.runners.torch_forms import FORMS, options
+from tests.runners.torch.torch_forms import FORMS, options
 
 GREEDY = SamplingParams(temperature=1.0, top_k=1, top_p=1.0, condition_scale=1.0)
 CASES = {

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_server.engine.runners.torch_weights import load_detokenizer
+from dalle_server.engine.runners.torch.weights import load_detokenizer
 from dalle_server.models.vqgan import to_pixels
 from tests.parity.loading import CPU, goldens, load_vqgan, min_dalle_checkpoint
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from dalle_server.metadata import read_metadata
-from dalle_server.web.jobs import EXTENSION as JOBS
+from dalle_server.pictures.metadata import read_metadata
+from dalle_server.web.jobs.routes import EXTENSION as JOBS
 from tests.playground.server import Server
 
 PROMPTS = ("a red apple", "three rockets in space", "a cat & <b>dog</b>")

@@ -14,7 +14,7 @@ from benchmarks.sizes import SIZES
 from dalle_server.engine.runners import select
 from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
 from dalle_server.errors import ConfigError
-from tests.runners.cpu_runners import needs_native
+from tests.runners.cpu.cpu_runners import needs_native
 from tests.runners.random_checkpoint import random_checkpoint
 
 
@@ -137,7 +137,7 @@ def test_a_device_that_is_not_there_is_refused_before_its_memory_is_asked_for(de
 
 def test_a_model_that_does_not_fit_in_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from dalle_server.engine.runners import torch_runner
+    from dalle_server.engine.runners.torch import runner as torch_runner
 
     monkeypatch.setattr(torch_runner, "SlotStates", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="6 pictures at a time do not fit in memory; lower num_slots"):

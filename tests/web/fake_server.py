@@ -14,10 +14,10 @@ from dalle_server.config import Settings, load_settings
 from dalle_server.config_help import add_flags
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import StepRow, TextTokens
-from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import WeightsNotFound
 from dalle_server.web.server import serve
+from tests.fake_runner import FakeRunner, FakeTokenizer
 
 
 class FaultyRunner(FakeRunner):

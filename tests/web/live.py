@@ -14,10 +14,10 @@ from waitress import create_server
 
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.runners.fake import FakeRunner, FakeTokenizer
-from dalle_server.web import jobs
 from dalle_server.web.app import create_app
+from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.service import Service
+from tests.fake_runner import FakeRunner, FakeTokenizer
 
 
 @dataclass

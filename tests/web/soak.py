@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from dalle_server.web.images import ImageFormat, encode_image
-from dalle_server.web.saving import save_pictures
+from dalle_server.pictures.codec import ImageFormat, encode_image
+from dalle_server.pictures.saving import save_pictures
 from tests.web.server_process import ServerProcess, post_bytes
 from tests.web.test_load import outcomes, status_of
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dalle_server.config import Settings
 from dalle_server.errors import Overloaded
-from dalle_server.metadata import read_metadata
-from dalle_server.web import saving
+from dalle_server.pictures import saving
+from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.app import create_app
 from dalle_server.web.service import Service
 from tests.web.scripted_engine import ScriptedEngine

@@ -7,25 +7,25 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.web import (
     admission,
-    automatic1111,
-    automatic1111_models,
     early_refusal,
     errors,
-    jobs,
     logging,
-    openai,
     operations,
     original,
-    pictures,
+    picture_urls,
     playground,
     security,
 )
+from dalle_server.web.automatic1111 import models as automatic1111_models
+from dalle_server.web.automatic1111 import routes as automatic1111
+from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.openai import routes as openai
 from dalle_server.web.service import EXTENSION, Service
 
 APIS = (
     original,
     openai,
-    pictures,
+    picture_urls,
     automatic1111,
     automatic1111_models,
     operations,

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 
 from dalle_server.errors import GenerationCancelled, InvalidRequest, NotReady
 from dalle_server.generation import GenerationRequest
-from dalle_server.metadata import PictureMetadata
-from dalle_server.web.images import ImageFormat, base64_text, encode_image
+from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
+from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.pictures.saving import save_pictures
 from dalle_server.web.openapi import describe
-from dalle_server.web.saving import save_pictures
 from dalle_server.web.schemas import Body, read_json
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service

@@ -24,12 +24,13 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import GenerationRequest
-from dalle_server.web import admission, jobs
+from dalle_server.pictures.saving import sweep_leftovers
+from dalle_server.web import admission
 from dalle_server.web.app import create_app
 from dalle_server.web.http_server import HttpServer
-from dalle_server.web.jobs_pump import Jobs
+from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
-from dalle_server.web.saving import sweep_leftovers
 from dalle_server.web.service import Service
 
 WARM_UP_PROMPT = "warm-up"

@@ -12,7 +12,7 @@ from pathlib import Path
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import transformer_tensors
 from dalle_server.engine.runners.base import Runner
-from dalle_server.engine.runners.native_library import why_not
+from dalle_server.engine.runners.cpu.compiled.library import why_not
 from dalle_server.errors import ConfigError
 from dalle_server.models.config import TransformerConfig
 
@@ -89,8 +89,8 @@ def _load(
 ) -> Runner:
     # Imported here: neither library is touched, or need be installed, where the other one runs.
     if choice.runner != "torch":
-        from dalle_server.engine.runners.native_runner import NativeRunner
-        from dalle_server.engine.runners.openvino_runner import OpenVINORunner
+        from dalle_server.engine.runners.cpu.compiled.runner import NativeRunner
+        from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
 
         return (NativeRunner if choice.runner == "native" else OpenVINORunner)(
             checkpoint,
@@ -100,7 +100,7 @@ def _load(
             cache_dir=cache_dir,
             reason=choice.reason,
         )
-    from dalle_server.engine.runners.torch_runner import TorchRunner
+    from dalle_server.engine.runners.torch.runner import TorchRunner
 
     return TorchRunner(
         checkpoint,
@@ -128,7 +128,7 @@ def default_num_slots(config: TransformerConfig, choice: Choice) -> int:
 def _free_gpu_bytes(device: str) -> int:
     import torch
 
-    from dalle_server.engine.runners.torch_device import checked_device
+    from dalle_server.engine.runners.torch.device import checked_device
 
     return torch.cuda.mem_get_info(checked_device(device))[0]
 

@@ -1,0 +1,216 @@
+"""The torch runner: the reference on a CPU, the fast path on a GPU.
+
+CPU and Apple: eager, logits go to numpy and engine/sampling.py draws. CUDA: fused layers, sampling on the
+device, the whole step one CUDA graph per row bucket, and a step launched before the last one is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine import sampling
+from dalle_server.engine.runners.base import PendingTokens, StepRow, TextTokens
+from dalle_server.engine.runners.torch.device import checked_device, checked_dtype, describe, memory_errors
+from dalle_server.engine.runners.torch.fused import fuse
+from dalle_server.engine.runners.torch.graphs import CudaGraphs
+from dalle_server.engine.runners.torch.inputs import StepInputs
+from dalle_server.engine.runners.torch.step import MIN_ROWS, SlotStates, window_length, windows_agree
+from dalle_server.engine.runners.torch.weights import load_detokenizer, load_transformer
+from dalle_server.models.vqgan import to_pixels
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text, ready for a slot: cross-attention keys and values (L, 1, H, T, D), mask (1, T)."""
+
+    cross_keys: Tensor
+    cross_values: Tensor
+    mask: Tensor
+
+
+class _Advance(Protocol):
+    def advance(self, inputs: StepInputs) -> tuple[Tensor, Tensor]: ...
+
+
+class TorchRunner:
+    """Implements `Runner`. Raises ConfigError for a device that torch does not see or a dtype it cannot use there.
+
+    `on_device` chooses the GPU form of the step (fused, sampled on the device); by default where CUDA is.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        dtype: str = "fp32",
+        num_slots: int = 8,
+        num_threads: int | None = None,
+        reason: str = "asked for",
+        on_device: bool | None = None,
+    ):
+        self._device = checked_device(device)
+        self._on_device = self._device.type == "cuda" if on_device is None else on_device
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self.config = checkpoint.config
+        self.num_slots = num_slots
+        self.info = describe(self._device, dtype, reason)
+        self.lookahead = 1 if self._device.type == "cuda" else 0
+        # A CPU's fp32 products want MIN_ROWS rows, two of which are an image's; the rest stands in empty slots.
+        smallest = MIN_ROWS // 2 if self._device.type == "cpu" and dtype == "fp32" else 1
+        self.row_buckets = _buckets(smallest, num_slots)
+        self._load(checkpoint, checked_dtype(dtype))
+        self._next_positions = np.zeros(self.row_buckets[-1], np.int64)
+        self._last_logits: tuple[Tensor, list[int]] | None = None
+
+    @memory_errors()
+    @torch.inference_mode()
+    def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        model = load_transformer(checkpoint, self._device, dtype)
+        if self._on_device:
+            fuse(model)
+        # bf16 has fp32's range, which the VQGAN's unnormalised activations need and fp16 lacks.
+        vqgan_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        self._vqgan = load_detokenizer(checkpoint, self._device, vqgan_dtype)
+        self._states = SlotStates(model, self.row_buckets[-1], self.config.codebook_size)
+        self._windows_agree = not self._on_device and windows_agree(model, self._states.cache)
+        self._step: _Advance = self._states
+        self._detokenize_stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # torch's default would compute fp32 pixels with 10-bit mantissas
+            with torch.cuda.device(self._device):
+                self._step = CudaGraphs(self._states, self.row_buckets)
+            self._detokenize_stream = torch.cuda.Stream(self._device)
+            torch.cuda.synchronize(self._device)  # weights are there before another stream reads them
+
+    @memory_errors()
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
+        """One text at a time and without its padding: a text's states then depend on nothing else."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: TextTokens) -> EncodedText:
+        model, padding = self._states.model, self.config.transformer.max_text_length - text.length
+        ids = torch.from_numpy(text.ids[: text.length].astype(np.int64))[None].to(self._device)
+        memory = model.encode(ids, torch.ones_like(ids))
+        keys, values = (
+            torch.nn.functional.pad(cross, (0, 0, 0, padding)) for cross in model.decoder.cross_keys_values(memory)
+        )
+        mask = torch.arange(text.length + padding, device=self._device) < text.length
+        return EncodedText(keys, values, mask[None])
+
+    @memory_errors()
+    @torch.inference_mode()
+    def admit(self, slot: int, conditional: EncodedText, unconditional: EncodedText) -> None:
+        both = (conditional, unconditional)
+        self._states.admit(
+            slot,
+            torch.cat([text.cross_keys for text in both], dim=1),
+            torch.cat([text.cross_values for text in both], dim=1),
+            torch.cat([text.mask for text in both]),
+        )
+        self._next_positions[slot] = 0
+
+    @memory_errors()
+    @torch.inference_mode()
+    def step(self, rows: Sequence[StepRow]) -> PendingTokens:
+        slots = [row.slot for row in rows]
+        bucket = next(bucket for bucket in self.row_buckets if bucket > max(slots))
+        positions = self._next_positions[:bucket].copy()
+        positions[slots] = [row.position for row in rows]
+        launch = self._launch_on_device if self._on_device else self._launch_sampled_by_host
+        pending = launch(rows, StepInputs.pack(rows, positions))
+        last_position = self.config.transformer.image_length - 1
+        self._next_positions[slots] = np.minimum(positions[slots] + 1, last_position)
+        return pending
+
+    def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
+        slots = [row.slot for row in rows]
+        length = self.config.transformer.image_length
+        if self._windows_agree:
+            length = window_length(inputs.positions[slots].numpy(), length)
+        inputs = inputs.to(self._device)
+        logits = self._states.logits(inputs, length)
+        self._last_logits = logits, slots
+        tokens = sampling.sample(logits[slots].cpu().numpy(), rows)
+        all_tokens = torch.zeros(len(logits), dtype=torch.long)
+        all_tokens[slots] = torch.from_numpy(tokens.astype(np.int64))
+        self._states.remember(all_tokens.to(self._device), inputs)
+        return _Ready(tokens)
+
+    def _launch_on_device(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
+        slots = [row.slot for row in rows]
+        tokens, logits = self._step.advance(inputs)
+        self._last_logits = logits, slots
+        if self._device.type != "cuda":
+            return _Ready(tokens[slots].cpu().numpy().astype(np.int32))
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        host.copy_(tokens, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self._device))
+        return _Copying(host, slots, copied)
+
+    def guided_logits(self) -> NDArray[np.float32]:
+        if self._last_logits is None:
+            raise RuntimeError("guided_logits: no step was launched yet")
+        logits, slots = self._last_logits
+        answer: NDArray[np.float32] = logits[slots].cpu().numpy()
+        return answer
+
+    def drop_buckets_below(self, num_images: int) -> None:
+        self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
+
+    @torch.inference_mode()
+    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """One picture at a time: its pixels then depend on nothing else, and a batch would hardly be faster."""
+        with self._on_detokenize_stream():
+            ids = torch.from_numpy(grids.astype(np.int64)).to(self._device)
+            pixels = [to_pixels(self._vqgan.decode(grid[None])).cpu().numpy() for grid in ids]
+        return np.concatenate(pixels)
+
+    def _on_detokenize_stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._detokenize_stream) if self._detokenize_stream else nullcontext()
+
+    def close(self) -> None:
+        for name in ("_last_logits", "_step", "_states", "_vqgan"):
+            vars(self).pop(name, None)
+        if self._device.type == "cuda":
+            with suppress(RuntimeError):  # after an illegal access, this fails like everything else
+                torch.cuda.empty_cache()  # the next runner counts its slots by what the driver calls free
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    tokens: NDArray[np.int32]
+
+    def result(self) -> NDArray[np.int32]:
+        return self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """Tokens of all slots, on their way to the host."""
+
+    host: Tensor
+    slots: list[int]
+    copied: torch.cuda.Event
+
+    def result(self) -> NDArray[np.int32]:
+        self.copied.synchronize()
+        return self.host.numpy()[self.slots].astype(np.int32)
+
+
+def _buckets(smallest: int, num_slots: int) -> tuple[int, ...]:
+    """Powers of two from `smallest`, and the number of slots: (2, 4, 6) for six slots."""
+    sizes = {size for size in (2**i for i in range(num_slots.bit_length())) if smallest <= size < num_slots}
+    return tuple(sorted({*sizes, max(smallest, num_slots)}))

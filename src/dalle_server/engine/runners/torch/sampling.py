@@ -1,0 +1,48 @@
+"""engine/sampling.py in torch operations without a host round trip, so that a CUDA graph can hold them.
+
+Same order, same ties, same noise. What may differ from numpy is the last bit of a float64 logarithm or
+exponential: it decides only between candidates that are equal to about 1e-15.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dalle_server.engine.rng import MASK32, philox4x32
+from dalle_server.engine.runners.base import NAN_TOKEN
+from dalle_server.engine.runners.torch.inputs import StepInputs
+from dalle_server.engine.sampling import WEIGHT_ONE
+
+
+def sample(logits: Tensor, inputs: StepInputs) -> Tensor:
+    """(B, C) guided logits → (B,) int64 ids: the forced one, the drawn one, or NAN_TOKEN where not all are finite."""
+    values, ids, kept = filter_logits(logits, inputs.temperature, inputs.top_k, inputs.top_p)
+    scores = values.double() + gumbel(ids, inputs.positions, inputs.image_indices, inputs.seeds)
+    best = scores.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)
+    drawn = ids.gather(1, best).squeeze(1)
+    tokens = torch.where(inputs.forced >= 0, inputs.forced, drawn)
+    return torch.where(logits.isfinite().all(-1), tokens, NAN_TOKEN)
+
+
+def filter_logits(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C) logits → scaled logits in descending order, their ids, and which of them may be drawn.
+
+    temperature, top_k and top_p are (B,); top_k 0 and top_p 1 keep everything.
+    """
+    # Stable: among equal logits the lowest id comes first, as the reference has it.
+    values, ids = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(values.shape[1], device=values.device)
+    kept = (rank < top_k[:, None]) | (top_k[:, None] <= 0)
+    weights = ((values.double() - values[:, :1].double()).exp() * WEIGHT_ONE).long() * kept
+    before = weights.cumsum(-1) - weights
+    nucleus = (before < top_p[:, None].double() * weights.sum(-1, keepdim=True)) | (top_p[:, None] >= 1)
+    return values, ids, kept & nucleus
+
+
+def gumbel(token_ids: Tensor, steps: Tensor, image_indices: Tensor, seeds: Tensor) -> Tensor:
+    """Standard Gumbel noise (B, C) in float64 for token ids (B, C); the rest is (B,). See engine/rng.py."""
+    steps, image_indices, seeds = steps[:, None], image_indices[:, None], seeds[:, None]
+    counter = (token_ids, steps, image_indices & MASK32, torch.zeros_like(steps))
+    word: Tensor = philox4x32(counter, (seeds & MASK32, (seeds >> 32) & MASK32))[0]
+    return -(-((word.double() + 0.5) * 2.0**-32).log()).log()

@@ -1,0 +1,89 @@
+"""Pixels to files: PNG, JPEG or WebP bytes, resized when asked, with the metadata that replays them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from enum import StrEnum
+
+from PIL import Image
+
+from dalle_server.generation import GeneratedImage, Generation, Pixels
+from dalle_server.pictures.metadata import PictureMetadata, save_options
+from dalle_server.web.service import Engine
+
+DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
+
+
+class ImageFormat(StrEnum):
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.value}"
+
+
+def encode_image(
+    pixels: Pixels,
+    format: ImageFormat,
+    *,
+    metadata: PictureMetadata | None = None,
+    size_px: tuple[int, int] | None = None,
+    quality: int | None = None,
+) -> bytes:
+    """(height, width, 3) pixels → a whole file.
+
+    `size_px` is (width, height); another size than the model's is reached with Lanczos. `quality` 0–100 is for
+    JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY.
+    """
+    image = Image.fromarray(pixels)
+    if size_px is not None and size_px != image.size:
+        image = image.resize(size_px, Image.Resampling.LANCZOS)
+    options = _codec_options(format, DEFAULT_QUALITY if quality is None else quality)
+    if metadata is not None:
+        options |= save_options(metadata, format.name)
+    file = io.BytesIO()
+    image.save(file, format.name, **options)
+    return file.getvalue()
+
+
+def _codec_options(format: ImageFormat, quality: int) -> dict[str, object]:
+    match format:
+        case ImageFormat.PNG:
+            return {}
+        case ImageFormat.JPEG:
+            # Full-resolution colour: red on blue is where these small pictures suffer first.
+            return {"quality": max(1, quality), "subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
+        case ImageFormat.WEBP:
+            return {"quality": quality, "method": 4}
+
+
+def base64_text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def data_url(data: bytes, format: ImageFormat) -> str:
+    return f"data:{format.media_type};base64,{base64_text(data)}"
+
+
+def describe_image(image: GeneratedImage, generation: Generation, engine: Engine) -> PictureMetadata:
+    """The recipe of a finished picture."""
+    return PictureMetadata.of(
+        generation.request, generation.sampling, image, model=engine.config.name, digest=engine.digest
+    )
+
+
+def encode_result(
+    image: GeneratedImage,
+    generation: Generation,
+    engine: Engine,
+    format: ImageFormat,
+    *,
+    size_px: tuple[int, int] | None = None,
+    quality: int | None = None,
+) -> bytes:
+    """A finished picture as a whole file that tells how to make it again."""
+    metadata = describe_image(image, generation, engine)
+    return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

@@ -1,0 +1,200 @@
+"""/v1/jobs: a picture that outlives its connection. Submit, look on, come back later, look back."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request, send_file
+
+from dalle_server.config import Settings
+from dalle_server.errors import InvalidRequest, NotFound
+from dalle_server.pictures.codec import ImageFormat
+from dalle_server.web.jobs.feed import TERMINAL, Entry, View
+from dalle_server.web.jobs.pump import Jobs, image_json, is_finished
+from dalle_server.web.jobs.schemas import REQUEST_FIELDS, JobBody, JobList, JobQuery, JobReply
+from dalle_server.web.jobs.storage import Job
+from dalle_server.web.openapi import describe
+from dalle_server.web.schemas import read_json, validate
+from dalle_server.web.security import client_id
+from dalle_server.web.service import Service, current_service
+from dalle_server.web.sse import event_stream, format_event
+from dalle_server.web.waiting import client_left
+
+EXTENSION = "dalle_server.jobs"
+LOOK_S = 1.0  # how often a stream without news asks whether its client is still there
+HEARTBEAT_S = 15.0
+_EVENT_ID = re.compile(r"[0-9]{1,19}")
+
+blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
+
+
+def install(app: Flask, settings: Settings, service: Service) -> Jobs:
+    """Register the routes. The returned jobs start with the first request, or when the server calls `start`."""
+    jobs = Jobs(settings, service)
+    app.extensions[EXTENSION] = jobs
+    app.register_blueprint(blueprint)
+    return jobs
+
+
+def current_jobs() -> Jobs:
+    jobs: Jobs = current_app.extensions[EXTENSION]
+    jobs.start()
+    return jobs
+
+
+@blueprint.post("")
+@describe("Submit a job", body=JobBody, reply=JobReply, status=202)
+def submit() -> tuple[Response, int, dict[str, str]]:
+    body = read_json(JobBody)
+    limit = current_service().settings.max_images
+    if body.num_images > limit:
+        raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
+    job = current_jobs().submit(body.model_dump(), owner=_owner(), client=client_id())
+    return _reply(_find(job.id)), 202, {"Location": f"/v1/jobs/{job.id}"}
+
+
+@blueprint.get("")
+@describe("List your jobs, newest first", reply=JobList, query=JobQuery)
+def list_jobs() -> Response:
+    query = validate(JobQuery, request.args.to_dict())
+    found = current_jobs().store.find(
+        _owner(),
+        search=query.q,
+        status=query.status,
+        with_pictures=query.with_pictures,
+        before=query.after,
+        limit=query.limit + 1,
+    )
+    data = [job_json(current_jobs().current(job)) for job in found[: query.limit]]
+    return jsonify({"object": "list", "data": data, "has_more": len(found) > query.limit})
+
+
+@blueprint.get("/events")
+@describe("Watch all your running jobs as server-sent events", reply_type="text/event-stream")
+def watch_all() -> Response:
+    return _watch(current_jobs().feed.join(_owner(), after=_last_event_id()))
+
+
+@blueprint.get("/<job_id>")
+@describe("A job's state, and its finished pictures", reply=JobReply)
+def show(job_id: str) -> Response:
+    return _reply(_find(job_id))
+
+
+@blueprint.get("/<job_id>/events")
+@describe("Watch a job as server-sent events; Last-Event-ID resumes", reply_type="text/event-stream")
+def watch(job_id: str) -> Response:
+    job = _find(job_id)
+    if is_finished(job):
+        return event_stream(_retold(job))
+    return _watch(current_jobs().feed.join(job.owner, job.id, after=_last_event_id()))
+
+
+@blueprint.delete("/<job_id>")
+@describe("Cancel an unfinished job within a token; delete a finished one with its pictures")
+def delete(job_id: str) -> Response | tuple[Response, int]:
+    job = _find(job_id)
+    if is_finished(job):
+        current_jobs().delete(job)
+        return jsonify({"id": job.id, "object": "job.deleted", "deleted": True})
+    current_jobs().cancel(job)
+    return _reply(_find(job_id)), 202
+
+
+@blueprint.get("/<job_id>/pictures/<int:index>")
+@describe("One finished picture", reply_type="image/png")
+def picture(job_id: str, index: int) -> Response:
+    job = _find(job_id)
+    found = next((picture for picture in job.pictures if picture.index == index), None)
+    path = None if found is None else current_jobs().store.path(found)
+    if path is None or not path.is_file():
+        raise NotFound(f"job {job_id} has no picture {index}", param="index")
+    kind = ImageFormat(job.request["format"])
+    name = f"{job.request['seed']}-{index}.{kind.value}"
+    response = send_file(path, mimetype=kind.media_type, download_name=name, max_age=365 * 86_400)
+    response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    return response
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """The job as the API shows it: JobReply."""
+    return {
+        "id": job.id,
+        "object": "job",
+        "status": job.status,
+        **current_jobs().progress(job.id),
+        **{name: job.request[name] for name in REQUEST_FIELDS},
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "queue_s": job.queue_s,
+        "total_s": job.total_s,
+        "error": job.error,
+        "images": [image_json(job, picture) for picture in job.pictures],
+    }
+
+
+def _reply(job: Job) -> Response:
+    return jsonify(job_json(job))
+
+
+def _owner() -> str:
+    """Whose jobs these are. A server without keys has one gallery, shared by all who reach it."""
+    return client_id() if current_service().settings.api_keys else ""
+
+
+def _find(job_id: str) -> Job:
+    """Another key's job is as absent as one that never was."""
+    job = current_jobs().store.get(job_id)
+    if job is None or job.owner != _owner():
+        raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
+    return current_jobs().current(job)
+
+
+def _last_event_id() -> int:
+    text = request.headers.get("Last-Event-ID", "")
+    return int(text) if _EVENT_ID.fullmatch(text) else 0
+
+
+def _watch(view: View) -> Response:
+    response = event_stream(_told(view, client_left()))
+    response.call_on_close(view.close)
+    return response
+
+
+def _told(view: View, left: Callable[[], bool]) -> Iterator[str]:
+    spoke_at = time.monotonic()
+    yield ": connected\n\n"  # opens the stream at once, though nothing may happen for long
+    for entries in view.entries(LOOK_S):
+        if left():
+            return
+        if entries:
+            spoke_at = time.monotonic()
+            yield _formatted(entries)
+        elif time.monotonic() - spoke_at >= HEARTBEAT_S:
+            spoke_at = time.monotonic()
+            yield ": keep-alive\n\n"
+
+
+def _retold(job: Job) -> Iterator[str]:
+    """The events of a job that ended long ago, from its row."""
+    number = int((job.finished_at or 0) * 1_000_000)
+    images = [image_json(job, picture) for picture in job.pictures]
+    end: dict[str, Any] = {"job": job.id}
+    match job.status:
+        case "done":
+            end |= {"images": images, "queue_s": job.queue_s, "total_s": job.total_s}
+        case "failed":
+            end |= {"error": job.error}
+        case _:
+            end |= {"reason": "cancelled"}
+    assert job.status in TERMINAL
+    yield _formatted(Entry(number, job.id, "image", {"job": job.id, **image}) for image in images)
+    yield _formatted([Entry(number, job.id, job.status, end)])
+
+
+def _formatted(entries: Iterable[Entry]) -> str:
+    return "".join(format_event(entry.event, entry.data, entry.number) for entry in entries)

@@ -1,0 +1,46 @@
+"""Pixels to files: what each format keeps, and the asked size and quality."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
+
+GRADIENT = np.stack([*np.meshgrid(np.arange(64), np.arange(64)), np.full((64, 64), 90)], axis=-1).astype(np.uint8) * 2
+
+
+def decoded(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_png_is_lossless() -> None:
+    assert np.array_equal(np.asarray(decoded(encode_image(GRADIENT, ImageFormat.PNG))), GRADIENT)
+
+
+@pytest.mark.parametrize("format", list(ImageFormat))
+@pytest.mark.parametrize("size_px", [None, (64, 64), (100, 30), (256, 256), (1, 1)])
+def test_the_file_has_the_asked_format_and_size(format: ImageFormat, size_px: tuple[int, int] | None) -> None:
+    image = decoded(encode_image(GRADIENT, format, size_px=size_px))
+    assert image.format == format.name
+    assert image.size == (size_px or (64, 64))
+
+
+def test_resizing_is_lanczos() -> None:
+    expected = np.asarray(Image.fromarray(GRADIENT).resize((150, 150), Image.Resampling.LANCZOS))
+    assert np.array_equal(np.asarray(decoded(encode_image(GRADIENT, ImageFormat.PNG, size_px=(150, 150)))), expected)
+
+
+@pytest.mark.parametrize("format", [ImageFormat.JPEG, ImageFormat.WEBP])
+def test_quality_trades_bytes_for_fidelity(format: ImageFormat) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    sizes = [len(encode_image(noise, format, quality=quality)) for quality in (0, 50, 100)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1] / 2
+    error = np.abs(np.asarray(decoded(encode_image(GRADIENT, format))).astype(int) - GRADIENT)
+    assert error.mean() < 2  # the default is meant to be looked at
+
+
+def test_data_urls_name_the_media_type() -> None:
+    assert data_url(b"\x00\x01", ImageFormat.WEBP) == "data:image/webp;base64,AAE="

@@ -1,0 +1,161 @@
+"""Pictures that tell how they were made: pack, embed, read back, refuse what is damaged."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.generation import FREE, GeneratedImage, GenerationRequest, ImageKey, SamplingParams
+from dalle_server.pictures.codec import ImageFormat, encode_image
+from dalle_server.pictures.metadata import (
+    MAX_TEXT_CHARS,
+    PictureMetadata,
+    pack_tokens,
+    pixels_sha256,
+    read_metadata,
+    unpack_tokens,
+)
+
+SAMPLING = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, condition_scale=10.0)
+FORMATS = list(ImageFormat)
+
+
+def picture(seed: int = 5, index: int = 2, num_tokens: int = 256, codebook: int = 16384) -> GeneratedImage:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    tokens = rng.integers(0, codebook, num_tokens, dtype=np.int32)
+    return GeneratedImage(index=0, key=ImageKey(seed, index), pixels=pixels, tokens=tokens)
+
+
+def describe(image: GeneratedImage, prompt: str = "a red apple", **request: object) -> PictureMetadata:
+    asked = GenerationRequest(prompt=prompt, images=(image.key,), **request)  # type: ignore[arg-type]
+    return PictureMetadata.of(asked, SAMPLING, image, model="nano", digest="ab" * 32)
+
+
+@given(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=400))
+def test_packed_tokens_unpack_to_themselves(ids: list[int]) -> None:
+    packed, bits = pack_tokens(np.array(ids, np.int32))
+    assert unpack_tokens(packed, bits, len(ids)).tolist() == ids
+
+
+def test_a_mega_grid_packs_into_less_than_a_kilobyte() -> None:
+    packed, bits = pack_tokens(picture().tokens)
+    assert bits == 14
+    assert len(packed) == 600
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_carries_the_whole_recipe(format: ImageFormat) -> None:
+    image = picture()
+    metadata = describe(image, negative_prompt="blurry")
+    read = read_metadata(encode_image(image.pixels, format, metadata=metadata))
+    assert read == metadata
+    assert read.token_grid().tolist() == image.tokens.tolist()
+    assert read.pixels_sha256 == pixels_sha256(image.pixels)
+    request = read.request()
+    assert (request.prompt, request.negative_prompt) == ("a red apple", "blurry")
+    assert request.images == (ImageKey(5, 2),)
+    assert request.sampling == SAMPLING
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(prompt=st.text(st.characters(codec="utf-8"), min_size=1, max_size=200).filter(str.strip))
+def test_any_unicode_prompt_survives(format: ImageFormat, prompt: str) -> None:
+    image = picture(num_tokens=4)
+    data = encode_image(image.pixels, format, metadata=describe(image, prompt))
+    assert read_metadata(data).prompt == prompt
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("letter", ["x", "\x01", "ж", "漢", "🍎"])
+def test_a_huge_prompt_is_cut_and_says_so(format: ImageFormat, letter: str) -> None:
+    image = picture()
+    data = encode_image(
+        image.pixels, format, metadata=describe(image, letter * 50_000, negative_prompt=letter * 50_000)
+    )
+    read = read_metadata(data)
+    assert read.text_cut
+    assert read.prompt == letter * MAX_TEXT_CHARS
+    assert read.token_grid().tolist() == image.tokens.tolist()
+
+
+def test_forced_tokens_come_back_as_forced_tokens() -> None:
+    image = picture()
+    forced = tuple(int(token) if i % 3 == 0 else FREE for i, token in enumerate(image.tokens))
+    assert describe(image, forced_tokens=forced).request().forced_tokens == forced
+    assert describe(image).request().forced_tokens == ()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_picture_of_another_program_says_that_it_has_no_metadata(format: ImageFormat) -> None:
+    with pytest.raises(InvalidRequest, match="no dalle-server metadata"):
+        read_metadata(encode_image(picture().pixels, format))
+
+
+def test_a_camera_comment_is_not_ours() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0{nice holiday}"
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+    with pytest.raises(InvalidRequest, match="no dalle-server metadata"):
+        read_metadata(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": "AAAA"},
+        {"tokens": "not base64!"},
+        {"num_tokens": 10**9},
+        {"token_bits": 60},
+        {"seed": -1},
+        {"prompt": ""},
+        {"temperature": 0.0},
+        {"format": 2},
+        {"forced": "AA=="},
+    ],
+)
+def test_damaged_metadata_is_refused(change: dict[str, object]) -> None:
+    image = picture()
+    raw = json.loads(describe(image).to_json()) | change
+    damaged = PictureMetadata.model_construct(**raw)
+    with pytest.raises(InvalidRequest, match="damaged") as caught:
+        read_metadata(encode_image(image.pixels, ImageFormat.PNG, metadata=damaged))
+    assert len(caught.value.message.splitlines()) == 1 and len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x04Ex"])
+def test_what_is_no_picture_is_a_clear_error(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be read as a picture") as caught:
+        read_metadata(data)
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_every_truncation_is_a_clear_error_or_the_same_metadata() -> None:
+    image = picture()
+    metadata = describe(image)
+    data = encode_image(image.pixels, ImageFormat.PNG, metadata=metadata)
+    for end in range(0, len(data), 7):
+        try:
+            read = read_metadata(data[:end])
+        except InvalidRequest:
+            continue
+        assert read == metadata
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_flipped_bits_never_raise_anything_else(format: ImageFormat) -> None:
+    data = bytearray(encode_image(picture().pixels, format, metadata=describe(picture())))
+    rng = np.random.default_rng(1)
+    for position in rng.integers(0, min(len(data), 3000), 400):
+        data[position] ^= 1 << int(rng.integers(0, 8))
+        try:
+            read_metadata(bytes(data))
+        except InvalidRequest:
+            data[position] = rng.integers(0, 256)

@@ -1,0 +1,90 @@
+"""Packed weights kept for the next start: the same bits, whole or absent, never a reason not to start."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dalle_server.checkpoints import open_checkpoint, write_native
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.tensor_file import release_pages
+from dalle_server.engine.runners.cpu import packing as openvino_packed
+from dalle_server.engine.runners.cpu.layers import products
+from dalle_server.engine.runners.cpu.openvino import runner as openvino_runner
+from dalle_server.engine.runners.cpu.packing import format_of, kept_packed, pack
+from dalle_server.errors import CheckpointError
+from tests.runners.cpu.cpu_runners import FORMATS, NATIVE, cpu_runner
+from tests.runners.golden_checkpoints import GREEDY, force
+from tests.runners.random_checkpoint import START, random_checkpoint, random_text
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    made = random_checkpoint(dtype=np.float16)
+    files = {"tokenizer.json": b"{}"}
+    return open_checkpoint(write_native(tmp_path / "native", made.config, made.transformer, made.vqgan, files))
+
+
+@pytest.fixture(autouse=True)
+def every_model_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
+
+
+def logits(checkpoint: Checkpoint, cache_dir: Path | None, dtype: str = "int8") -> np.ndarray:
+    runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=cache_dir)
+    runner.admit(0, *runner.encode([random_text(1, 9), random_text(0, 2)]))
+    return force(runner, np.full((1, 4), START), GREEDY)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_first_the_next_and_an_uncached_start_agree(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    uncached, first = logits(checkpoint, None, dtype), logits(checkpoint, tmp_path, dtype)
+    monkeypatch.setattr(openvino_packed, "pack", lambda *_: pytest.fail("packed again"))
+    np.testing.assert_array_equal(first, uncached)
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path, dtype), uncached)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
+    kept = kept_packed(checkpoint, dtype, tmp_path)
+    for name, product in products(checkpoint.config).items():
+        for part, expected in pack(checkpoint.transformer, product, format_of(name, dtype)).items():
+            for _ in range(2):  # the second time from pages that were given back
+                np.testing.assert_array_equal(kept[name][part], expected)
+                release_pages(kept[name][part])
+
+
+def test_a_damaged_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    kept_packed(checkpoint, "int8", tmp_path)
+    (file,) = tmp_path.glob("openvino/*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=file.name):
+        kept_packed(checkpoint, "int8", tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    with caplog.at_level(logging.WARNING):
+        result = logits(checkpoint, blocked)
+    assert "not kept" in caplog.text
+    np.testing.assert_array_equal(result, logits(checkpoint, None))
+
+
+@pytest.mark.parametrize("dtype", ["int8", *NATIVE])
+def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(
+    checkpoint: Checkpoint, tmp_path: Path, dtype: str
+) -> None:
+    runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=tmp_path)
+    held = [weakref.ref(part) for part in (runner._decoder, runner._encoder, runner._vqgan)]
+    runner.close()
+    assert [reference() for reference in held] == [None] * 3
+    runner.close()

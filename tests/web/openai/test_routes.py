@@ -1,0 +1,247 @@
+"""The OpenAI Images API on a scripted engine: fields, forms of results, streams, errors."""
+
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+
+from dalle_server.errors import GenerationFailed, Overloaded
+from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.pictures.metadata import read_metadata
+from dalle_server.web.openai.routes import ALIASES
+from tests.web.scripted_engine import ScriptedEngine
+
+
+def generate(client: FlaskClient, status: int = 200, **body: Any) -> dict[str, Any]:
+    reply = client.post("/v1/images/generations", json={"prompt": "a red apple", **body})
+    assert reply.status_code == status, reply.text
+    return dict(reply.json)
+
+
+def picture(data: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
+
+
+def events(client: FlaskClient, **body: Any) -> list[tuple[str, Any]]:
+    reply = client.post("/v1/images/generations", json={"prompt": "x", "stream": True, **body})
+    assert reply.status_code == 200
+    assert reply.mimetype == "text/event-stream"
+    found = []
+    for block in reply.text.removeprefix(": accepted\n\n").strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = lines["data"]
+        found.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+def test_a_plain_request_gets_pictures_seeds_and_real_token_counts(client: FlaskClient) -> None:
+    reply = generate(client, n=2, seed=7)
+    assert [(data["seed"], data["image_index"]) for data in reply["data"]] == [(7, 0), (7, 1)]
+    assert reply["output_format"] == "png"
+    assert reply["size"] == "16x16"
+    assert reply["usage"] == {
+        "input_tokens": 5,
+        "output_tokens": 32,
+        "total_tokens": 37,
+        "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": 32},
+    }
+    assert reply["created"] > 1_700_000_000
+
+
+def test_our_extra_fields_reach_the_engine(client: FlaskClient, engine: ScriptedEngine) -> None:
+    generate(client, seed=3, n=2, top_k=5, top_p=0.5, temperature=2, condition_scale=4.0)
+    (request,) = engine.requests
+    assert request.sampling == SamplingParams(top_k=5, top_p=0.5, temperature=2.0, condition_scale=4.0)
+    assert request.images == (ImageKey(3, 0), ImageKey(3, 1))
+    assert request.timeout_s == 600
+    assert request.client
+
+
+def test_every_field_of_the_official_client_is_accepted(client: FlaskClient) -> None:
+    generate(
+        client, model="dall-e-3", quality="hd", style="vivid", background="transparent", moderation="low",
+        user="u", safety_identifier="s", something_new=1,
+    )  # fmt: skip
+    nothing = dict.fromkeys(
+        ("model", "n", "size", "quality", "response_format", "output_compression", "stream", "seed")
+    )
+    generate(client, **nothing)
+
+
+@pytest.mark.parametrize(
+    ("fields", "forms"),
+    [
+        ({}, {"b64_json", "url"}),
+        ({"model": "dall-e-2"}, {"b64_json", "url"}),
+        ({"model": "gpt-image-1"}, {"b64_json"}),
+        ({"response_format": "url", "model": "gpt-image-1"}, {"url"}),
+        ({"response_format": "b64_json"}, {"b64_json"}),
+    ],
+)
+def test_response_format_decides_the_form(client: FlaskClient, fields: dict[str, str], forms: set[str]) -> None:
+    (data,) = generate(client, **fields)["data"]
+    assert set(data) - {"seed", "image_index"} == forms
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_size_format_and_metadata_of_the_file(client: FlaskClient, output_format: str) -> None:
+    (data,) = generate(client, output_format=output_format, size="64x32", seed=9)["data"]
+    image = picture(data)
+    assert (image.format or "").lower() == output_format
+    assert image.size == (64, 32)
+    metadata = read_metadata(base64.b64decode(data["b64_json"]))
+    assert (metadata.prompt, metadata.seed, metadata.model) == ("a red apple", 9, "scripted")
+
+
+def test_compression_trades_size(client: FlaskClient) -> None:
+    small, large = (
+        len(generate(client, output_format="jpeg", size="256x256", seed=1, output_compression=q)["data"][0]["b64_json"])
+        for q in (5, 100)
+    )
+    assert small < large
+
+
+def test_urls_show_the_picture_until_their_time_is_over(make_app: Callable[..., Flask], tmp_path: Path) -> None:
+    client = make_app(url_ttl_s=60, data_dir=tmp_path).test_client()
+    (data,) = generate(client, output_format="webp", seed=1)["data"]
+    reply = client.get(data["url"])
+    assert reply.status_code == 200
+    assert reply.mimetype == "image/webp"
+    assert reply.data == base64.b64decode(data["b64_json"])
+    (file,) = (tmp_path / "pictures").iterdir()
+    os.utime(file, (time.time() - 61,) * 2)
+    assert client.get(data["url"]).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["x", "..%2f..%2fetc%2fpasswd", "a" * 32 + ".png", "a" * 32 + ".svg", "%00"])
+def test_guessed_picture_names_find_nothing(client: FlaskClient, name: str) -> None:
+    assert client.get(f"/pictures/{name}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"prompt": ""}, "prompt", "at least 1 character"),
+        ({"prompt": " \n"}, "prompt", "prompt must"),
+        ({"prompt": "x" * 32_001}, "prompt", "32000"),
+        ({"prompt": 3}, "prompt", "string, not 3"),
+        ({"n": 0}, "n", "greater than or equal to 1, not 0"),
+        ({"n": 11}, "n", "less than or equal to 10, not 11"),
+        ({"n": "3"}, "n", "integer, not '3'"),
+        ({"n": True}, "n", "integer, not True"),
+        ({"size": "huge"}, "size", "size must"),
+        ({"size": "10x10"}, "size", "16 to 2048 pixels, not '10x10'"),
+        ({"size": "4096x4096"}, "size", "16 to 2048 pixels"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**64}, "seed", "seed must"),
+        ({"top_p": 0}, "top_p", "top_p must"),
+        ({"response_format": "png"}, "response_format", "'url' or 'b64_json', not 'png'"),
+        ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp', not 'gif'"),
+        ({"output_compression": 101}, "output_compression", "100, not 101"),
+        ({"partial_images": 4}, "partial_images", "3, not 4"),
+    ],
+)
+def test_faults_name_the_field_and_the_value(client: FlaskClient, body: dict[str, Any], param: str, says: str) -> None:
+    error = generate(client, 400, **body)["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert says in error["message"]
+
+
+def test_an_unknown_model_is_not_found(client: FlaskClient) -> None:
+    error = generate(client, 404, model="sdxl")["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "'scripted'" in error["message"]
+    assert client.get("/v1/models/sdxl").json["error"]["code"] == "model_not_found"
+
+
+def test_models_lists_the_loaded_one_and_its_aliases(client: FlaskClient) -> None:
+    listed = client.get("/v1/models").json
+    assert [model["id"] for model in listed["data"]] == ["scripted", *ALIASES]
+    for name in ("scripted", *ALIASES):
+        assert client.get(f"/v1/models/{name}").json["id"] == name
+
+
+@pytest.mark.parametrize("path", ["edits", "variations"])
+def test_edits_and_variations_say_that_they_are_not_there(client: FlaskClient, path: str) -> None:
+    reply = client.post(f"/v1/images/{path}", data={"prompt": "x", "image": (io.BytesIO(b"png"), "a.png")})
+    assert reply.status_code == 501
+    assert reply.json["error"]["code"] == "not_supported"
+    assert reply.headers["x-should-retry"] == "false"
+
+
+def test_overload_says_when_to_come_back(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.submit_error = Overloaded("the queue is full", retry_after_s=7)
+    reply = client.post("/v1/images/generations", json={"prompt": "x", "stream": True})
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "7")
+    assert "x-should-retry" not in reply.headers
+
+
+def test_a_failed_generation_is_not_worth_a_retry(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.fail_with = GenerationFailed("the logits were not finite")
+    reply = client.post("/v1/images/generations", json={"prompt": "x"})
+    assert (reply.status_code, reply.headers["x-should-retry"]) == (500, "false")
+
+
+@pytest.mark.parametrize(("partial_images", "at"), [(0, []), (1, [8]), (2, [6, 12]), (3, [4, 8, 12])])
+def test_partial_images_spread_evenly(
+    client: FlaskClient, engine: ScriptedEngine, partial_images: int, at: list[int]
+) -> None:
+    found = events(client, partial_images=partial_images, size="32x32")
+    names = [name for name, _ in found]
+    assert names == ["image_generation.partial_image"] * partial_images + ["image_generation.completed", ""]
+    every = engine.requests[0].preview_every
+    assert (list(range(every, 16, every)) if every else []) == at
+
+
+def test_a_stream_carries_every_picture_with_its_previews(client: FlaskClient) -> None:
+    found = events(client, n=2, partial_images=2, seed=4, output_format="webp")
+    assert found[-1] == ("", "[DONE]")
+    for name, data in found[:-1]:
+        assert data["type"] == name
+        assert {"b64_json", "created_at", "size", "quality", "background", "output_format", "image_index"} <= set(data)
+        assert picture(data).format == "WEBP"
+    partial = [
+        (data["image_index"], data["partial_image_index"])
+        for name, data in found[:-1]
+        if name.endswith("partial_image")
+    ]
+    assert partial == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    completed = [data for name, data in found[:-1] if name.endswith("completed")]
+    assert [data["image_index"] for data in completed] == [0, 1]
+    assert sum(data["usage"]["total_tokens"] for data in completed) == 3 + 32
+    assert read_metadata(base64.b64decode(completed[1]["b64_json"])).image_index == 1
+
+
+def test_a_stream_that_fails_says_so_as_an_event(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.fail_with = GenerationFailed("the logits were not finite")
+    ((name, data),) = events(client, partial_images=1)
+    assert (name, data["error"]["code"]) == ("error", "generation_failed")
+
+
+def test_a_reader_that_leaves_cancels_the_generation(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    reply = client.post("/v1/images/generations", json={"prompt": "x", "stream": True}, buffered=False)
+    (generation,) = engine.generations
+    assert generation.cancel_reason is None
+    reply.close()
+    assert generation.cancel_reason == "the client left"
+
+
+def test_a_leaving_client_is_noticed_between_events(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    environ = {"waitress.client_disconnected": lambda: True}
+    reply = client.post("/v1/images/generations", json={"prompt": "x", "stream": True}, environ_overrides=environ)
+    assert "cancelled" in reply.text
+    reply = client.post("/v1/images/generations", json={"prompt": "x"}, environ_overrides=environ)
+    assert reply.status_code == 499
+    assert [generation.cancel_reason for generation in engine.generations] == ["the client left"] * 2
