@@ -96,7 +96,7 @@ def test_models_lists_what_there_is(run: Run) -> None:
         (("serve", "--api_keys", "short"), 2, "has fewer than 8 characters"),
         (("serve", "--config", "/nowhere.toml"), 2, "cannot read the configuration file"),
         (("generate", ""), 2, "prompt must not be empty"),
-        (("generate", "x", "-n", "0"), 2, "num_images must be at least 1"),
+        (("generate", "x", "-n", "0"), 2, "num_images must lie between 1 and 10000, not 0"),
         (("generate", "x", "--model_dir", "/nowhere"), 1, "model_dir /nowhere is not a folder"),
         (("generate", "x", "-o", "/dev/null/x"), 1, "cannot write /dev/null/x"),
         (("info", "/nowhere.png"), 2, "nowhere.png does not exist"),

@@ -10,43 +10,35 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server import checks
 from dalle_server.errors import DalleServerError, DeadlineExceeded, GenerationCancelled, InvalidRequest
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGE_INDEX = 2**32 - 1  # a word of the noise's counter
+MAX_IMAGES = 10_000  # of one request: more than any queue takes
+MAX_TOKEN_ID = 2**31 - 1
+MAX_TIMEOUT_S = 1e9
+WIRE_VERSION = 1
 FREE = -1  # in forced_tokens: this position is sampled
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 Tokens = NDArray[np.int32]  # (I,) codebook ids in reading order
 
 
-def _check(name: str, value: Any, low: float, high: float) -> None:
-    """A number as the bounds are: whole where they are whole. What gets past this reaches the engine's loop."""
-    if value is None:
-        return
-    kind, called = (Integral, "a whole number") if isinstance(low, int) else (Real, "a number")
-    fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits:
-        raise InvalidRequest(f"{name} must be {called}, not {value!r}", param=name)
-    # `not low <= value <= high` also catches NaN.
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must lie between {low} and {high}, not {value!r}", param=name)
-
-
-def _check_text(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{name} must be text of whole characters, not {text[:60]!r}: {error.reason}", param=name
-        ) from None
+# Field, lowest, highest; whole where the bounds are.
+_SAMPLING_BOUNDS = (
+    ("temperature", 0.01, 100.0),
+    ("top_k", 0, 2**31 - 1),
+    ("top_p", 1e-6, 1.0),
+    ("condition_scale", 0.0, 100.0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +61,10 @@ class SamplingParams:
         return cls(temperature=1.0, top_k=50, top_p=1.0, condition_scale=10.0)
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.01, 100.0)
-        _check("top_k", self.top_k, 0, 2**31 - 1)
-        _check("top_p", self.top_p, 1e-6, 1.0)
-        _check("condition_scale", self.condition_scale, 0.0, 100.0)
+        for name, low, high in _SAMPLING_BOUNDS:
+            if (value := getattr(self, name)) is not None:
+                check = checks.whole_number if isinstance(low, int) else checks.number
+                object.__setattr__(self, name, check(name, value, low, high))  # type: ignore[arg-type]
 
     def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
         """Fill every None from `defaults`."""
@@ -91,10 +83,18 @@ class ImageKey:
     seed: int
     index: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", checks.whole_number("seed", self.seed, 0, MAX_SEED))
+        object.__setattr__(self, "index", checks.whole_number("image_index", self.index, 0, MAX_IMAGE_INDEX))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt, N pictures. Build it with `GenerationRequest.of`, which draws a seed when none is given."""
+    """One prompt, N pictures. Build it with `GenerationRequest.of`, which draws a seed when none is given.
+
+    Whatever builds one, all of it is checked here, so that nothing that reaches the engine's thread can fault it.
+    `to_dict` is its one wire form: jobs keep it, pictures carry it, a cluster sends it.
+    """
 
     prompt: str
     images: tuple[ImageKey, ...]
@@ -107,16 +107,29 @@ class GenerationRequest:
     id: str = field(default_factory=lambda: f"gen-{secrets.token_hex(8)}")
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        for name in ("prompt", "negative_prompt", "client", "id"):
+            checks.text(name, getattr(self, name))
+        for name in ("images", "forced_tokens"):
+            object.__setattr__(self, name, checks.sequence(name, getattr(self, name)))
+        if not self.id:
+            raise InvalidRequest("id must not be empty; leave it out to get one", param="id")
+        if checks.is_blank(self.prompt):
             raise InvalidRequest("prompt must not be empty; describe the picture you want", param="prompt")
-        _check_text("prompt", self.prompt)
-        _check_text("negative_prompt", self.negative_prompt)
         if not self.images:
             raise InvalidRequest("num_images must be at least 1", param="num_images")
-        for key in self.images:
-            _check("seed", key.seed, 0, MAX_SEED)
-        if self.timeout_s is not None and not self.timeout_s > 0:  # `not >` also catches NaN
-            raise InvalidRequest(f"timeout_s must be positive, not {self.timeout_s}", param="timeout_s")
+        if not all(isinstance(key, ImageKey) for key in self.images):
+            raise InvalidRequest("images must be ImageKeys: a seed and an index each", param="images")
+        if not isinstance(self.sampling, SamplingParams):
+            raise InvalidRequest(
+                f"sampling must be SamplingParams, not {checks.shown(self.sampling)}", param="sampling"
+            )
+        forced = tuple(checks.whole_number("forced_tokens", token, FREE, MAX_TOKEN_ID) for token in self.forced_tokens)
+        object.__setattr__(self, "forced_tokens", forced)
+        object.__setattr__(
+            self, "preview_every", checks.whole_number("preview_every", self.preview_every, 0, MAX_TOKEN_ID)
+        )
+        if self.timeout_s is not None:
+            object.__setattr__(self, "timeout_s", checks.number("timeout_s", self.timeout_s, 1e-9, MAX_TIMEOUT_S))
 
     @classmethod
     def of(
@@ -136,7 +149,9 @@ class GenerationRequest:
         seed = secrets.randbelow(2**32) if seed is None else seed
         return cls(
             prompt=prompt,
-            images=tuple(ImageKey(seed, index) for index in range(num_images)),
+            images=tuple(
+                ImageKey(seed, i) for i in range(checks.whole_number("num_images", num_images, 1, MAX_IMAGES))
+            ),
             sampling=sampling or SamplingParams(),
             negative_prompt=negative_prompt,
             forced_tokens=forced_tokens,
@@ -144,6 +159,37 @@ class GenerationRequest:
             timeout_s=timeout_s,
             client=client,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain JSON; `from_dict` gives an equal one. Fields that say nothing are left out."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given["images"] = [[key.seed, key.index] for key in self.images]
+        given["sampling"] = {name: value for name, value in asdict(self.sampling).items() if value is not None}
+        given["forced_tokens"] = list(self.forced_tokens)
+        return {"version": WIRE_VERSION, **{name: value for name, value in given.items() if value or name == "prompt"}}
+
+    @classmethod
+    def from_dict(cls, wire: Mapping[str, Any]) -> GenerationRequest:
+        """Inverse of `to_dict`. Raises InvalidRequest, naming the field, for whatever else it is given."""
+        checks.known_fields("request", wire, {"version", *(f.name for f in fields(cls))})
+        version = checks.whole_number("version", wire.get("version"), 1, 2**31)
+        if version > WIRE_VERSION:
+            message = f"the request was written by a newer dalle-server (form {version}; this one reads {WIRE_VERSION})"
+            raise InvalidRequest(message, param="version")
+        given = {name: value for name, value in wire.items() if name != "version"}
+        for name in ("prompt", "images"):
+            if name not in given:
+                raise InvalidRequest(f"the request lacks {name}", param=name)
+        sampling = given.get("sampling", {})
+        checks.known_fields("sampling", sampling, (f.name for f in fields(SamplingParams)))
+        return cls(**{**given, "images": _image_keys(given["images"]), "sampling": SamplingParams(**sampling)})
+
+
+def _image_keys(pairs: Any) -> tuple[ImageKey, ...]:
+    keys = [checks.sequence("images", pair) for pair in checks.sequence("images", pairs)]
+    if any(len(key) != 2 for key in keys):
+        raise InvalidRequest(f"images must be a list of [seed, index], not {checks.shown(pairs)}", param="images")
+    return tuple(ImageKey(*key) for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
