@@ -21,7 +21,7 @@ from dalle_server.generation import (
     Started,
 )
 from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, run, same
-from tests.fake_runner import FakeRunner
+from tests.fake_runner import FakeRunner, FakeTokenizer
 
 
 def test_events_of_one_request_in_order(make_engine):
@@ -119,6 +119,30 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
     engine.submit(GenerationRequest.of("b", 1, seed=1))
     with pytest.raises(InvalidRequest, match="num_images must be at most 5"):
         engine.submit(GenerationRequest.of("b", 6, seed=1))
+
+
+def test_a_full_queue_refuses_before_it_reads_the_text(make_engine, monkeypatch):
+    """Reading a text costs processor time: it comes after a place is held, and the place is freed when it fails."""
+    engine = make_engine(FakeRunner(num_slots=1), max_waiting_images=1)
+    read: list[str] = []
+
+    def encode(tokenizer: FakeTokenizer, prompt: str):
+        read.append(prompt)
+        if prompt == "unreadable":
+            raise InvalidRequest("unreadable", param="prompt")
+        if prompt == "a":  # while this one is read, its places are taken
+            with pytest.raises(Overloaded):
+                engine.submit(GenerationRequest.of("meanwhile", 1, seed=1))
+        return original(tokenizer, prompt)
+
+    original = FakeTokenizer.encode
+    monkeypatch.setattr(FakeTokenizer, "encode", encode)
+    with pytest.raises(InvalidRequest):
+        engine.submit(GenerationRequest.of("unreadable", 2, seed=1))
+    engine.submit(GenerationRequest.of("a", 2, seed=1))
+    with pytest.raises(Overloaded):
+        engine.submit(GenerationRequest.of("b", 1, seed=1))
+    assert [prompt for prompt in read if prompt] == ["unreadable", "a"]
 
 
 def test_cancel_frees_the_slot_before_the_next_token(make_engine):

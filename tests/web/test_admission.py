@@ -5,15 +5,15 @@ from flask import Flask, Response
 from werkzeug.test import Client
 
 from dalle_server.web import admission, errors
+from dalle_server.web.routing import describe
 
 
 @pytest.fixture
 def app() -> Flask:
-    app = Flask("t")
-    errors.install(app)
-    admission.install(app, limit=2)
+    app = Flask("t", static_folder=None)
 
     @app.get("/stream")
+    @describe("A long answer", access="anyone", cost="little", owned=False)
     def stream() -> Response:
         def body() -> Iterator[bytes]:
             yield b"a"
@@ -22,9 +22,12 @@ def app() -> Flask:
         return Response(body())
 
     @app.get("/health")
+    @describe("Life", access="anyone", cost="little", owned=False, vital=True)
     def health() -> str:
         return "ok"
 
+    errors.install(app)
+    admission.install(app, limit=2)
     return app
 
 

@@ -5,11 +5,13 @@ import pytest
 from flask import Flask, request
 
 from dalle_server.errors import GenerationFailed, InvalidRequest, Overloaded
+from dalle_server.web.routing import describe
 
 
 @pytest.fixture
 def raising(app: Flask) -> Flask:
     @app.post("/<path:anything>")
+    @describe("Fails as its path says", access="anyone", cost="little", owned=False)
     def fail(anything: str) -> str:
         raise {
             "invalid": InvalidRequest("n must be …", param="n"),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +58,13 @@ class DecodeLoop:
         self._texts = EncodedTexts(runner)
         self._launched: deque[LaunchedStep] = deque()
 
+    def room_for(self, num_images: int) -> AbstractContextManager[None]:
+        """Holds places in the queue while a request is made. Raises Overloaded when it has no room."""
+        return self.tracker.room_for(num_images, self.detokenizer.backlog)
+
     def submit(self, job: Job) -> None:
-        """Accept a request; a whole grid goes straight to pixels. Raises Overloaded when the queue is full."""
-        self.tracker.accept(job, self.detokenizer.backlog)
+        """Accept a request that holds its places; a whole grid goes straight to pixels."""
+        self.tracker.accept(job)
         if job.is_replay:
             for sequence in job.sequences:
                 self.detokenizer.add_final(sequence)

@@ -108,16 +108,18 @@ class Engine:
         Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while stopping or down.
         """
         self._check(request)
-        conditional = self._tokenizer.encode(request.prompt)
-        negative = request.negative_prompt
-        unconditional = self._tokenizer.encode_negative(negative) if negative else self._tokenizer.unconditional()
-        handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
-        job = Job.of(handle, conditional, unconditional, self.config.transformer.image_length)
-        with self._lifecycle:
-            if self._state != "ready":
-                raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
-            handle.on_cancel(self._loop.tracker.wake)
-            self._loop.submit(job)
+        loop = self._loop
+        with loop.room_for(len(request.images)):  # held first: reading a text is work, which a full queue must not do
+            conditional = self._tokenizer.encode(request.prompt)
+            negative = request.negative_prompt
+            unconditional = self._tokenizer.encode_negative(negative) if negative else self._tokenizer.unconditional()
+            handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
+            job = Job.of(handle, conditional, unconditional, self.config.transformer.image_length)
+            with self._lifecycle:
+                if self._state != "ready" or loop is not self._loop:
+                    raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
+                handle.on_cancel(loop.tracker.wake)
+                loop.submit(job)
         return handle
 
     def _check(self, request: GenerationRequest) -> None:

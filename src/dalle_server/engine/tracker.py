@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.scheduler import Scheduler
@@ -49,13 +50,25 @@ class RequestTracker:
         self._progress_every_s = progress_every_s
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
         self._woken = False
+        self._held = 0  # places of requests whose text is being read
 
     # -- in
 
-    def accept(self, job: Job, num_detokenizing: int) -> None:
-        """Put a request on the books. Raises Overloaded when the queue has no room for its pictures."""
+    @contextmanager
+    def room_for(self, num_images: int, num_detokenizing: int) -> Iterator[None]:
+        """Holds places while a request is made. Raises Overloaded when the queue has no room for its pictures."""
         with self._changed:
-            self._refuse_overload(len(job.sequences), num_detokenizing)
+            self._refuse_overload(num_images, num_detokenizing)
+            self._held += num_images
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= num_images
+
+    def accept(self, job: Job) -> None:
+        """Put a request on the books, within its `room_for`."""
+        with self._changed:
             self._jobs.add(job)
             if job.is_replay:
                 job.handle.emit(Queued(0))
@@ -67,7 +80,7 @@ class RequestTracker:
 
     def _refuse_overload(self, num_images: int, num_detokenizing: int) -> None:
         scheduler = self._scheduler
-        busy = len(scheduler.running) + len(scheduler.waiting) + num_detokenizing
+        busy = len(scheduler.running) + len(scheduler.waiting) + num_detokenizing + self._held
         room = max(0, scheduler.num_slots + self._max_waiting_images - busy)
         if num_images > room:
             seconds = self._seconds(scheduler.steps_until_ended(num_images - room))

@@ -10,7 +10,7 @@ from flask import Flask, request
 
 from dalle_server.config import Settings
 from dalle_server.errors import Overloaded
-from dalle_server.web import policy
+from dalle_server.web.routing import routes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -33,9 +33,10 @@ class Admission:
     application in the words of the API they called. Life signs are neither counted against nor refused.
     """
 
-    def __init__(self, app: WSGIApplication, limit: int):
+    def __init__(self, app: WSGIApplication, limit: int, vital: frozenset[str]):
         self._app = app
         self._limit = limit
+        self._vital = vital  # paths
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -49,7 +50,7 @@ class Admission:
             return self._changed.wait_for(lambda: self._in_flight == 0, timeout_s)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if policy.is_vital(environ.get("PATH_INFO", "")):
+        if environ.get("PATH_INFO", "") in self._vital:
             return self._app(environ, start_response)
         with self._changed:
             self._in_flight += 1
@@ -88,7 +89,9 @@ class _Body:
 
 
 def install(app: Flask, limit: int) -> Admission:
-    admission = Admission(app.wsgi_app, limit)
+    """After the routes, which say whether they are vital."""
+    vital = frozenset(rule.rule for rule, route in routes(app) if route.vital)
+    admission = Admission(app.wsgi_app, limit, vital)
     app.extensions[EXTENSION] = admission
     app.wsgi_app = admission  # type: ignore[method-assign]
 

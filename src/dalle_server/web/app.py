@@ -7,7 +7,6 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.web import (
     admission,
-    early_refusal,
     errors,
     logging,
     operations,
@@ -39,13 +38,13 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app.extensions[EXTENSION] = service
     app.config["MAX_CONTENT_LENGTH"] = max(settings.max_upload_bytes, settings.max_json_bytes)  # each route has its own
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    errors.install(app)
-    logging.install(app)
-    admission.install(app, admission.max_in_flight(settings))
-    early_refusal.install(app, service)
-    security.install(app, settings)
-    security.install_cors(app, settings)
     for api in APIS:
         app.register_blueprint(api.blueprint)
     jobs.install(app, settings, service)
+    # What follows reads the routes. In this order a request meets them.
+    errors.install(app)
+    logging.install(app)
+    admission.install(app, admission.max_in_flight(settings))
+    security.install(app, settings)
+    security.install_cors(app, settings)
     return app

@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from dalle_server.web import policy
+from dalle_server.web.routing import current_route
 
 access = logging.getLogger("dalle_server.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -93,7 +93,7 @@ def install(app: Flask) -> None:
             "client": g.get("key_name") or request.remote_addr,
         }
         started_at = g.get("started_at", time.monotonic())
-        level = logging.DEBUG if policy.is_vital(request.path) else logging.INFO
+        level = logging.DEBUG if current_route().vital else logging.INFO
 
         def closed() -> None:
             access.log(level, fields(**line, total_s=time.monotonic() - started_at))

@@ -3,78 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 from flask import Flask
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from dalle_server import __version__
-from dalle_server.web import policy
 from dalle_server.web.errors import error_model
+from dalle_server.web.routing import Route, routes
 
-View = TypeVar("View", bound=Callable[..., object])
 Schema = dict[str, Any]
 _EVENTS = "text/event-stream"
 Refs = dict[Any, Schema]  # (model, mode) → {"$ref": …}
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What the document says of one view."""
-
-    summary: str
-    body: type[BaseModel] | None = None
-    reply: type[BaseModel] | None = None
-    status: int = 200
-    body_type: str = "application/json"  # or multipart/form-data
-    reply_type: str = "application/json"  # or image/png, text/plain, …
-    streams: bool = False  # may answer text/event-stream instead
-    query: type[BaseModel] | None = None
-    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # other statuses with a reply of their own
-
-
-def describe(
-    summary: str,
-    *,
-    body: type[BaseModel] | None = None,
-    reply: type[BaseModel] | None = None,
-    status: int = 200,
-    body_type: str = "application/json",
-    reply_type: str = "application/json",
-    streams: bool = False,
-    query: type[BaseModel] | None = None,
-    also: Mapping[int, type[BaseModel]] | None = None,
-) -> Callable[[View], View]:
-    """Decorates a view (below @blueprint.route) with its line in the OpenAPI document. Undescribed views stay out."""
-
-    def mark(view: View) -> View:
-        description = Description(summary, body, reply, status, body_type, reply_type, streams, query, also or {})
-        view.__openapi__ = description  # type: ignore[attr-defined]
-        return view
-
-    return mark
-
-
 def document(app: Flask) -> Schema:
     """The whole document, as one JSON object."""
-    routes = list(_described(app))
+    listed = list(_listed(app))
     keys: set[tuple[type[BaseModel], JsonSchemaMode]] = set()
-    for path, _, description in routes:
-        keys |= {(model, "validation") for model in (description.body,) if model}
-        keys |= {
-            (model, "serialization")
-            for model in (description.reply, error_model(path), *description.also.values())
-            if model
-        }
+    for path, _, route in listed:
+        keys |= {(model, "validation") for model in (route.body,) if model}
+        keys |= {(model, "serialization") for model in (route.reply, error_model(path), *route.also.values()) if model}
     ordered = sorted(keys, key=lambda key: (key[0].__name__, key[0].__module__, key[1]))
     refs, definitions = models_json_schema(ordered, ref_template="#/components/schemas/{model}")
     paths: dict[str, Schema] = {}
-    for path, method, description in routes:
-        paths.setdefault(path, {})[method] = _operation(path, method, description, refs)
+    for path, method, route in listed:
+        paths.setdefault(path, {})[method] = _operation(path, method, route, refs)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -96,46 +53,45 @@ def document(app: Flask) -> Schema:
     }
 
 
-def _described(app: Flask) -> Iterator[tuple[str, str, Description]]:
-    """(path with {names}, lower-case method, description), in the order of the paths."""
-    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
-        description = getattr(app.view_functions[rule.endpoint], "__openapi__", None)
-        if description is not None:
+def _listed(app: Flask) -> Iterator[tuple[str, str, Route]]:
+    """(path with {names}, lower-case method, route), in the order of the paths."""
+    for rule, route in routes(app):
+        if route.listed:
             path = re.sub(r"<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule.rule)
             for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-                yield path, method.lower(), description
+                yield path, method.lower(), route
 
 
-def _operation(path: str, method: str, description: Description, refs: Refs) -> Schema:
+def _operation(path: str, method: str, route: Route, refs: Refs) -> Schema:
     operation: Schema = {
-        "summary": description.summary,
+        "summary": route.summary,
         "operationId": "_".join([method, *re.findall(r"\w+", path)]),
         "tags": [_tag(path)],
-        "responses": _responses(path, description, refs),
+        "responses": _responses(path, route, refs),
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", path)
-    ] + (_query_parameters(description.query) if description.query else [])
+    ] + (_query_parameters(route.query) if route.query else [])
     if parameters:
         operation["parameters"] = parameters
-    if description.body is not None:
-        schema = refs[description.body, "validation"]
-        operation["requestBody"] = {"required": True, "content": {description.body_type: {"schema": schema}}}
-    if policy.is_public(path):
+    if route.body is not None:
+        schema = refs[route.body, "validation"]
+        operation["requestBody"] = {"required": True, "content": {route.body_type: {"schema": schema}}}
+    if route.access == "anyone":
         operation["security"] = [{}]
     return operation
 
 
-def _responses(path: str, description: Description, refs: Refs) -> Schema:
-    if description.reply is not None:
-        schema = refs[description.reply, "serialization"]
-    elif description.reply_type == "application/json":
+def _responses(path: str, route: Route, refs: Refs) -> Schema:
+    if route.reply is not None:
+        schema = refs[route.reply, "serialization"]
+    elif route.reply_type == "application/json":
         schema = {"type": "object"}
     else:
         schema = {"type": "string"}
-    content: Schema = {description.reply_type: {"schema": schema}}
-    if description.streams or description.reply_type == _EVENTS:
+    content: Schema = {route.reply_type: {"schema": schema}}
+    if route.streams or route.reply_type == _EVENTS:
         content[_EVENTS] = {}  # OpenAPI 3.1 has no words for a stream of events
     error = {"application/json": {"schema": refs[error_model(path), "serialization"]}}
     others = {
@@ -143,10 +99,10 @@ def _responses(path: str, description: Description, refs: Refs) -> Schema:
             "description": HTTPStatus(status).phrase,
             "content": {"application/json": {"schema": refs[model, "serialization"]}},
         }
-        for status, model in description.also.items()
+        for status, model in route.also.items()
     }
     return {
-        str(description.status): {"description": HTTPStatus(description.status).phrase, "content": content},
+        str(route.status): {"description": HTTPStatus(route.status).phrase, "content": content},
         **others,
         "4XX": {"description": "The request was refused; the message names the field", "content": error},
         "5XX": {"description": "The server could not answer; Retry-After says when to try again", "content": error},

@@ -13,7 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from dalle_server import __version__
-from dalle_server.web.openapi import describe, document
+from dalle_server.web.openapi import document
+from dalle_server.web.routing import describe
 from dalle_server.web.service import Service, State, current_service
 
 blueprint = Blueprint("operations", __name__, template_folder="templates")
@@ -81,14 +82,27 @@ class Info(BaseModel):
 
 
 @blueprint.get("/health")
-@describe("Is the process alive? Says whether the model is still loading", reply=Health)
+@describe(
+    "Is the process alive? Says whether the model is still loading",
+    access="anyone",
+    cost="little",
+    owned=True,
+    vital=True,
+    reply=Health,
+)
 def health() -> dict[str, Any]:
     return Health(model=current_service().state).model_dump()
 
 
 @blueprint.get("/ready")
 @describe(
-    "May requests be sent here? 503 while loading, restarting or draining", reply=Readiness, also={503: Readiness}
+    "May requests be sent here? 503 while loading, restarting or draining",
+    access="anyone",
+    cost="little",
+    owned=True,
+    vital=True,
+    reply=Readiness,
+    also={503: Readiness},
 )
 def ready() -> tuple[Response, int]:
     service = current_service()
@@ -107,13 +121,20 @@ def _reason(service: Service, state: State) -> str | None:
 
 
 @blueprint.get("/metrics")
-@describe("Counters and histograms for Prometheus", reply_type="text/plain")
+@describe(
+    "Counters and histograms for Prometheus",
+    access="key",
+    cost="little",
+    owned=True,
+    vital=True,
+    reply_type="text/plain",
+)
 def metrics() -> Response:
     return Response(current_service().metrics.text(), content_type=CONTENT_TYPE_LATEST)
 
 
 @blueprint.get("/v1/info")
-@describe("The model, what it runs on and why, versions, limits", reply=Info)
+@describe("The model, what it runs on and why, versions, limits", access="key", cost="little", owned=True, reply=Info)
 def info() -> dict[str, Any]:
     service = current_service()
     engine, settings = service.engine, service.settings
@@ -145,11 +166,13 @@ def info() -> dict[str, Any]:
 
 
 @blueprint.get("/openapi.json")
+@describe("This document", access="anyone", cost="little", owned=True, listed=False)
 def openapi() -> Response:
     return jsonify(_document())
 
 
 @blueprint.get("/docs")
+@describe("This document, for people", access="anyone", cost="little", owned=True, listed=False)
 def docs() -> str:
     """A page that needs nothing from elsewhere: an offline machine shows it too."""
     return _once("docs", lambda: render_template("docs.html", api=_document()))

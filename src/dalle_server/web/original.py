@@ -13,7 +13,7 @@ from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.pictures.saving import save_pictures
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, read_json
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service
@@ -35,7 +35,14 @@ class DalleReply(BaseModel):
 
 
 @blueprint.get("/")
-@describe("Says hello; browsers are pointed to the playground", reply_type="text/plain")
+@describe(
+    "Says hello; browsers are pointed to the playground",
+    access="anyone",
+    cost="little",
+    owned=False,
+    vital=True,
+    reply_type="text/plain",
+)
 def hello() -> Response:
     # Every browser names text/html when it opens an address; no client of the original API does.
     wants_page = any(kind == "text/html" for kind, _ in request.accept_mimetypes)
@@ -47,7 +54,14 @@ def hello() -> Response:
 
 
 @blueprint.post("/dalle")
-@describe("Makes pictures of a text, as the original server did", body=DalleBody, reply=DalleReply)
+@describe(
+    "Makes pictures of a text, as the original server did",
+    access="key",
+    cost="pictures",
+    owned=False,
+    body=DalleBody,
+    reply=DalleReply,
+)
 def dalle() -> dict[str, object]:
     service = current_service()
     settings = service.settings

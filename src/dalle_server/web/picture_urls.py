@@ -15,7 +15,7 @@ from flask.sansio.blueprints import BlueprintSetupState
 from dalle_server.errors import NotFound, StorageError
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.saving import write_whole
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.service import EXTENSION
 
 SWEEP_EVERY_S = 60.0
@@ -94,7 +94,7 @@ def keep(data: bytes, format: ImageFormat) -> str:
 
 
 @blueprint.get("/pictures/<name>")
-@describe("A kept picture, until its time is over", reply_type="image/png")
+@describe("A kept picture, until its time is over", access="anyone", cost="little", owned=False, reply_type="image/png")
 def picture(name: str) -> Response:
     path = current_pictures().find(name)
     response = send_file(path, mimetype=ImageFormat(path.suffix[1:]).media_type)

@@ -15,8 +15,8 @@ from flask_cors import CORS
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, Forbidden, PayloadTooLarge, RateLimited, Unauthorized
-from dalle_server.web import policy
 from dalle_server.web.rates import SlidingWindow
+from dalle_server.web.routing import Route, current_route, routes
 
 MIN_KEY_CHARS = 8
 BAD_KEYS_PER_MINUTE = 10
@@ -93,25 +93,39 @@ def install(app: Flask, settings: Settings) -> None:
     def guard() -> None:
         if request.method == "OPTIONS":  # a preflight carries no key
             return
-        _refuse_other_pages(settings)
-        if keys and not policy.is_public(request.path):
+        route = current_route()
+        _refuse_other_pages(settings, route)
+        if keys and route.access == "key":
             _authenticate(guesses)
-        if rate is not None and policy.is_generation(request.method, request.path):
+        if rate is not None and route.cost == "pictures":
             wait_s = rate.take(client_id())
             if wait_s:
                 raise RateLimited(
                     f"more than {settings.rate_limit} generation requests a minute; wait {wait_s:.0f} s",
                     retry_after_s=wait_s,
                 )
-        limit = settings.max_upload_bytes if policy.takes_uploads(request.path) else settings.max_json_bytes
+        limit = body_limit(settings, route)
         if (request.content_length or 0) > limit:
             raise PayloadTooLarge(f"the body has {request.content_length} bytes; {request.path} takes {limit} at most")
 
 
+def body_limit(settings: Settings, route: Route) -> int:
+    """Bytes that a request of this route may bring. Pictures come as base64 within JSON too, beside much text."""
+    return (
+        max(settings.max_upload_bytes, settings.max_json_bytes)
+        if route.takes == "pictures"
+        else settings.max_json_bytes
+    )
+
+
 def install_cors(app: Flask, settings: Settings) -> None:
-    """Let pages of other origins call the generation routes: any origin by default, never with credentials."""
+    """Let pages of other origins call what is nobody's own: any origin by default, never with credentials.
+
+    Without keys, jobs are owned by all who reach the server, and a page that someone merely visits reaches it too:
+    only origins that the operator names may see them.
+    """
     any_origin = "*" in settings.cors_origins
-    paths = policy.CORS_PATHS if any_origin else policy.CORS_PATHS + policy.CORS_OWNED_PATHS
+    paths = {_as_pattern(rule.rule) for rule, route in routes(app) if not (route.owned and any_origin)}
     CORS(
         app,
         resources={path: {"origins": "*" if any_origin else list(settings.cors_origins)} for path in paths},
@@ -120,7 +134,12 @@ def install_cors(app: Flask, settings: Settings) -> None:
     )
 
 
-def _refuse_other_pages(settings: Settings) -> None:
+def _as_pattern(rule: str) -> str:
+    """/pictures/<name> → a regular expression of its paths."""
+    return "".join("[^/]+" if part.startswith("<") else re.escape(part) for part in re.split(r"(<[^>]+>)", rule)) + "$"
+
+
+def _refuse_other_pages(settings: Settings, route: Route) -> None:
     """CORS keeps a page from reading an answer; a browser still sends it simple POSTs, and says whence."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
@@ -128,7 +147,7 @@ def _refuse_other_pages(settings: Settings) -> None:
     else:  # over plain http a browser names only the origin; a proxy may have changed our port, hardly our name
         elsewhere = origin is not None and _host_of(origin) != _host_of(f"//{request.host}")
     named = origin in settings.cors_origins
-    if elsewhere and not named and request.method not in ("GET", "HEAD") and policy.is_owned(request.path):
+    if elsewhere and not named and request.method not in ("GET", "HEAD") and route.owned:
         raise Forbidden("pages of other origins may not do this; name them in cors_origins to let them")
 
 

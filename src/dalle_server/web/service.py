@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -13,7 +12,7 @@ from flask import current_app
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats
-from dalle_server.errors import DalleServerError, NotReady, Overloaded
+from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.models.config import ModelConfig
 from dalle_server.web.bookkeeping import Bookkeeping
@@ -21,7 +20,6 @@ from dalle_server.web.metrics import Metrics
 
 State = Literal["loading", "ready", "failed", "draining"]
 EXTENSION = "dalle_server"
-FULL_S = 0.1  # how long a full queue counts as full without asking again: a place that is freed may wait so long
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ class Service:
         self.failure: DalleServerError | None = None
         self._load = load
         self._engine: Engine | None = None
-        self._refusal: tuple[Overloaded, float] | None = None  # and the time.monotonic() until which it holds
         self._state: State = "loading"
         self._changed = threading.Condition()
         self.metrics = Metrics()
@@ -116,27 +113,8 @@ class Service:
         if self._state == "draining":
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
         engine = self.engine
-        try:
-            with self.bookkeeping.submitting(request):
-                return engine.submit(request)
-        except Overloaded as error:
-            self._remember(error, engine.stats())
-            raise
-
-    def _remember(self, error: Overloaded, stats: EngineStats) -> None:
-        """The error itself would hold its traceback, and so the request."""
-        places = stats.num_slots + self.settings.max_waiting_images
-        if stats.running + stats.waiting + stats.detokenizing >= places:
-            refusal = Overloaded("the queue is full; try again later", retry_after_s=error.retry_after_s)
-            self._refusal = refusal, time.monotonic() + FULL_S
-
-    @property
-    def refusal(self) -> Overloaded | None:
-        """What the engine said of a full queue within the last FULL_S."""
-        if self._refusal is None:
-            return None
-        refusal, until = self._refusal
-        return refusal if time.monotonic() < until else None
+        with self.bookkeeping.submitting(request):
+            return engine.submit(request)
 
     def drain(self) -> None:
         """Refuse new work from now on; what is accepted goes on."""

@@ -20,7 +20,7 @@ from dalle_server.web.automatic1111.schemas import (
     UpscalerItem,
     VaeItem,
 )
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
 from dalle_server.web.service import Engine, current_service
 
@@ -71,20 +71,27 @@ def _listed(items: Sequence[BaseModel]) -> Response:
 
 
 @blueprint.get("/options")
-@describe("The loaded checkpoint", reply=OptionsReply)
+@describe("The loaded checkpoint", access="key", cost="little", owned=False, reply=OptionsReply)
 def options() -> Response:
     return jsonify(OptionsReply(sd_model_checkpoint=title(current_service().engine)).model_dump())
 
 
 @blueprint.post("/options")
-@describe("Confirms the loaded checkpoint; another is refused, other options ignored", body=OptionsBody, reply=Empty)
+@describe(
+    "Confirms the loaded checkpoint; another is refused, other options ignored",
+    access="key",
+    cost="little",
+    owned=False,
+    body=OptionsBody,
+    reply=Empty,
+)
 def set_options() -> Response:
     resolve_checkpoint(read_json(OptionsBody).sd_model_checkpoint, current_service().engine)
     return jsonify({})
 
 
 @blueprint.get("/sd-models")
-@describe("The loaded checkpoint, as a list", reply=ModelItems)
+@describe("The loaded checkpoint, as a list", access="key", cost="little", owned=False, reply=ModelItems)
 def sd_models() -> Response:
     engine = current_service().engine
     item = ModelItem(
@@ -98,30 +105,36 @@ def sd_models() -> Response:
 
 
 @blueprint.get("/sd-vae")
-@describe("The decoder from tokens to pixels", reply=VaeItems)
+@describe("The decoder from tokens to pixels", access="key", cost="little", owned=False, reply=VaeItems)
 def sd_vae() -> Response:
     return _listed([VaeItem(model_name="VQGAN", filename="VQGAN")])
 
 
 @blueprint.get("/samplers")
-@describe("How tokens are drawn", reply=SamplerItems)
+@describe("How tokens are drawn", access="key", cost="little", owned=False, reply=SamplerItems)
 def samplers() -> Response:
     return _listed([SamplerItem(name=SAMPLER, aliases=[], options={})])
 
 
 @blueprint.get("/schedulers")
-@describe("Noise schedules: an autoregressive model has none to choose", reply=SchedulerItems)
+@describe(
+    "Noise schedules: an autoregressive model has none to choose",
+    access="key",
+    cost="little",
+    owned=False,
+    reply=SchedulerItems,
+)
 def schedulers() -> Response:
     return _listed([SchedulerItem(name="automatic", label="Automatic")])
 
 
 @blueprint.get("/upscalers")
-@describe("How a picture reaches the asked size", reply=UpscalerItems)
+@describe("How a picture reaches the asked size", access="key", cost="little", owned=False, reply=UpscalerItems)
 def upscalers() -> Response:
     return _listed([UpscalerItem(name="None"), UpscalerItem(name="Lanczos")])
 
 
 @blueprint.get("/latent-upscale-modes")
-@describe("There are no latents to enlarge", reply=LatentModeItems)
+@describe("There are no latents to enlarge", access="key", cost="little", owned=False, reply=LatentModeItems)
 def latent_upscale_modes() -> Response:
     return _listed([LatentModeItem(name="None")])

@@ -37,7 +37,7 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service
@@ -58,7 +58,15 @@ def _jobs() -> Jobs:
 
 
 @blueprint.post("/txt2img")
-@describe("Makes pictures of a prompt", body=Txt2ImgBody, reply=Txt2ImgReply)
+@describe(
+    "Makes pictures of a prompt",
+    access="key",
+    cost="pictures",
+    owned=False,
+    takes="pictures",
+    body=Txt2ImgBody,
+    reply=Txt2ImgReply,
+)
 def txt2img() -> Response:
     body = read_json(Txt2ImgBody)
     service = current_service()
@@ -136,13 +144,27 @@ def _info(described: list[PictureMetadata], size_px: tuple[int, int]) -> dict[st
 
 
 @blueprint.post("/img2img")
-@describe("Pictures from a picture (not possible yet)", status=501)
+@describe(
+    "Pictures from a picture (not possible yet)",
+    access="key",
+    cost="pictures",
+    owned=False,
+    takes="pictures",
+    status=501,
+)
 def img2img() -> Response:
     raise NotSupported("img2img is not supported yet; use /sdapi/v1/txt2img")
 
 
 @blueprint.get("/progress")
-@describe("How far the oldest txt2img request of this client is", reply=ProgressReply, query=ProgressQuery)
+@describe(
+    "How far the oldest txt2img request of this client is",
+    access="key",
+    cost="little",
+    owned=True,
+    reply=ProgressReply,
+    query=ProgressQuery,
+)
 def progress() -> Response:
     query = validate(ProgressQuery, request.args.to_dict())
     jobs = _jobs().of(client_id())
@@ -154,7 +176,7 @@ def progress() -> Response:
 
 
 @blueprint.post("/interrupt")
-@describe("Stops this client's txt2img requests", reply=Empty)
+@describe("Stops this client's txt2img requests", access="key", cost="little", owned=True, reply=Empty)
 def interrupt() -> Response:
     for job in _jobs().of(client_id()):
         job.generation.cancel("interrupted")
@@ -162,7 +184,15 @@ def interrupt() -> Response:
 
 
 @blueprint.post("/png-info")
-@describe("What a picture says about how it was made", body=PngInfoBody, reply=PngInfoReply)
+@describe(
+    "What a picture says about how it was made",
+    access="key",
+    cost="little",
+    owned=False,
+    takes="pictures",
+    body=PngInfoBody,
+    reply=PngInfoReply,
+)
 def png_info() -> Response:
     data = _decode(read_json(PngInfoBody).image)
     metadata = find_metadata(data)

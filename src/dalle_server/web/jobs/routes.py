@@ -16,7 +16,7 @@ from dalle_server.web.jobs.feed import TERMINAL, Entry, View
 from dalle_server.web.jobs.pump import Jobs, image_json, is_finished
 from dalle_server.web.jobs.schemas import REQUEST_FIELDS, JobBody, JobList, JobQuery, JobReply
 from dalle_server.web.jobs.storage import Job
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service
@@ -46,7 +46,7 @@ def current_jobs() -> Jobs:
 
 
 @blueprint.post("")
-@describe("Submit a job", body=JobBody, reply=JobReply, status=202)
+@describe("Submit a job", access="key", cost="pictures", owned=True, body=JobBody, reply=JobReply, status=202)
 def submit() -> tuple[Response, int, dict[str, str]]:
     body = read_json(JobBody)
     limit = current_service().settings.max_images
@@ -57,7 +57,7 @@ def submit() -> tuple[Response, int, dict[str, str]]:
 
 
 @blueprint.get("")
-@describe("List your jobs, newest first", reply=JobList, query=JobQuery)
+@describe("List your jobs, newest first", access="key", cost="little", owned=True, reply=JobList, query=JobQuery)
 def list_jobs() -> Response:
     query = validate(JobQuery, request.args.to_dict())
     found = current_jobs().store.find(
@@ -73,19 +73,31 @@ def list_jobs() -> Response:
 
 
 @blueprint.get("/events")
-@describe("Watch all your running jobs as server-sent events", reply_type="text/event-stream")
+@describe(
+    "Watch all your running jobs as server-sent events",
+    access="key",
+    cost="little",
+    owned=True,
+    reply_type="text/event-stream",
+)
 def watch_all() -> Response:
     return _watch(current_jobs().feed.join(_owner(), after=_last_event_id()))
 
 
 @blueprint.get("/<job_id>")
-@describe("A job's state, and its finished pictures", reply=JobReply)
+@describe("A job's state, and its finished pictures", access="key", cost="little", owned=True, reply=JobReply)
 def show(job_id: str) -> Response:
     return _reply(_find(job_id))
 
 
 @blueprint.get("/<job_id>/events")
-@describe("Watch a job as server-sent events; Last-Event-ID resumes", reply_type="text/event-stream")
+@describe(
+    "Watch a job as server-sent events; Last-Event-ID resumes",
+    access="key",
+    cost="little",
+    owned=True,
+    reply_type="text/event-stream",
+)
 def watch(job_id: str) -> Response:
     job = _find(job_id)
     if is_finished(job):
@@ -94,7 +106,12 @@ def watch(job_id: str) -> Response:
 
 
 @blueprint.delete("/<job_id>")
-@describe("Cancel an unfinished job within a token; delete a finished one with its pictures")
+@describe(
+    "Cancel an unfinished job within a token; delete a finished one with its pictures",
+    access="key",
+    cost="little",
+    owned=True,
+)
 def delete(job_id: str) -> Response | tuple[Response, int]:
     job = _find(job_id)
     if is_finished(job):
@@ -105,7 +122,7 @@ def delete(job_id: str) -> Response | tuple[Response, int]:
 
 
 @blueprint.get("/<job_id>/pictures/<int:index>")
-@describe("One finished picture", reply_type="image/png")
+@describe("One finished picture", access="key", cost="little", owned=True, reply_type="image/png")
 def picture(job_id: str, index: int) -> Response:
     job = _find(job_id)
     found = next((picture for picture in job.pictures if picture.index == index), None)

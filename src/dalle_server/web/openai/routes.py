@@ -13,7 +13,7 @@ from dalle_server.pictures.codec import base64_text, encode_result
 from dalle_server.web import picture_urls as pictures
 from dalle_server.web.openai import stream as openai_stream
 from dalle_server.web.openai.schemas import ImageData, ImageGenerationBody, ImagesReply, Model, ModelList, Usage
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Engine, current_service
@@ -38,7 +38,15 @@ def resolve_model(name: str | None, engine: Engine) -> str:
 
 
 @blueprint.post("/images/generations")
-@describe("Make pictures from a prompt", body=ImageGenerationBody, reply=ImagesReply, streams=True)
+@describe(
+    "Make pictures from a prompt",
+    access="key",
+    cost="pictures",
+    owned=False,
+    body=ImageGenerationBody,
+    reply=ImagesReply,
+    streams=True,
+)
 def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
     service = current_service()
@@ -94,26 +102,42 @@ def _result_forms(body: ImageGenerationBody) -> tuple[bool, bool]:
 
 
 @blueprint.get("/models")
-@describe("The loaded model, and the names it also answers to", reply=ModelList)
+@describe(
+    "The loaded model, and the names it also answers to", access="key", cost="little", owned=False, reply=ModelList
+)
 def models() -> Response:
     names = (current_service().engine.config.name, *ALIASES)
     return jsonify(ModelList(data=[Model(id=name) for name in names]).model_dump())
 
 
 @blueprint.get("/models/<name>")
-@describe("One model", reply=Model)
+@describe("One model", access="key", cost="little", owned=False, reply=Model)
 def model(name: str) -> Response:
     resolve_model(name, current_service().engine)
     return jsonify(Model(id=name).model_dump())
 
 
 @blueprint.post("/images/edits")
-@describe("Repaint a part of a picture (not possible yet)", status=501)
+@describe(
+    "Repaint a part of a picture (not possible yet)",
+    access="key",
+    cost="pictures",
+    owned=False,
+    takes="pictures",
+    status=501,
+)
 def edits() -> Response:
     raise NotSupported("image edits are not supported yet; use /v1/images/generations")
 
 
 @blueprint.post("/images/variations")
-@describe("Variations of a picture (not possible yet)", status=501)
+@describe(
+    "Variations of a picture (not possible yet)",
+    access="key",
+    cost="pictures",
+    owned=False,
+    takes="pictures",
+    status=501,
+)
 def variations() -> Response:
     raise NotSupported("image variations are not supported yet; use /v1/images/generations with other seeds")

@@ -6,15 +6,17 @@ The page is a client of /v1/jobs and /v1/info like any other; `?backendUrl=` mak
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, make_response, render_template, request
+from flask import Blueprint, Response, make_response, render_template, request, send_from_directory
 from pydantic import HttpUrl
 
 from dalle_server import __version__
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.openapi import describe
+from dalle_server.web.routing import describe
 
+STATIC = Path(__file__).parent / "static"
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 blueprint = Blueprint(
@@ -22,12 +24,11 @@ blueprint = Blueprint(
     __name__,
     url_prefix="/playground",
     template_folder="templates",
-    static_folder="static",
 )
 
 
 @blueprint.get("")
-@describe("The playground, for people", reply_type="text/html")
+@describe("The playground, for people", access="anyone", cost="little", owned=True, reply_type="text/html")
 def page() -> Response:
     backend = backend_origin(request.args.get("backendUrl", ""))
     response = make_response(render_template("playground/index.html", backend=backend, version=__version__))
@@ -36,6 +37,12 @@ def page() -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-cache"
     return response
+
+
+@blueprint.get("/static/<path:filename>")
+@describe("The page's files", access="anyone", cost="little", owned=True, listed=False)
+def static(filename: str) -> Response:
+    return send_from_directory(STATIC, filename)
 
 
 def backend_origin(url: str) -> str:
