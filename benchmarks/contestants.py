@@ -181,8 +181,8 @@ CONTESTANTS: dict[str, Build] = {
     "openvino fp32": ours("openvino", "fp32"),
     "openvino bf16": ours("openvino", "bf16"),
     "openvino int8": ours("openvino", "int8"),
-    "native fp32": ours("native", "fp32"),
-    "native int8": ours("native", "int8"),
+    "compiled fp32": ours("compiled", "fp32"),
+    "compiled int8": ours("compiled", "int8"),
 }
 
 

@@ -27,7 +27,6 @@ from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow
 from dalle_server.engine.runners.cpu.layers import is_of_step, products
-from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
 from dalle_server.engine.runners.cpu.quantise import group_shape
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import ImageKey
@@ -39,7 +38,7 @@ BYTES = {"fp32": 4, "bf16": 2}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("mini", "mega"), default="mini")
-    parser.add_argument("--runner", choices=("auto", "native", "openvino"), default="auto")
+    parser.add_argument("--runner", choices=("auto", "compiled", "openvino"), default="auto")
     parser.add_argument("--dtype", choices=("int8", "bf16", "fp32"), default="int8")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=12)
@@ -48,8 +47,7 @@ def main() -> None:
     runner = choose_runner(
         checkpoint, arguments.runner, arguments.dtype, device="cpu", num_slots=max(arguments.images), cache_dir=WORK
     )
-    assert isinstance(runner, OpenVINORunner)
-    num_threads = runner.num_threads
+    num_threads = runner.info.num_threads or 1
     weight_bytes = step_bytes(checkpoint, arguments.dtype)
     read = reader(weight_bytes, num_threads)
     results = [measure(runner, read, num_images, arguments.rounds) for num_images in arguments.images]

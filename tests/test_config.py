@@ -31,6 +31,7 @@ def test_boolean_words(word: str, value: bool) -> None:
 
 
 def test_names_in_any_case() -> None:
+    assert load_settings({"runner": "native"}, {}).runner == "compiled"  # its name in 0.1.0
     settings = load_settings({"model_version": "Mega-Full", "img_format": "png", "runner": "Torch"}, {})
     assert (settings.model_version, settings.img_format, settings.runner) == ("mega_full", "PNG", "torch")
     assert parse_arg_dalle_version("MEGA") == "mega"

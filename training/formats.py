@@ -32,8 +32,8 @@ FORMATS = {  # name → runner and dtype
     "fp32": ("openvino", "fp32"),
     "bf16": ("openvino", "bf16"),
     "int8": ("openvino", "int8"),
-    "int8 native": ("native", "int8"),
-    "fp32 native": ("native", "fp32"),
+    "int8 compiled": ("compiled", "int8"),
+    "fp32 compiled": ("compiled", "fp32"),
 }
 ASKED = ("single object, top-1", "single object, top-5", "background colour", "count")
 PROMPTS = (

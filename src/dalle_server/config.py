@@ -63,6 +63,12 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _runner(value: object) -> object:
+    """0.1.0 called the compiled runner native."""
+    value = _lower(value)
+    return "compiled" if value == "native" else value
+
+
 _WORDINGS = (  # so that they follow "expected"
     ("Value error, expected ", ""),
     ("Value error, ", ""),
@@ -111,9 +117,9 @@ class Settings(BaseModel):
     max_images: Integer = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
 
-    runner: Annotated[Literal["auto", "native", "openvino", "torch"], BeforeValidator(_lower)] = Field("auto",
+    runner: Annotated[Literal["auto", "compiled", "openvino", "torch"], BeforeValidator(_runner)] = Field("auto",
         json_schema_extra={"group": "Engine"},
-        description="What does the arithmetic; auto takes torch on a GPU, and native (or openvino) on a CPU.")
+        description="What does the arithmetic; auto takes torch on a GPU, and compiled (or openvino) on a CPU.")
     device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",

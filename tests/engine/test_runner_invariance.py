@@ -28,10 +28,10 @@ def torch_runner(dtype: str, **options: bool) -> Runner:
 
 def openvino_runner(dtype: str) -> Runner:
     pytest.importorskip("torch")  # reads the golden
-    from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
+    from dalle_server.engine.runners.cpu.load import load_cpu_runner
     from tests.runners.golden_checkpoints import open_golden
 
-    return OpenVINORunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, num_threads=1)
+    return load_cpu_runner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, num_threads=1)
 
 
 RUNNERS: dict[str, Callable[[], Runner]] = {

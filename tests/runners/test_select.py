@@ -14,7 +14,7 @@ from benchmarks.sizes import SIZES
 from dalle_server.engine.runners import select
 from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
 from dalle_server.errors import ConfigError
-from tests.runners.cpu.cpu_runners import needs_native
+from tests.runners.cpu.cpu_runners import needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint
 
 
@@ -27,31 +27,31 @@ def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> Non
     monkeypatch.setattr(select, "_accelerator", lambda: device)
 
 
-def with_native(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
+def with_compiled(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
     """As if the compiled step could run here, or could not because of `missing`."""
     monkeypatch.setattr(select, "why_not", lambda: missing)
 
 
 def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, None)
-    with_native(monkeypatch)
+    with_compiled(monkeypatch)
     choice = choose()
-    assert (choice.runner, choice.device, choice.dtype) == ("native", "cpu", "int8")
-    for word in ("device cpu", "runner native", "dtype int8"):
+    assert (choice.runner, choice.device, choice.dtype) == ("compiled", "cpu", "int8")
+    for word in ("device cpu", "runner compiled", "dtype int8"):
         assert word in choice.reason
     assert choose(dtype="bf16").runner == "openvino"
-    assert choose(dtype="fp32").runner == "native"
-    assert choose(runner="native", num_weights=4_000_000).dtype == "fp32"
+    assert choose(dtype="fp32").runner == "compiled"
+    assert choose(runner="compiled", num_weights=4_000_000).dtype == "fp32"
 
 
 def test_a_cpu_that_cannot_run_the_compiled_step_takes_openvino_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, None)
-    with_native(monkeypatch, "this CPU has no AVX-512 VNNI instructions")
+    with_compiled(monkeypatch, "this CPU has no AVX-512 VNNI instructions")
     choice = choose()
     assert (choice.runner, choice.device, choice.dtype) == ("openvino", "cpu", "int8")
-    assert "runner openvino: this CPU has no AVX-512 VNNI instructions, which runner native needs" in choice.reason
+    assert "runner openvino: this CPU has no AVX-512 VNNI instructions, which runner compiled needs" in choice.reason
     with pytest.raises(ConfigError, match="VNNI instructions; use --runner openvino"):
-        choose(runner="native")
+        choose(runner="compiled")
 
 
 def test_a_small_model_stays_exact_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_an_accelerator_takes_torch_in_fp16(monkeypatch: pytest.MonkeyPatch, dev
 
 def test_the_cpus_runners_stay_there_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, "cuda")
-    with_native(monkeypatch)
+    with_compiled(monkeypatch)
     assert choose(runner="openvino").device == "cpu"
-    assert choose(runner="native").device == "cpu"
+    assert choose(runner="compiled").device == "cpu"
     assert choose(device="cpu", dtype="bf16").runner == "openvino"
 
 
@@ -90,9 +90,9 @@ def test_what_was_asked_for_is_taken() -> None:
     [
         (("openvino", "cuda", "auto"), "runs on the CPU"),
         (("openvino", "cpu", "fp16"), "use int8, bf16 or fp32"),
-        (("torch", "cpu", "int8"), "for --runner native or openvino"),
-        (("native", "cuda", "auto"), "runs on the CPU"),
-        (("native", "cpu", "bf16"), "computes in int8 or fp32"),
+        (("torch", "cpu", "int8"), "for --runner compiled or openvino"),
+        (("compiled", "cuda", "auto"), "runs on the CPU"),
+        (("compiled", "cpu", "bf16"), "computes in int8 or fp32"),
     ],
 )
 def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str) -> None:
@@ -102,7 +102,7 @@ def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str)
 
 def test_torch_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "torch")
-    assert choose().runner in ("native", "openvino")
+    assert choose().runner in ("compiled", "openvino")
     with pytest.raises(ConfigError, match=r"dalle-server\[torch\]"):
         choose(runner="torch")
 
@@ -152,7 +152,7 @@ def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -
     assert "openvino on cpu in fp32, 3 slots" in line and runner.info.reason in line
 
 
-@needs_native
+@needs_compiled
 def test_the_compiled_step_is_loaded_when_chosen() -> None:
     runner = choose_runner(random_checkpoint(), dtype="int8", device="cpu", num_slots=2, num_threads=1)
-    assert runner.info.runner == "native" and runner.info.dtype == "int8" and runner.row_buckets == (1, 2)
+    assert runner.info.runner == "compiled" and runner.info.dtype == "int8" and runner.row_buckets == (1, 2)

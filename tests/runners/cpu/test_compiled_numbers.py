@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,21 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.cpu.compiled.runner import NativeRunner
-from dalle_server.engine.runners.cpu.compiled.step import NativeDecoder
+from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
+from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.layers import is_of_step, products
-from dalle_server.engine.runners.cpu.openvino.runner import EncodedText
-from dalle_server.engine.runners.cpu.openvino.step import StepInputs
 from dalle_server.engine.runners.cpu.packing import pack
+from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
 from dalle_server.models.dalle_bart import DalleBart
-from tests.runners.cpu.cpu_runners import needs_native
+from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
-pytestmark = needs_native
+pytestmark = needs_compiled
 
 
 class Int8Linear(nn.Module):
@@ -66,7 +64,7 @@ def rounded(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return rows.reshape(len(rows), -1)
 
 
-def int8_model(checkpoint: Checkpoint, text: EncodedText) -> DalleBart:
+def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
     """The torch model whose decode step computes in int8, for one text."""
     model = DalleBart(checkpoint.config.transformer)
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
@@ -78,7 +76,7 @@ def int8_model(checkpoint: Checkpoint, text: EncodedText) -> DalleBart:
         layer.self_attn.k_proj, layer.self_attn.v_proj = Int8Linear(key, True), Int8Linear(value, True)
         layer.self_attn.out_proj = Int8Linear(rounded(checkpoint, f"{prefix}.self_attn.out"))
         layer.encoder_attn.q_proj = Int8Linear(rounded(checkpoint, f"{prefix}.encoder_attn.q") * scale)
-        keys, values = text.cross_kv.data[index, :, :, : text.length]
+        keys, values = text.keys_values[index, :, :, : text.length]
         layer.encoder_attn.k_proj, layer.encoder_attn.v_proj = Given(keys), Given(values)
         layer.encoder_attn.out_proj = Int8Linear(rounded(checkpoint, f"{prefix}.encoder_attn.out"))
         gate, up = np.split(rounded(checkpoint, f"{prefix}.glu.gate_up"), 2)
@@ -94,7 +92,7 @@ def int8_model(checkpoint: Checkpoint, text: EncodedText) -> DalleBart:
 )
 def test_a_step_is_the_int8_arithmetic(d_model: int, heads: int, ffn_dim: int, image_length: int) -> None:
     checkpoint = random_checkpoint(d_model, heads, ffn_dim, image_length)
-    runner = NativeRunner(checkpoint, num_slots=2)
+    runner = cpu_runner(checkpoint, "compiled int8", num_slots=2)
     encoded = runner.encode([random_text(1, 40), random_text(2, 3)])
     runner.admit(0, *encoded)
     tokens = np.random.default_rng(4).integers(0, START, (1, image_length))
@@ -129,7 +127,7 @@ def rms(x: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_goldens_within_what_int8_allows(name: str) -> None:
-    runner, golden = NativeRunner(open_golden(name), num_slots=4), goldens(GOLDENS[name])
+    runner, golden = cpu_runner(open_golden(name), "compiled int8", num_slots=4), goldens(GOLDENS[name])
     admit_goldens(runner, golden)
     for branch, scale in (("", 1.0), ("_uncond", 0.0)):
         logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
@@ -168,18 +166,21 @@ def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str)
     tiles = {
         name: pack(tensors, p, f"{dtype} tiles")["tiles"] for name, p in products(config).items() if is_of_step(name)
     }
-    text = SimpleNamespace(data=np.random.default_rng(1).standard_normal((2, 2, 3, 16, 32)).astype(np.float16))
+    keys_values = np.random.default_rng(1).standard_normal((2, 2, 3, 16, 32)).astype(np.float16)
+    embeddings = Embeddings(tensors, config.transformer)
 
     def draw(num_threads: int) -> bytes:
-        decoder = NativeDecoder(config, tiles, tensors, is_exact=dtype == "fp32", num_slots=3, num_threads=num_threads)
-        decoder.admit(1, [(text, 11), (text, 2)])
-        embeddings = np.random.default_rng(2).standard_normal((20, 1, 96)).astype(np.float32)
-        arguments = np.array([1], np.int32), np.ones(1, np.float32)
+        step = CompiledStep(
+            config, tiles, tensors, embeddings, is_exact=dtype == "fp32", num_slots=3, num_threads=num_threads
+        )
+        step.admit(1, TextCache(keys_values, 11), TextCache(keys_values, 2))
+        slot, guidance = np.array([1], np.int32), np.array([5], np.float32)
+        tokens = np.random.default_rng(2).integers(0, START, (20, 1)).astype(np.int32)
         logits = [
-            decoder.logits(StepInputs(arguments[0], np.array([position], np.int32), 5 * arguments[1], embedding))
-            for position, embedding in enumerate(embeddings)
+            step.logits(StepBatch(slot, np.array([position], np.int32), token, guidance))
+            for position, token in enumerate(tokens)
         ]
-        decoder.close()
+        step.close()
         return np.stack(logits).tobytes()
 
     assert draw(num_threads) == draw(1)
@@ -187,4 +188,4 @@ def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str)
 
 def test_a_grid_too_long_for_the_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="--runner openvino"):
-        NativeRunner(random_checkpoint(image_length=65 * 65), num_slots=1)
+        cpu_runner(random_checkpoint(image_length=65 * 65), "compiled int8", num_slots=1)

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_server.engine.runners.base import StepRow
-from dalle_server.engine.runners.cpu.compiled.runner import NativeRunner
+from dalle_server.engine.runners.cpu.compiled.draw import draw
 from dalle_server.engine.sampling import gumbel_max, sample
 from dalle_server.generation import ImageKey, SamplingParams
-from tests.runners.cpu.cpu_runners import needs_native
+from tests.runners.cpu.cpu_runners import needs_compiled
 
-pytestmark = needs_native
+pytestmark = needs_compiled
 
 KEEP_ALL = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=10.0)
 KEYS = st.builds(ImageKey, st.integers(0, 2**63 - 1), st.integers(0, 2**31))
@@ -31,12 +31,12 @@ def test_the_draw_is_numpys(key: ImageKey, position: int, size: int, spread: flo
     ids = np.sort(generator.choice(16384, size, replace=False))
     logits = (spread * generator.integers(0, levels, size) / levels).astype(np.float32)
     row = StepRow(0, position, key, KEEP_ALL)
-    assert NativeRunner._draw([row], [(ids, logits)]) == gumbel_max([row], [(ids, logits)])
+    assert draw([row], [(ids, logits)]) == gumbel_max([row], [(ids, logits)])
 
 
 def test_whole_codebooks_of_many_rows() -> None:
     logits = np.random.default_rng(0).standard_normal((8, 16384)).astype(np.float32)
     rows = [StepRow(n, 3 * n, ImageKey(2**40 + n, n), KEEP_ALL) for n in range(8)]
-    drawn = sample(logits, rows, NativeRunner._draw)
+    drawn = sample(logits, rows, draw)
     np.testing.assert_array_equal(drawn, sample(logits, rows))
     assert len(set(drawn.tolist())) == 8

@@ -10,13 +10,15 @@ import pytest
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.cpu import load as cpu_load
+from dalle_server.engine.runners.cpu.load import load_cpu_runner
+from dalle_server.engine.runners.cpu.openvino import pixels as openvino_pixels
 from dalle_server.engine.runners.cpu.openvino import ranges as openvino_ranges
-from dalle_server.engine.runners.cpu.openvino import runner as openvino_runner
 from dalle_server.engine.runners.cpu.openvino.compile import Compiler
 from dalle_server.engine.runners.cpu.openvino.ranges import kept_ranges, random_grids, usable_ranges
-from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
-from dalle_server.engine.runners.cpu.openvino.vqgan import build_vqgan
-from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import Ranges, build_int8_vqgan
+from dalle_server.engine.runners.cpu.openvino.vqgan import build_decoder
+from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import Int8Layers, Ranges
+from dalle_server.engine.runners.cpu.openvino.vqgan_layers import Layers
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import ModelSize
 from tests.runners.cpu.test_pixels import BF16, F32, needs_bf16
@@ -38,8 +40,10 @@ def ranges(nano: Checkpoint) -> Ranges:
 def paint(checkpoint: Checkpoint, ranges: Ranges | None, grid: np.ndarray, num_threads: int = 1) -> np.ndarray:
     """In fp32 where ranges are None."""
     tensors, config = checkpoint.vqgan, checkpoint.config
-    graph = build_vqgan(tensors, config) if ranges is None else build_int8_vqgan(tensors, config, ranges)
-    request = Compiler(num_threads).compile(graph, F32 if ranges is None else BF16).create_infer_request()
+    layers = Layers(tensors, config) if ranges is None else Int8Layers(tensors, config, ranges)
+    request = (
+        Compiler(num_threads).compile(build_decoder(layers), F32 if ranges is None else BF16).create_infer_request()
+    )
     request.infer({"ids": grid.astype(np.int32)})
     pixels: np.ndarray = request.get_tensor("pixels").data.clip(0, 1)
     return pixels
@@ -113,10 +117,10 @@ def test_the_runner_paints_in_int8_what_is_worth_keeping(
     tmp_path: Path, nano: Checkpoint, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids = random_grids(nano.vqgan, nano.config)[:1]
-    plain = OpenVINORunner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids)
-    monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
+    plain = load_cpu_runner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids)
+    monkeypatch.setattr(cpu_load, "WORTH_KEEPING_BYTES", 0)
     first, second = (
-        OpenVINORunner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids) for _ in range(2)
+        load_cpu_runner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids) for _ in range(2)
     )
     np.testing.assert_array_equal(plain[0], (paint(nano, {}, grids[0]) * 255).astype(np.uint8))
     np.testing.assert_array_equal(first[0], (paint(nano, ranges, grids[0]) * 255).astype(np.uint8))
@@ -129,9 +133,9 @@ def test_ranges_that_cannot_be_kept_are_no_reason_not_to_start(
     def refuse(*_: object) -> None:
         raise CheckpointError("cannot write")
 
-    monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
-    monkeypatch.setattr(openvino_runner, "kept_ranges", refuse)
+    monkeypatch.setattr(cpu_load, "WORTH_KEEPING_BYTES", 0)
+    monkeypatch.setattr(openvino_pixels, "kept_ranges", refuse)
     grids = random_grids(nano.vqgan, nano.config)[:1]
-    found = OpenVINORunner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids)
+    found = load_cpu_runner(nano, dtype="int8", num_slots=1, cache_dir=tmp_path).detokenize(grids)
     assert "pixels stay bf16, which takes half as long again: cannot write" in caplog.text
     np.testing.assert_array_equal(found[0], (paint(nano, {}, grids[0]) * 255).astype(np.uint8))

@@ -9,7 +9,7 @@ import pytest
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.cpu.openvino.decoder import row_buckets
-from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
+from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner
 from tests.runners.random_checkpoint import random_checkpoint, random_text
@@ -26,7 +26,7 @@ class Picture:
     slot: int = 0
     begins: int = 0
 
-    def admit(self, runner: OpenVINORunner) -> None:
+    def admit(self, runner: CpuRunner) -> None:
         texts = [random_text(self.seed, 3 + 3 * self.seed), random_text(0, 2)]
         runner.admit(self.slot, *runner.encode(texts))
 
@@ -34,7 +34,7 @@ class Picture:
         return StepRow(self.slot, step - self.begins, ImageKey(self.seed), SAMPLING)
 
 
-def run(runner: OpenVINORunner, pictures: list[Picture], reverse: bool = False) -> dict[int, list[bytes]]:
+def run(runner: CpuRunner, pictures: list[Picture], reverse: bool = False) -> dict[int, list[bytes]]:
     """Seed → its guided logits' bytes at every position."""
     length = runner.config.transformer.image_length
     logits: dict[int, list[bytes]] = {picture.seed: [] for picture in pictures}
@@ -51,18 +51,18 @@ def run(runner: OpenVINORunner, pictures: list[Picture], reverse: bool = False) 
 
 
 @pytest.fixture(params=FORMATS, scope="module")
-def runner(request: pytest.FixtureRequest) -> OpenVINORunner:
+def runner(request: pytest.FixtureRequest) -> CpuRunner:
     return cpu_runner(random_checkpoint(), request.param, num_slots=NUM_SLOTS)
 
 
 @pytest.fixture(scope="module")
-def alone(runner: OpenVINORunner) -> dict[int, list[bytes]]:
+def alone(runner: CpuRunner) -> dict[int, list[bytes]]:
     return {seed: run(runner, [Picture(seed)])[seed] for seed in range(1, 4)}
 
 
 @pytest.mark.parametrize(("company", "reverse"), [(2, False), (3, True), (5, False), (16, True)])
 def test_any_company_any_slot_any_position(
-    runner: OpenVINORunner, alone: dict[int, list[bytes]], company: int, reverse: bool
+    runner: CpuRunner, alone: dict[int, list[bytes]], company: int, reverse: bool
 ) -> None:
     slots = np.random.default_rng(company).permutation(NUM_SLOTS)
     seeds = [1, 2, 3, *range(4, 17)][:company]
@@ -72,7 +72,7 @@ def test_any_company_any_slot_any_position(
         assert together[seed] == alone[seed], f"picture {seed} among {company}"
 
 
-def test_padding_to_a_larger_bucket_changes_nothing(runner: OpenVINORunner, alone: dict[int, list[bytes]]) -> None:
+def test_padding_to_a_larger_bucket_changes_nothing(runner: CpuRunner, alone: dict[int, list[bytes]]) -> None:
     before = runner.row_buckets
     runner.drop_buckets_below(6)
     assert runner.row_buckets[0] == 6
@@ -91,12 +91,12 @@ def test_different_prompts_differ(alone: dict[int, list[bytes]]) -> None:
 
 
 def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
-    runner: OpenVINORunner, alone: dict[int, list[bytes]]
+    runner: CpuRunner, alone: dict[int, list[bytes]]
 ) -> None:
     healthy, sick = Picture(1, slot=0), Picture(2, slot=1)
     healthy.admit(runner)
     (text,) = runner.encode([random_text(2, 20)])
-    text.cross_kv.data[:] = np.nan
+    text.keys_values[:] = np.nan
     runner.admit(sick.slot, text, text)
     for step in range(runner.config.transformer.image_length):
         tokens = runner.step([sick.row(step), healthy.row(step)]).result()
@@ -105,7 +105,7 @@ def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
     assert run(runner, [Picture(3, slot=1)])[3] == alone[3]
 
 
-def test_pixels_do_not_depend_on_the_batch(runner: OpenVINORunner) -> None:
+def test_pixels_do_not_depend_on_the_batch(runner: CpuRunner) -> None:
     length = runner.config.transformer.image_length
     grids = np.random.default_rng(0).integers(0, runner.config.codebook_size, (3, length)).astype(np.int32)
     together = runner.detokenize(grids)

@@ -12,12 +12,12 @@ import pytest
 from dalle_server.checkpoints import open_checkpoint, write_native
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners.cpu import packing as openvino_packed
+from dalle_server.engine.runners.cpu import load as cpu_load
+from dalle_server.engine.runners.cpu import packing
 from dalle_server.engine.runners.cpu.layers import products
-from dalle_server.engine.runners.cpu.openvino import runner as openvino_runner
 from dalle_server.engine.runners.cpu.packing import format_of, kept_packed, pack
 from dalle_server.errors import CheckpointError
-from tests.runners.cpu.cpu_runners import FORMATS, NATIVE, cpu_runner
+from tests.runners.cpu.cpu_runners import COMPILED, FORMATS, cpu_runner
 from tests.runners.golden_checkpoints import GREEDY, force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -31,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture(autouse=True)
 def every_model_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runner, "WORTH_KEEPING_BYTES", 0)
+    monkeypatch.setattr(cpu_load, "WORTH_KEEPING_BYTES", 0)
 
 
 def logits(checkpoint: Checkpoint, cache_dir: Path | None, dtype: str = "int8") -> np.ndarray:
@@ -45,7 +45,7 @@ def test_the_first_the_next_and_an_uncached_start_agree(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     uncached, first = logits(checkpoint, None, dtype), logits(checkpoint, tmp_path, dtype)
-    monkeypatch.setattr(openvino_packed, "pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(packing, "pack", lambda *_: pytest.fail("packed again"))
     np.testing.assert_array_equal(first, uncached)
     np.testing.assert_array_equal(logits(checkpoint, tmp_path, dtype), uncached)
 
@@ -79,12 +79,12 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
     np.testing.assert_array_equal(result, logits(checkpoint, None))
 
 
-@pytest.mark.parametrize("dtype", ["int8", *NATIVE])
+@pytest.mark.parametrize("dtype", ["int8", *COMPILED])
 def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(
     checkpoint: Checkpoint, tmp_path: Path, dtype: str
 ) -> None:
     runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=tmp_path)
-    held = [weakref.ref(part) for part in (runner._decoder, runner._encoder, runner._vqgan)]
+    held = [weakref.ref(part) for part in (runner._texts, runner._step, runner._pixels)]
     runner.close()
     assert [reference() for reference in held] == [None] * 3
     runner.close()

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
-from tests.runners.cpu.cpu_runners import NATIVE, cpu_runner, needs_native
+from tests.runners.cpu.cpu_runners import COMPILED, cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -64,8 +63,8 @@ def run(checkpoint: Checkpoint, tokens: np.ndarray, dtype: str, num_threads: int
         ("fp32", 1e-5),
         ("bf16", 0.05),
         ("int8", 0.08),
-        pytest.param("native int8", 0.08, marks=needs_native),
-        pytest.param("native fp32", 1e-5, marks=needs_native),
+        pytest.param("compiled int8", 0.08, marks=needs_compiled),
+        pytest.param("compiled fp32", 1e-5, marks=needs_compiled),
     ],
 )
 def test_logits_against_torch(
@@ -75,7 +74,7 @@ def test_logits_against_torch(
     assert np.sqrt(np.mean(error**2)) / expected.std() < limit
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8", *NATIVE])
+@pytest.mark.parametrize("dtype", ["fp32", "int8", *COMPILED])
 def test_one_thread_gives_the_bits_of_two(tokens: np.ndarray, dtype: str) -> None:
     checkpoint = random_checkpoint()
     one, two = (run(checkpoint, tokens, dtype, num_threads) for num_threads in (1, 2))
@@ -91,7 +90,7 @@ def test_pixels_against_torch(dtype: str, levels: int) -> None:
     ids = np.random.default_rng(2).integers(0, START, (1, 36)).astype(np.int32)
     with torch.no_grad():
         expected = to_pixels(model.decode(torch.tensor(ids).long()))
-    pixels = OpenVINORunner(checkpoint, dtype=dtype, num_slots=1).detokenize(ids)
+    pixels = cpu_runner(checkpoint, dtype, num_slots=1).detokenize(ids)
     assert expected.numpy().std() > 10, "a flat picture would prove nothing"
     assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= levels
 
@@ -120,9 +119,9 @@ def test_broken_weights_are_named_at_start() -> None:
     checkpoint = random_checkpoint()
     checkpoint.transformer["decoder.layers.1.glu.fc2.weight"][2, 3] = np.inf
     with pytest.raises(CheckpointError, match=r"decoder\.layers\.1\.glu\.fc2\.weight: a weight is not finite"):
-        OpenVINORunner(checkpoint, dtype="int8", num_slots=1, num_threads=1)
+        cpu_runner(checkpoint, "int8", num_slots=1, num_threads=1)
 
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(ConfigError, match="fp16"):
-        OpenVINORunner(random_checkpoint(), dtype="fp16")
+        cpu_runner(random_checkpoint(), "fp16")

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
+from dalle_server.engine.runners.cpu.runner import CpuRunner
 from tests.parity.loading import min_dalle_checkpoint
-from tests.runners.cpu.cpu_runners import cpu_runner, needs_native
+from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import (
     GOLDENS,
     GREEDY,
@@ -25,10 +25,10 @@ FP32_TOLERANCE = 2e-4
 SCALE = 10.0
 PAD = 1  # of the golden tokenizer
 
-Case = tuple[OpenVINORunner, dict[str, np.ndarray]]
+Case = tuple[CpuRunner, dict[str, np.ndarray]]
 
 
-@pytest.fixture(params=["fp32", pytest.param("native fp32", marks=needs_native)], scope="module")
+@pytest.fixture(params=["fp32", pytest.param("compiled fp32", marks=needs_compiled)], scope="module")
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -42,9 +42,11 @@ def case(request: pytest.FixtureRequest, form: str) -> Case:
 def test_encoder_states(case: Case, branch: str) -> None:
     runner, golden = case
     for text, expected in zip(golden_texts(golden, branch), golden[f"encoder_last_hidden{branch}"], strict=True):
-        (encoded,) = runner.encode([text])
+        runner.encode([text])
         # What stands at padding is never looked at, and not always computed.
-        np.testing.assert_allclose(encoded.states[: text.length], expected[: text.length], rtol=0, atol=FP32_TOLERANCE)
+        np.testing.assert_allclose(
+            runner._texts.states()[: text.length], expected[: text.length], rtol=0, atol=FP32_TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("branch", ["", "_uncond"])
@@ -87,7 +89,7 @@ def test_weights_in_min_dalles_form(form: str) -> None:
 
 
 def test_pixels() -> None:
-    runner = OpenVINORunner(open_golden("tiny-mini"), dtype="fp32", num_slots=1)
+    runner = cpu_runner(open_golden("tiny-mini"), "fp32", num_slots=1)
     golden = goldens("tiny-vqgan/goldens.npz")
     pixels = runner.detokenize(golden["indices"].astype(np.int32))
     assert pixels.dtype == np.uint8

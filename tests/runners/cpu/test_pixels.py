@@ -14,19 +14,20 @@ import torch.nn.functional as F
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.openvino.compile import Compiler
-from dalle_server.engine.runners.cpu.openvino.vqgan import build_vqgan
-from dalle_server.engine.runners.cpu.openvino.vqgan_bf16 import build_bf16_vqgan, doubled_kernel
+from dalle_server.engine.runners.cpu.openvino.vqgan import build_decoder
+from dalle_server.engine.runners.cpu.openvino.vqgan_bf16 import BF16Layers, doubled_kernel
+from dalle_server.engine.runners.cpu.openvino.vqgan_layers import Layers
 from dalle_server.models.config import ModelConfig
 from tests.runners.random_checkpoint import START, random_checkpoint
 
-Build = Callable[[Mapping[str, Any], ModelConfig], ov.Model]
+Kind = Callable[[Mapping[str, Any], ModelConfig], Layers]
 needs_bf16 = pytest.mark.skipif(not Compiler(1).has_bf16, reason="needs a CPU with bf16 instructions")
 LIMIT = 0.006  # rms error over the deviation of the pixels
 F32, BF16 = ov.Type.f32, ov.Type.bf16
 
 
-def paint(checkpoint: Checkpoint, build: Build, precision: ov.Type, num_threads: int = 1) -> np.ndarray:
-    program = Compiler(num_threads).compile(build(checkpoint.vqgan, checkpoint.config), precision)
+def paint(checkpoint: Checkpoint, kind: Kind, precision: ov.Type, num_threads: int = 1) -> np.ndarray:
+    program = Compiler(num_threads).compile(build_decoder(kind(checkpoint.vqgan, checkpoint.config)), precision)
     request = program.create_infer_request()
     request.infer({"ids": np.random.default_rng(2).integers(0, START, 36).astype(np.int32)})
     pixels: np.ndarray = request.get_tensor("pixels").data.clip(0, 1)
@@ -34,7 +35,7 @@ def paint(checkpoint: Checkpoint, build: Build, precision: ov.Type, num_threads:
 
 
 def relative_error(checkpoint: Checkpoint, precision: ov.Type) -> float:
-    exact, found = paint(checkpoint, build_vqgan, F32), paint(checkpoint, build_bf16_vqgan, precision)
+    exact, found = paint(checkpoint, Layers, F32), paint(checkpoint, BF16Layers, precision)
     assert found.shape == exact.shape == (12, 12, 3)
     return float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
 
@@ -63,12 +64,12 @@ def test_features_that_are_all_equal_stay_finite() -> None:
     checkpoint = random_checkpoint()
     for name in ("post_quant_conv", "decoder.conv_in"):
         checkpoint.vqgan[f"{name}.weight"][:] = 0
-    assert np.isfinite(paint(checkpoint, build_bf16_vqgan, BF16)).all()
+    assert np.isfinite(paint(checkpoint, BF16Layers, BF16)).all()
 
 
 @needs_bf16
 def test_one_thread_paints_what_two_do() -> None:
-    one, two = (paint(random_checkpoint(), build_bf16_vqgan, BF16, num_threads) for num_threads in (1, 2))
+    one, two = (paint(random_checkpoint(), BF16Layers, BF16, num_threads) for num_threads in (1, 2))
     np.testing.assert_array_equal(one, two)
 
 

@@ -27,12 +27,13 @@ class TextTokens:
 class RunnerInfo:
     """What runs, where, and why: shown in the log, by /v1/info and by the playground."""
 
-    runner: str  # "native" | "openvino" | "torch" | "fake"
+    runner: str  # "compiled" | "openvino" | "torch" | "fake"
     device: str  # "cpu" | "cuda:0" | "mps"
     device_name: str
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
     reason: str
     versions: dict[str, str]
+    num_threads: int | None = None  # that compute; None: what the library takes by itself
 
 
 @dataclass(frozen=True, slots=True)

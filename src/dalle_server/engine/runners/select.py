@@ -30,7 +30,7 @@ _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and wha
 class Choice:
     """What runs, and why: `reason` goes to the log and to /v1/info."""
 
-    runner: str  # "native" | "openvino" | "torch"
+    runner: str  # "compiled" | "openvino" | "torch"
     device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
     reason: str
@@ -43,7 +43,7 @@ def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_
     """
     reasons = []
     if device == "auto":
-        device = "cpu" if runner in ("native", "openvino") else _accelerator() or "cpu"
+        device = "cpu" if runner in ("compiled", "openvino") else _accelerator() or "cpu"
         reasons.append(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )
@@ -89,11 +89,11 @@ def _load(
 ) -> Runner:
     # Imported here: neither library is touched, or need be installed, where the other one runs.
     if choice.runner != "torch":
-        from dalle_server.engine.runners.cpu.compiled.runner import NativeRunner
-        from dalle_server.engine.runners.cpu.openvino.runner import OpenVINORunner
+        from dalle_server.engine.runners.cpu.load import load_cpu_runner
 
-        return (NativeRunner if choice.runner == "native" else OpenVINORunner)(
+        return load_cpu_runner(
             checkpoint,
+            choice.runner,
             dtype=choice.dtype,
             num_slots=num_slots,
             num_threads=num_threads,
@@ -160,7 +160,7 @@ def _default_runner(device: str, dtype: str) -> tuple[str, str]:
     if dtype not in ("int8", "fp32"):
         return "openvino", "the fastest on a CPU in this dtype"
     missing = why_not()
-    return ("openvino", f"{missing}, which runner native needs") if missing else ("native", "the fastest on a CPU")
+    return ("openvino", f"{missing}, which runner compiled needs") if missing else ("compiled", "the fastest on a CPU")
 
 
 def _check(runner: str, device: str, dtype: str) -> None:
@@ -168,13 +168,13 @@ def _check(runner: str, device: str, dtype: str) -> None:
         if importlib.util.find_spec("torch") is None:
             raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
         if dtype == "int8":
-            raise ConfigError("--dtype int8 is for --runner native or openvino; with torch use fp32, bf16 or fp16")
+            raise ConfigError("--dtype int8 is for --runner compiled or openvino; with torch use fp32, bf16 or fp16")
         return
     if device != "cpu":
         raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
-    if runner == "native" and dtype not in ("int8", "fp32"):
-        raise ConfigError(f"--runner native computes in int8 or fp32, not {dtype}; use --runner openvino")
-    if runner == "native" and (missing := why_not()):
-        raise ConfigError(f"--runner native: {missing}; use --runner openvino")
+    if runner == "compiled" and dtype not in ("int8", "fp32"):
+        raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner openvino")
+    if runner == "compiled" and (missing := why_not()):
+        raise ConfigError(f"--runner compiled: {missing}; use --runner openvino")
     if dtype == "fp16":
         raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")

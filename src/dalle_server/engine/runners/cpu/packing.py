@@ -25,7 +25,7 @@ from dalle_server.errors import CheckpointError
 
 FILE_NAME = "packed.safetensors"
 FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
-NATIVE = "native "  # before a dtype: laid out for the compiled step where that reads it
+COMPILED = "compiled "  # before a dtype: laid out for the compiled step where that reads it
 _FLOATS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 
@@ -35,9 +35,9 @@ Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Qua
 
 def format_of(name: str, layout: str) -> str:
     """How the named product is packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
-    if not layout.startswith(NATIVE):
+    if not layout.startswith(COMPILED):
         return layout
-    dtype = layout.removeprefix(NATIVE)
+    dtype = layout.removeprefix(COMPILED)
     return f"{dtype} tiles" if is_of_step(name) else dtype
 
 

@@ -1,13 +1,15 @@
-"""What the compiled decode step remembers of every slot: keys and values, laid out as native/attention.h reads them."""
+"""What the compiled decode step remembers of every slot: keys and values, laid out as attention.h reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
+from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.models.config import ModelConfig
 
 _ALIGNMENT = 64  # bytes: a cache line
@@ -40,10 +42,10 @@ class Caches:
         self.cross_keys, self.cross_values = make(sizes.max_text_length)
         self.text_lengths = np.ones(rows, np.int32)
 
-    def write_texts(self, slot: int, texts: list[tuple[NDArray[Any], int]]) -> None:
-        for row, (cross_kv, length) in enumerate(texts, start=2 * slot):
-            self.text_lengths[row] = length
-            keys, values = cross_kv[:, 0, :, :length], cross_kv[:, 1, :, :length]
+    def write_texts(self, slot: int, texts: Sequence[TextCache]) -> None:
+        for row, text in enumerate(texts, start=2 * slot):
+            length = self.text_lengths[row] = text.length
+            keys, values = text.keys_values[:, 0, :, :length], text.keys_values[:, 1, :, :length]
             self.cross_values[:, row, :, :length, : values.shape[-1]] = values
             for start in range(0, length, LANES):
                 block = keys[:, :, start : start + LANES].swapaxes(2, 3)

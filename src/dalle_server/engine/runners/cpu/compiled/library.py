@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 LIBRARY = Path(__file__).with_name("decode_step.so")
 
 
-class Product(Structure):
+class TiledProduct(Structure):
     _fields_ = (("weights", c_void_p), ("tiles", c_int32), ("groups", c_int32))
 
 
-class Inputs(Structure):
+class ProductInputs(Structure):
     _fields_ = (*((name, c_void_p) for name in ("floats", "values", "scales", "offsets")), ("is_exact", c_int32))
 
 
-class Layer(Structure):
+class LayerPointers(Structure):
     # The compiled step's name → that of cpu/layers.py, and the checkpoint's, behind the layer's prefix.
     PRODUCTS: ClassVar = {
         "qkv": "self_attn.qkv",
@@ -43,23 +43,23 @@ class Layer(Structure):
         "gated_bias": "glu.ln1.bias",
     }
     CACHES = ("keys", "values", "cross_keys", "cross_values")
-    _fields_ = (*((name, Product) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
+    _fields_ = (*((name, TiledProduct) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
 
 
-class Decoder(Structure):
+class DecoderPointers(Structure):
     SIZES = ("width", "ffn_width", "heads", "num_layers", "image_length", "text_length", "threads")
     _fields_ = (
         *((name, c_int32) for name in SIZES),
-        ("layers", POINTER(Layer)),
+        ("layers", POINTER(LayerPointers)),
         *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias")),
-        ("lm_head", Product),
+        ("lm_head", TiledProduct),
         *((name, c_void_p) for name in ("text_lengths", "x", "mixed", "y")),
-        ("inputs", Inputs),
+        ("inputs", ProductInputs),
         ("phases", c_void_p),
     )
 
 
-class Step(Structure):
+class StepArguments(Structure):
     _fields_ = (
         ("images", c_int32),
         *((name, c_void_p) for name in ("slots", "positions", "guidance", "embeddings", "logits")),
@@ -74,11 +74,11 @@ def load_library() -> Any:
     library = ctypes.CDLL(str(LIBRARY))
     if not library.is_supported():
         raise OSError("this CPU has no AVX-512 VNNI instructions")
-    if library.layout() != sizeof(Layer) + sizeof(Decoder) + sizeof(Step):
+    if library.layout() != sizeof(LayerPointers) + sizeof(DecoderPointers) + sizeof(StepArguments):
         raise OSError("the compiled decode step is of another version than the package; install the package again")
-    library.decode_step.argtypes = (POINTER(Decoder), POINTER(Step))
+    library.decode_step.argtypes = (POINTER(DecoderPointers), POINTER(StepArguments))
     library.decode_step.restype = None
-    library.begin_step.argtypes = (POINTER(Decoder),)
+    library.begin_step.argtypes = (POINTER(DecoderPointers),)
     library.begin_step.restype = None
     library.phase_bytes.argtypes = (c_int,)
     library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)

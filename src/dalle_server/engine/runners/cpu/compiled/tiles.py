@@ -1,4 +1,4 @@
-"""Weights in the order in which the compiled step reads them (native/product.h)."""
+"""Weights in the order in which the compiled step reads them (product.h)."""
 
 from __future__ import annotations
 

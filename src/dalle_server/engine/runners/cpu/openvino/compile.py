@@ -6,6 +6,14 @@ import openvino as ov
 
 from dalle_server.errors import ConfigError
 
+VERSION = ov.__version__.partition("-")[0]
+# dtype → (precision of activations, precision of the caches)
+PRECISIONS = {
+    "int8": (ov.Type.f32, ov.Type.f16),
+    "bf16": (ov.Type.bf16, ov.Type.bf16),
+    "fp32": (ov.Type.f32, ov.Type.f32),
+}
+
 
 class Compiler:
     """Compiles for one CPU with one thread setting. `num_threads` None: the plugin's own count, physical cores."""

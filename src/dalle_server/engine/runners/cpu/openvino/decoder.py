@@ -7,6 +7,8 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 
+from dalle_server.engine.runners.cpu.embeddings import Embeddings
+from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler
 from dalle_server.engine.runners.cpu.openvino.ops import (
     Node,
     Pages,
@@ -18,28 +20,46 @@ from dalle_server.engine.runners.cpu.openvino.ops import (
     result,
 )
 from dalle_server.engine.runners.cpu.openvino.slots import SlotCaches
-from dalle_server.engine.runners.cpu.openvino.step import StepInputs, TextCache
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
+from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.models.config import ModelConfig
 
 
-class OpenVINODecoder:
-    """Implements `Decoder` with the compiled graph."""
+class OpenVINOStep:
+    """Implements `Step` with the compiled graph."""
 
-    def __init__(self, compiled: ov.CompiledModel, config: ModelConfig, num_slots: int):
+    def __init__(
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        embeddings: Embeddings,
+        compiler: Compiler,
+        dtype: str,
+        num_slots: int,
+    ):
+        compiled = compiler.compile(build_decoder(weights, config), *PRECISIONS[dtype])
+        self._embeddings = embeddings
         self._request = compiled.create_infer_request()
         self._slots = SlotCaches(compiled, self._request, config.transformer, num_slots)
         self.row_buckets = row_buckets(int(compiled.get_property("INFERENCE_NUM_THREADS")), num_slots)
+        self._warm_up(num_slots)
 
-    def admit(self, slot: int, texts: list[TextCache]) -> None:
-        self._slots.admit(slot, texts)
+    def _warm_up(self, scratch_slot: int) -> None:
+        """int8 weights are rearranged in the first call of a graph, others when it is compiled."""
+        slots = np.full(self.row_buckets[0], scratch_slot, np.int32)
+        nothing = np.zeros_like(slots)
+        self.logits(StepBatch(slots, nothing, nothing, np.ones(len(slots), np.float32)))
 
-    def logits(self, inputs: StepInputs) -> NDArray[np.float32]:
+    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+        self._slots.admit(slot, (conditional, unconditional))
+
+    def logits(self, batch: StepBatch) -> NDArray[np.float32]:
+        embedded = self._embeddings.codes(batch.last_tokens, batch.positions)
         self._request.infer(
             {
-                "embeddings": np.concatenate([inputs.embeddings, inputs.embeddings]),
-                "scales": inputs.guidance,
-                **self._slots.pages(inputs.slots, inputs.positions),
+                "embeddings": np.concatenate([embedded, embedded]),
+                "scales": batch.guidance,
+                **self._slots.pages(batch.slots, batch.positions),
             }
         )
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data

@@ -4,11 +4,50 @@ from __future__ import annotations
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset15 as ops
 
+from dalle_server.engine.runners.base import TextTokens
+from dalle_server.engine.runners.cpu.embeddings import Embeddings
+from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler
 from dalle_server.engine.runners.cpu.openvino.ops import Node, glu, layer_norm, parameter, result
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
+from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.models.config import TransformerConfig
+
+TEXT_BUCKET = 16  # texts are padded to a multiple of this: four shapes to prepare instead of 64
+
+
+class OpenVINOTexts:
+    """Implements `Texts` with the compiled graph."""
+
+    def __init__(
+        self, weights: Weights, config: TransformerConfig, embeddings: Embeddings, compiler: Compiler, dtype: str
+    ):
+        precision, cache = PRECISIONS[dtype]
+        compiled = compiler.compile(build_encoder(weights, config, cache), precision)
+        self.num_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._request = compiled.create_infer_request()
+        self._embeddings = embeddings
+        self._max_length = config.max_text_length
+        # int8 weights are rearranged in the first call of a graph, others when it is compiled.
+        self.encode(TextTokens(np.zeros(TEXT_BUCKET, np.int32), 1))
+
+    def encode(self, text: TextTokens) -> TextCache:
+        padded = min(-(-text.length // TEXT_BUCKET) * TEXT_BUCKET, self._max_length)
+        mask = np.zeros(padded, np.float32)
+        mask[text.length :] = -np.inf
+        self._request.infer({"embeddings": self._embeddings.text(text.ids[:padded]), "mask": mask})
+        # A copy: the request uses its output memory again.
+        return TextCache(self._request.get_tensor("cross_kv").data.copy(), text.length)
+
+    def states(self) -> NDArray[np.float32]:
+        """(T, d) of the last text, padding included: for tests."""
+        states: NDArray[np.float32] = self._request.get_tensor("states").data
+        return states.copy()
+
+    def close(self) -> None:
+        """Dropping it is enough."""
 
 
 def build_encoder(weights: Weights, config: TransformerConfig, cache_dtype: ov.Type) -> ov.Model:

@@ -18,7 +18,8 @@ from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.cpu.openvino.compile import Compiler
-from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import ProbedGraph, Ranges, build_int8_vqgan
+from dalle_server.engine.runners.cpu.openvino.vqgan import build_decoder
+from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import Int8Layers, ProbingLayers, Ranges
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig
 
@@ -60,9 +61,9 @@ def usable_ranges(
 ) -> dict[str, float]:
     """The ranges, if int8 paints with them what bf16 does; else none."""
     grids = random_grids(tensors, config)
-    expected, highest = _paint(compiler, ProbedGraph(tensors, config).build(), tensors, grids)
+    expected, highest = _paint(compiler, build_decoder(ProbingLayers(tensors, config)), tensors, grids)
     ranges = {name: _MARGIN * value for name, value in highest.items()}
-    found, _ = _paint(compiler, build_int8_vqgan(tensors, config, ranges), tensors, grids)
+    found, _ = _paint(compiler, build_decoder(Int8Layers(tensors, config, ranges)), tensors, grids)
     psnr_db = -10 * math.log10(max(float(np.mean((found - expected) ** 2)), 1e-12))
     if psnr_db >= least_psnr_db:
         logger.info("pixels in int8: %.1f dB from bf16", psnr_db)

@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.openvino.ops import BLOCK
-from dalle_server.engine.runners.cpu.openvino.step import TextCache
+from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.models.config import TransformerConfig
 
 Ints = NDArray[np.int32]
@@ -40,7 +40,7 @@ class SlotCaches:
             blocks = num_rows * (self._own_blocks if name.startswith("self") else self._text_blocks)
             tensor = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *_layout(port, config)]))
             request.set_tensor(name, tensor)
-            views[name] = _raw(tensor)
+            views[name] = _words(tensor.data)
         for view in views.values():
             view[self._blocks(self.scratch, view)] = 0
         self._own = [view for name, view in views.items() if name.startswith("self")]
@@ -58,12 +58,12 @@ class SlotCaches:
         """
         for view in self._own:
             view[self._blocks(slot, view)] = 0
-        for row, (tensor, length) in enumerate(texts, start=2 * slot):
-            self._text_lengths[row] = length
+        for row, text in enumerate(texts, start=2 * slot):
+            self._text_lengths[row] = text.length
             first = row * self._text_blocks
-            for kv, caches in zip(_raw(tensor), self._cross, strict=True):
+            for kv, caches in zip(_words(text.keys_values), self._cross, strict=True):
                 for values, cache in zip(kv, caches, strict=True):
-                    _write_text(cache[first : first + self._text_blocks], values[:, :length])
+                    _write_text(cache[first : first + self._text_blocks], values[:, : text.length])
 
     def pages(self, slots: Ints, positions: Ints) -> Mapping[str, Ints]:
         """The graph's addressing inputs for one query per row: N conditional rows, then N unconditional."""
@@ -98,10 +98,9 @@ def _layout(port: Any, config: TransformerConfig) -> list[int]:
     return expected
 
 
-def _raw(tensor: ov.Tensor) -> NDArray[Any]:
-    """The tensor's memory; bfloat16, which numpy lacks, as the 16-bit words it consists of."""
-    data: NDArray[Any] = tensor.data
-    return data.view(np.uint16) if data.dtype.itemsize == 2 else data
+def _words(array: NDArray[Any]) -> NDArray[Any]:
+    """The same memory; bfloat16, which numpy lacks, as the 16-bit words it consists of."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
 
 
 def _addresses(prefix: str, first_blocks: Ints, past_lens: Ints) -> dict[str, Ints]:

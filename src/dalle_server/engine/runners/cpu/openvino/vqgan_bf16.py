@@ -1,33 +1,23 @@
-"""The VQGAN decoder written for bf16, so that the CPU runs little beside its convolutions.
+"""The VQGAN's layers written for bf16, so that the CPU runs little beside its convolutions.
 
-The same layers as vqgan.py builds, to be compiled with bf16 as their precision.
+To be compiled with bf16 as their precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 
 from dalle_server.engine.runners.cpu.openvino.ops import Node
-from dalle_server.engine.runners.cpu.openvino.vqgan import EPS, DecoderGraph
+from dalle_server.engine.runners.cpu.openvino.vqgan_layers import EPS, Layers
 from dalle_server.engine.runners.cpu.openvino.weights import constant
-from dalle_server.models.config import ModelConfig
 
 _MIDDLE = 0.5  # of the range of pixels
 
 
-def build_bf16_vqgan(tensors: Mapping[str, Any], config: ModelConfig) -> ov.Model:
-    """As build_vqgan, but the pixels are clipped to 0…1."""
-    return BF16DecoderGraph(tensors, config).build()
-
-
-class BF16DecoderGraph(DecoderGraph):
-    """The same layers; group norm, doubling and the last layer are computed in another way."""
+class BF16Layers(Layers):
+    """The same layers; group norm, doubling and the last layer (pixels clipped to 0…1) are computed in another way."""
 
     def pixels(self, x: Node, prefix: str) -> Node:
         """Computed around 0, where bf16 is finer than the 256 levels of a pixel."""
@@ -60,10 +50,10 @@ class BF16DecoderGraph(DecoderGraph):
     def _group_mean(self, x: Node) -> Node:
         """(1, C, H, W) → (1, C, 1, 1), equal within a group. Over small squares first, which threads share."""
         _, channels, height, _ = x.get_output_shape(0)
-        size = height // self.side
+        size = height // self.height
         if size > 1:
             x = ops.avg_pool(x, [size] * 2, [0, 0], [0, 0], [size] * 2, True)
-        grouped = np.array([1, self.config.num_groups, channels // self.config.num_groups, 1])
+        grouped = np.array([1, self.num_groups, channels // self.num_groups, 1])
         mean = ops.reshape(ops.reduce_mean(x, np.array([2, 3]), True), grouped, special_zero=False)
         mean = ops.broadcast(ops.reduce_mean(mean, np.array([2]), True), grouped)
         return ops.reshape(mean, np.array([1, channels, 1, 1]), special_zero=False)

@@ -1,4 +1,4 @@
-"""The VQGAN decoder with the convolutions of its residual blocks in int8, everything else as in bf16.
+"""The VQGAN's layers with the convolutions of its residual blocks in int8, everything else as in bf16.
 
 What these convolutions read is swish(group norm(…)): never below -0.2785, and group norm keeps the rest within a range
 that hardly depends on the picture, so that it can be measured once for a checkpoint.
@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from openvino import opset15 as ops
 
 from dalle_server.engine.runners.cpu.openvino.ops import Node, result
-from dalle_server.engine.runners.cpu.openvino.vqgan_bf16 import BF16DecoderGraph
+from dalle_server.engine.runners.cpu.openvino.vqgan_bf16 import BF16Layers
 from dalle_server.engine.runners.cpu.openvino.weights import constant
 from dalle_server.models.config import ModelConfig
 
@@ -23,12 +22,9 @@ Ranges = Mapping[str, float]  # convolution → the largest input it is prepared
 _LOWEST = 0.2785  # swish is never below minus this
 
 
-def build_int8_vqgan(tensors: Mapping[str, Any], config: ModelConfig, ranges: Ranges) -> ov.Model:
-    """As build_bf16_vqgan; the convolutions named in `ranges` (none: the same graph) are computed in int8."""
-    return Int8DecoderGraph(tensors, config, ranges).build()
+class Int8Layers(BF16Layers):
+    """As in bf16; the convolutions named in `ranges` (none: all is bf16) are computed in int8."""
 
-
-class Int8DecoderGraph(BF16DecoderGraph):
     def __init__(self, tensors: Mapping[str, Any], config: ModelConfig, ranges: Ranges):
         super().__init__(tensors, config)
         self.ranges = ranges
@@ -51,16 +47,17 @@ def _quantise(x: Node, highest: float) -> Node:
     return ops.fake_quantize(x, low, high, low, high, 256)
 
 
-class ProbedGraph(BF16DecoderGraph):
+class ProbingLayers(BF16Layers):
     """In bf16, with outputs more: the largest input of each convolution that int8 is for, by its name."""
 
-    def build(self) -> ov.Model:
-        self.highest: dict[str, Node] = {}
-        model = super().build()
-        model.add_results([result(name, value) for name, value in self.highest.items()])
-        return model
+    def __init__(self, tensors: Mapping[str, Any], config: ModelConfig):
+        super().__init__(tensors, config)
+        self._highest: dict[str, Node] = {}
+
+    def probes(self) -> list[Node]:
+        return [result(name, value) for name, value in self._highest.items()]
 
     def conv(self, x: Node, prefix: str) -> Node:
         if prefix.endswith((".conv1", ".conv2")):
-            self.highest[prefix] = ops.reduce_max(x, np.array([0, 1, 2, 3]))
+            self._highest[prefix] = ops.reduce_max(x, np.array([0, 1, 2, 3]))
         return super().conv(x, prefix)

@@ -1,0 +1,70 @@
+"""The three parts that a CPU runner is put together from, and what they hand to each other.
+
+A part may come from any library: texts and steps must be of one family and agree on what an encoded text is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.runners.base import TextTokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextCache:
+    """What a slot takes over of one text: keys and values (L, 2, H, T, D) in the step's cache type (bf16 as the
+    16-bit words it consists of), of which the first `length` positions are real.
+    """
+
+    keys_values: NDArray[Any]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One new position of N images: where it is written, and the token that was written before it."""
+
+    slots: NDArray[np.int32]  # (N,)
+    positions: NDArray[np.int32]  # (N,) 0…I-1
+    last_tokens: NDArray[np.int32]  # (N,) ids; meaningless at position 0
+    guidance: NDArray[np.float32]  # (N,)
+
+
+class Texts(Protocol):
+    """The text side of a model."""
+
+    def encode(self, text: TextTokens) -> TextCache:
+        """Alone, so that no company can touch it. Raises MemoryError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Step(Protocol):
+    """The decode step, with the caches of `num_slots` slots and of one more, for rows without a picture."""
+
+    row_buckets: tuple[int, ...]  # batch sizes (in images) that a step is padded to; ascending
+
+    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+        """Begin a new image in `slot`: nothing that was there before is seen again. Raises MemoryError."""
+        ...
+
+    def logits(self, batch: StepBatch) -> NDArray[np.float32]:
+        """(N, C), guided and cut to the codebook. Raises MemoryError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Pixels(Protocol):
+    """The VQGAN, one picture at a time: its pixels then depend on nothing else."""
+
+    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """(I,) ids → (H, W, 3), clipped and truncated."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,92 @@
+"""The CPU runner: texts, step and pixels put together (load.py). Knows neither OpenVINO nor C."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
+from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, TextCache, Texts
+from dalle_server.engine.sampling import Draw, gumbel_max, sample
+from dalle_server.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The tokens of a step that is over."""
+
+    tokens: NDArray[np.int32]
+
+    def result(self) -> NDArray[np.int32]:
+        return self.tokens
+
+
+class CpuRunner:
+    """Implements `Runner`. A step is done when `step` returns.
+
+    The parts share the cores, so one of them computes at a time. `draw` picks among what the filters leave.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        info: RunnerInfo,
+        num_slots: int,
+        texts: Texts,
+        step: Step,
+        pixels: Pixels,
+        draw: Draw = gumbel_max,
+    ):
+        self.config = config
+        self.info = info
+        self.num_slots = num_slots
+        self.row_buckets = step.row_buckets
+        self._texts, self._step, self._pixels, self._draw = texts, step, pixels, draw
+        self._last_tokens = np.zeros(num_slots + 1, np.int32)
+        self._guided = np.zeros((0, config.codebook_size), np.float32)
+        self._cores = threading.Lock()
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[TextCache]:
+        with self._cores:
+            return [self._texts.encode(text) for text in texts]
+
+    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+        self._step.admit(slot, conditional, unconditional)
+
+    def step(self, rows: Sequence[StepRow]) -> Ready:
+        padding = next((bucket for bucket in self.row_buckets if bucket >= len(rows)), len(rows)) - len(rows)
+        slots = np.array([row.slot for row in rows] + [self.num_slots] * padding, np.int32)
+        positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
+        guidance = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
+        with self._cores:
+            guided = self._step.logits(StepBatch(slots, positions, self._last_tokens[slots], guidance))
+        self._guided = guided[: len(rows)]
+        tokens = sample(self._guided, rows, self._draw)
+        self._last_tokens[slots[: len(rows)]] = tokens
+        return Ready(tokens)
+
+    def guided_logits(self) -> NDArray[np.float32]:
+        return self._guided
+
+    def drop_buckets_below(self, num_images: int) -> None:
+        self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
+
+    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        return np.stack([self._paint(grid) for grid in grids])
+
+    def _paint(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+        with self._cores:
+            return self._pixels.decode(grid)
+
+    def close(self) -> None:
+        # The engine holds this object until there is another, and two models may be more than fits.
+        for name in ("_texts", "_step", "_pixels"):
+            part = vars(self).pop(name, None)
+            if part is not None:
+                part.close()
