@@ -70,7 +70,7 @@ def read_bandwidth_bytes_per_s(num_bytes: int = 1 << 30) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1000)
-    return num_bytes / min(times)
+    return float(num_bytes / min(times))
 
 
 def bytes_per_step(config: TransformerConfig, num_images: int, value_bytes: int) -> int:

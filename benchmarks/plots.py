@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.prepared import WORK
 
@@ -42,7 +43,7 @@ def main() -> None:
         save("latency", latency_under_load(load))
 
 
-def decode_step(result: dict[str, Any]) -> plt.Figure:
+def decode_step(result: dict[str, Any]) -> Figure:
     """ms per step over the number of images, above the time that reading the weights takes."""
     figure, axes = plt.subplots(figsize=(5, 3))
     rows = result["results"]
@@ -54,7 +55,7 @@ def decode_step(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def seconds_a_picture(result: dict[str, Any]) -> plt.Figure:
+def seconds_a_picture(result: dict[str, Any]) -> Figure:
     """Seconds per picture of every contestant, text to pixels."""
     figure, axes = plt.subplots(figsize=(5, 3))
     names = list(result["results"][0]["contestants"])
@@ -70,7 +71,7 @@ def seconds_a_picture(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def images_a_second(result: dict[str, Any]) -> plt.Figure:
+def images_a_second(result: dict[str, Any]) -> Figure:
     """Throughput over the number of clients that ask again at once."""
     figure, axes = plt.subplots(figsize=(5, 3))
     rows = result["closed"]
@@ -80,7 +81,7 @@ def images_a_second(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def latency_under_load(result: dict[str, Any]) -> plt.Figure:
+def latency_under_load(result: dict[str, Any]) -> Figure:
     """Percentiles of the seconds from a request's arrival to its pixels, over the load of Poisson arrivals."""
     figure, axes = plt.subplots(figsize=(5, 3))
     rows = result["poisson"]
@@ -93,7 +94,7 @@ def latency_under_load(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def save(name: str, figure: plt.Figure) -> None:
+def save(name: str, figure: Figure) -> None:
     figure.tight_layout()
     figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None})
     print(IMAGES / f"{name}.svg")

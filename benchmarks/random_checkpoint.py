@@ -9,6 +9,7 @@ Speed and memory do not depend on what the weights say. The largest tensor is in
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -48,7 +49,7 @@ def draw(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.gene
 
 def random_tensors(shapes: Shapes, dtype: DTypeLike) -> dict[str, LazyTensor]:
     return {
-        name: LazyTensor(shape, np.dtype(dtype), lambda name=name, shape=shape: draw(name, shape, dtype))
+        name: LazyTensor(shape, np.dtype(dtype), functools.partial(draw, name, shape, dtype))
         for name, shape in shapes.items()
     }
 

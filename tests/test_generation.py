@@ -122,6 +122,7 @@ def test_the_number_of_pictures_is_checked_before_they_are_named(num_images: Any
 
 
 def test_numbers_of_numpy_become_plain() -> None:
-    request = GenerationRequest.of("a cat", np.int64(2), np.uint64(5), sampling=SamplingParams(top_p=np.float32(0.5)))
+    numbers: list[Any] = [np.int64(2), np.uint64(5), np.float32(0.5)]
+    request = GenerationRequest.of("a cat", *numbers[:2], sampling=SamplingParams(top_p=numbers[2]))
     assert json.dumps(request.to_dict())
     assert type(request.images[0].seed) is int

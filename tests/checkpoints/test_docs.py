@@ -32,4 +32,4 @@ def test_every_file_of_the_native_form_is_listed(native_dir):
     for path in native_dir.iterdir():
         assert re.search(rf"^{re.escape(path.name)} ", PAGE, re.MULTILINE), path.name
     assert f'"format": {checkpoint.FORMAT}' in PAGE
-    assert digest.CACHE_NAME in PAGE and native.SUMS_NAME in PAGE
+    assert digest.CACHE_NAME in PAGE and native.SUMS_NAME in PAGE  # type: ignore[attr-defined]

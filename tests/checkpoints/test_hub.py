@@ -189,6 +189,7 @@ def test_the_mirror(tmp_path, stub, monkeypatch):
     stub.repositories["kuprel/min-dalle"] = folder
     published = VARIANTS[ModelSize.MINI]
     with_dims = replace(published.mirror.transformer, optional=("dims.json",))  # tiny heads are not 64 wide
+    assert published.mirror is not None
     variant = replace(published, mirror=replace(published.mirror, transformer=with_dims))
     monkeypatch.setitem(VARIANTS, ModelSize.MINI, variant)
     checkpoint = open_checkpoint(pull(tmp_path, mirror=True))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from dalle_server.checkpoints import digest as digest_module
 from dalle_server.checkpoints import open_checkpoint, write_native
 from dalle_server.checkpoints.digest import CACHE_NAME, sha256_file
-from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN
+from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN  # type: ignore[attr-defined]
 from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
 

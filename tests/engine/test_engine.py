@@ -115,7 +115,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
     engine.submit(GenerationRequest.of("a", 4, seed=1))
     with pytest.raises(Overloaded) as refused:
         engine.submit(GenerationRequest.of("b", 2, seed=1))
-    assert refused.value.retry_after_s >= 1
+    assert (refused.value.retry_after_s or 0) >= 1
     engine.submit(GenerationRequest.of("b", 1, seed=1))
     with pytest.raises(InvalidRequest, match="num_images must be at most 5"):
         engine.submit(GenerationRequest.of("b", 6, seed=1))

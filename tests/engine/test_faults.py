@@ -49,7 +49,7 @@ def test_a_fault_at_any_step_ends_every_live_request_and_restarts_once(k, lookah
 
 def test_a_second_fault_is_fatal(make_engine):
     runner, fatal = FakeRunner(), []
-    engine = make_engine(runner, on_fatal=lambda: fatal.append(engine.state))
+    engine = make_engine(runner, on_fatal=lambda: fatal.append(engine.state))  # type: ignore[has-type]
     for expected in ("ready", "failed"):
         runner.on_step = BrokenAt(3)
         generation = engine.submit(GenerationRequest.of("a"))
@@ -91,7 +91,7 @@ class FailsWithTensors:
 
 def test_what_the_broken_runner_held_is_free_before_a_new_one_is_made(make_engine, monkeypatch):
     def make_runner():
-        held_at_restart.append(first.on_step.tensor())
+        held_at_restart.append(first.on_step.tensor())  # type: ignore[attr-defined]
         return FakeRunner()
 
     held_at_restart = []
@@ -216,7 +216,7 @@ def test_hung_pixels_leave_no_thread_of_the_abandoned_loop_asleep(make_engine):
     hang = threading.Event()
     first, second = FakeRunner(), FakeRunner()
     engine = make_engine(first, make_runner=lambda: second, step_timeout_s=0.2)
-    first.on_detokenize = lambda grids: hang.wait(20) and None
+    first.on_detokenize = lambda grids: bool(hang.wait(20)) and None  # type: ignore[assignment]
     engine.start()
     with pytest.raises(GenerationFailed):
         engine.submit(GenerationRequest.of("a", seed=1)).result(5)

@@ -83,7 +83,7 @@ def test_pictures_are_the_same_in_any_company(schedule, num_slots, lookahead, sh
 
 def _out_of_memory_once():
     def on_step(rows):
-        nonlocal left
+        nonlocal left  # type: ignore[misc]
         if left and len(rows) > 1 and rows[0].position > 2:
             left = False
             raise MemoryError

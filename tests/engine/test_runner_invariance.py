@@ -23,7 +23,7 @@ def torch_runner(dtype: str, **options: bool) -> Runner:
     from dalle_server.engine.runners.torch.runner import TorchRunner
     from tests.runners.golden_checkpoints import open_golden
 
-    return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)
+    return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)  # type: ignore[arg-type]
 
 
 def openvino_runner(dtype: str) -> Runner:

@@ -38,7 +38,7 @@ def goldens():
                 yield f"{model}-{name}-cut", fp32["supercond_logits"][..., : cut.shape[-1]], cut, sampling
         filters = np.load(PARITY / model / "goldens_filters.npz")
         for name in (key.removeprefix("settings_") for key in filters if key.startswith("settings_")):
-            k, p, t = (float(x) for x in filters[f"settings_{name}"])
+            k, p, t = (float(x) for x in filters[f"settings_{name}"])  # type: ignore[assignment]
             sampling = SamplingParams(temperature=t, top_k=int(k), top_p=p, condition_scale=1.0)
             yield f"{model}-plain-{name}", filters["logits"], filters[f"filtered_{name}"], sampling
 

@@ -91,7 +91,7 @@ def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
     running, waiting = make_job(2, "a"), make_job(1, "b")
     tracker.accept(running)
     tracker.accept(waiting)
-    sequence, _ = tracker.admit_next()
+    sequence, _ = tracker.admit_next()  # type: ignore[misc]
     tracker.started(running)
     sequences, rows = tracker.rows_to_launch()
     tracker.write(sequences, rows, [5])

@@ -51,7 +51,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((saving.os, "fsync") if call == "fsync" else (Path, "replace")), fail)
+    owner: object = saving.os if call == "fsync" else Path  # type: ignore[attr-defined]
+    monkeypatch.setattr(owner, call, fail)
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "0.png", b"x")
     assert list(tmp_path.iterdir()) == []

@@ -145,7 +145,7 @@ def error(browser: Browser, server: Server) -> bytes:
 
 
 def phone(browser: Browser, server: Server) -> bytes:
-    return open_page(browser, server, **PHONE).screenshot(full_page=False)
+    return open_page(browser, server, **PHONE).screenshot(full_page=False)  # type: ignore[arg-type]
 
 
 def dark(browser: Browser, server: Server) -> bytes:

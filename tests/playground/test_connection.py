@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
@@ -105,7 +105,12 @@ def test_a_key_is_sent_only_to_the_server_it_was_given_for(
     page = make_page(home, wait=False)
     page.evaluate("([name, key]) => localStorage.setItem(name, key)", [f"dalle-server.key {home.url}/", KEY])
     sent: list[dict[str, str]] = []
-    page.on("request", lambda request: request.url.startswith(other.url) and sent.append(request.headers))
+
+    def note(request: Request) -> None:
+        if request.url.startswith(other.url):
+            sent.append(request.headers)
+
+    page.on("request", note)
     page.goto(f"{home.url}/playground?backendUrl={other.url}")
     page.locator("#submit:enabled").wait_for()
     assert sent

@@ -44,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def judge(tiny: Recipe) -> Judge:
-    return Judge(tiny.composer, ByColour(tiny.composer))
+    return Judge(tiny.composer, ByColour(tiny.composer))  # type: ignore[arg-type]
 
 
 def draw(tiny: Recipe, spec: SceneSpec) -> Tensor:

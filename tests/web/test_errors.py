@@ -74,7 +74,11 @@ def test_wrong_method_names_the_right_ones(client) -> None:
 @pytest.mark.parametrize(("method", "path", "status"), [("POST", "/nothing", 404), ("PUT", "/dalle", 405)])
 def test_a_refused_request_is_freed_without_the_collector(app: Flask, method: str, path: str, status: int) -> None:
     seen = []
-    app.before_request_funcs[None].insert(0, lambda: seen.append(weakref.ref(request._get_current_object())))
+
+    def see() -> None:
+        seen.append(weakref.ref(request._get_current_object()))  # type: ignore[attr-defined]
+
+    app.before_request_funcs[None].insert(0, see)
     gc.disable()
     try:
         assert app.test_client().open(path, method=method, data=b"x" * 1000).status_code == status

@@ -55,7 +55,7 @@ def _closed(app: Flask) -> Flask:
             if hasattr(body, "close"):
                 body.close()
 
-    app.wsgi_app = call  # type: ignore[method-assign]
+    app.wsgi_app = call
     return app
 
 

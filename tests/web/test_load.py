@@ -19,7 +19,7 @@ def status_of(server: ServerProcess, body: object) -> int:
         connection.request("POST", "/dalle", json.dumps(body))
         reply = connection.getresponse()
         if reply.status == 200:
-            assert len(json.loads(reply.read())["generatedImages"]) == body["num_images"]  # type: ignore[index]
+            assert len(json.loads(reply.read())["generatedImages"]) == body["num_images"]
         return reply.status
     finally:
         connection.close()

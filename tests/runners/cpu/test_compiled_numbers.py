@@ -70,7 +70,8 @@ def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
     for index, layer in enumerate(model.decoder.layers):
         prefix = f"decoder.layers.{index}"
-        scale = (checkpoint.config.transformer.d_model // layer.self_attn.num_heads) ** 0.5  # folded into the query
+        num_heads: int = layer.self_attn.num_heads  # type: ignore[assignment]
+        scale = (checkpoint.config.transformer.d_model // num_heads) ** 0.5  # folded into the query
         query, key, value = np.split(rounded(checkpoint, f"{prefix}.self_attn.qkv"), 3)
         layer.self_attn.q_proj = Int8Linear(query * scale)
         layer.self_attn.k_proj, layer.self_attn.v_proj = Int8Linear(key, True), Int8Linear(value, True)
@@ -82,7 +83,7 @@ def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
         gate, up = np.split(rounded(checkpoint, f"{prefix}.glu.gate_up"), 2)
         layer.glu.fc0, layer.glu.fc1 = Int8Linear(gate), Int8Linear(up)
         layer.glu.fc2 = Int8Linear(rounded(checkpoint, f"{prefix}.glu.down"))
-    model.lm_head = Int8Linear(rounded(checkpoint, "lm_head"))
+    model.lm_head = Int8Linear(rounded(checkpoint, "lm_head"))  # type: ignore[assignment]
     return model
 
 

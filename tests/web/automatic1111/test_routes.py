@@ -24,7 +24,7 @@ TITLE = "scripted [0123456789]"
 def txt2img(client: FlaskClient, status: int = 200, **body: Any) -> dict[str, Any]:
     reply = client.post("/sdapi/v1/txt2img", json={"prompt": "a red apple", **body})
     assert reply.status_code == status, reply.text
-    return dict(reply.json)
+    return dict(reply.json)  # type: ignore[arg-type]
 
 
 def test_open_webui_lists_chooses_and_paints(client: FlaskClient, engine: ScriptedEngine) -> None:

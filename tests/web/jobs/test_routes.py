@@ -41,13 +41,13 @@ def submit(client: FlaskClient, **fields: Any) -> Json:
     response = client.post("/v1/jobs", json={"prompt": "a red apple", "seed": 7, **fields})
     assert response.status_code == 202, response.json
     assert response.headers["Location"] == f"/v1/jobs/{response.json['id']}"
-    return dict(response.json)
+    return dict(response.json)  # type: ignore[arg-type]
 
 
 def wait_for(client: FlaskClient, job_id: str, status: str, timeout_s: float = 30) -> Json:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        found = dict(client.get(f"/v1/jobs/{job_id}").json)
+        found = dict(client.get(f"/v1/jobs/{job_id}").json)  # type: ignore[arg-type]
         if found["status"] == status:
             return found
         time.sleep(0.01)
@@ -73,7 +73,7 @@ class Viewer:
 
     def read_until(self, *names: str) -> list[str]:
         for chunk in self._chunks:
-            self.seen += events(chunk.decode() if isinstance(chunk, bytes) else chunk)
+            self.seen += events(chunk.decode() if isinstance(chunk, bytes) else chunk)  # type: ignore[arg-type]
             if self.seen and self.seen[-1][1] in names:
                 break
         return [name for _, name, _ in self.seen]

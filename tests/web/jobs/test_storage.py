@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_neither_file_nor_row(store: Store, monkeypatch: pyte
     if call == "write":
         monkeypatch.setattr(storage, "write_whole", refuse)
     else:
-        monkeypatch.setattr(saving.os if call == "fsync" else Path, call, refuse)
+        monkeypatch.setattr(saving.os if call == "fsync" else Path, call, refuse)  # type: ignore[attr-defined]
     with pytest.raises(StorageError, match="No space left"):
         store.add_picture("job-1", 0, b"data", ".png", (8, 8))
     found = store.get("job-1")
