@@ -41,8 +41,9 @@ def test_parameters_reach_the_model(model: DalleModel) -> None:
     assert greedy[0].tobytes() == greedy[1].tobytes()
     with pytest.raises(InvalidRequest, match="temperature must lie between"):
         model.generate_images("a boat", 1, temperature=0)
-    with pytest.raises(InvalidRequest, match="prompt must not be empty"):
-        model.generate_images(" ", 1)
+    for blank in (" ", "\u200b\u2060\ufe0f", "\0", "\u3164\u2800", "\U000e0041"):
+        with pytest.raises(InvalidRequest, match="prompt must not be empty"):
+            model.generate_images(blank, 1)
     for wrong in ({"top_k": 1.5}, {"top_k": True}, {"seed": 2.0}, {"temperature": "hot"}):
         with pytest.raises(InvalidRequest, match=f"{next(iter(wrong))} must be a"):
             model.generate_images("a boat", 1, **wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -10,6 +10,13 @@ from typing import Any, TypeVar
 from dalle_server.errors import InvalidRequest
 
 _Number = TypeVar("_Number", int, float)
+
+# Neither blanks and controls, nor what Unicode calls default-ignorable or draws as nothing.
+_SEEN = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]"
+)
 
 SHOWN_CHARS = 60  # of a value in a message
 
@@ -57,8 +64,8 @@ def text(name: str, value: Any) -> str:
 
 
 def is_blank(value: str) -> bool:
-    """Whether nothing of the text can be seen: spaces, control and format characters only (zero-width ones too)."""
-    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in value)
+    """Whether nothing of the text can be seen: white space, controls, zero-width characters, fillers."""
+    return _SEEN.search(value) is None
 
 
 def known_fields(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

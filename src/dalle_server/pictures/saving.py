@@ -31,7 +31,8 @@ def safe_name(prompt: str) -> str:
     """The prompt as the start or a part of a file name on any system: at most MAX_PROMPT_BYTES of UTF-8, no
     separators, no device: on Windows `con.` before whatever else is one.
     """
-    printable = "".join(" " if char.isspace() else char for char in prompt)
+    beginning = prompt.lstrip()[: 10 * MAX_PROMPT_BYTES]
+    printable = "".join(" " if char.isspace() else char for char in beginning)
     # C*: control, format (bidi marks), surrogates, unassigned: invisible or unencodable in a file name.
     printable = "".join(char for char in printable if unicodedata.category(char)[0] != "C")
     safe = _UNSAFE.sub("_", printable).lstrip(" .")

@@ -33,11 +33,15 @@ class HashtagSplitter:
     def _cheapest_split(self, text: str) -> list[str]:
         # best[i]: cost of text[:i] and the length of its last word. Unknown words cost infinity, so that
         # the tie goes to the shortest: they fall apart into letters.
+        lowered, cost_of = text.lower(), self._cost.get
         best: list[tuple[float, int]] = [(0.0, 0)]
         for end in range(1, len(text) + 1):
-            lengths = range(1, min(end, self._longest) + 1)
-            costs = ((best[end - n][0] + self._cost.get(text[end - n : end].lower(), math.inf), n) for n in lengths)
-            best.append(min(costs))
+            cheapest = (math.inf, 1)
+            for length in range(1, min(end, self._longest) + 1):
+                cost = best[end - length][0] + cost_of(lowered[end - length : end], math.inf)
+                if cost < cheapest[0]:
+                    cheapest = (cost, length)
+            best.append(cheapest)
         words: list[str] = []
         end = len(text)
         while end > 0:

@@ -4,6 +4,9 @@ The order of the steps is the reference's (dalle_mini/model/text.py), and so are
 inside a hashtag is split as the letters of its placeholder. Two deliberate differences: a lone "<person>"
 is always "a person" (the reference draws among three phrases, and a picture must be a function of its
 request), and runs of white space are merged earlier (no pattern takes quadratic time on a hostile prompt).
+
+The model reads 64 tokens. Before and after each step the text is cut to far more than those can need, so that
+a prompt costs a few milliseconds whatever it holds: hundreds of kilobytes, or emoji that grow 42-fold.
 """
 
 from __future__ import annotations
@@ -11,10 +14,23 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from itertools import islice
 
 import emoji
 import ftfy
 from unidecode import unidecode
+
+MAX_CHARS = 4096  # of a text between two steps: 64 for each token
+MAX_FOREIGN_CHARS = 768  # of them beyond ASCII: tables are asked for each
+MAX_LINES = 32  # that ftfy judges one by one; it takes what follows for one line
+MAX_HASHTAG_CHARS = 1024  # in all hashtags together: splitting looks sixty characters back from each
+MAX_NORMALIZED_CHARS = 2048  # 32 for each token: the longest words of a vocabulary are shorter
+
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
+_FOREIGN_RUN = re.compile(r"[^\x00-\x7f]+")
+_EMOJI_RUN = re.compile(r"[0-9#*]?[^\x00-\x7f]+")  # a keycap begins with an ASCII character
+_ZEROS_OF_REFERENCE = re.compile(r"(&#[xX]?)0+(?=[0-9a-fA-F])")
+_HUGE_REFERENCE = re.compile(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?")  # no character; and int() refuses 4300 digits
 
 _DOT, _QUOTE, _SLASH = (f"xtokx{name}xtokx" for name in ("dot", "quote", "slash"))
 
@@ -65,12 +81,37 @@ class TextNormalizer:
         self._split_hashtag = split_hashtag or (lambda tag: tag)
 
     def __call__(self, text: str) -> str:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        text = unidecode(emoji.demojize(text)).lower()
-        text = _apply(_BEFORE_HASHTAGS, text)
-        text = _HASHTAG.sub(lambda match: self._split_hashtag(match.group(1)), text)
+        """At most MAX_NORMALIZED_CHARS. Takes any text of whole characters, and raises nothing."""
+        text = _unescape(_unescape(_head(ftfy.fix_text(_head(text)))))
+        text = _EMOJI_RUN.sub(lambda match: emoji.demojize(match[0]), text)[:MAX_CHARS]
+        text = _FOREIGN_RUN.sub(lambda match: unidecode(match[0]), text)[:MAX_CHARS].lower()
+        text = self._split_hashtags(_apply(_BEFORE_HASHTAGS, text)[:MAX_CHARS])[:MAX_CHARS]
         text = _apply(_AFTER_HASHTAGS, text).strip()
-        return f" {text.removesuffix(',').removeprefix(',').strip()}"
+        return f" {text.removesuffix(',').removeprefix(',').strip()}"[:MAX_NORMALIZED_CHARS]
+
+    def _split_hashtags(self, text: str) -> str:
+        """The text ends where its hashtags have used up what may be split."""
+        parts: list[str] = []
+        end, left = 0, MAX_HASHTAG_CHARS
+        for match in _HASHTAG.finditer(text):
+            parts += (text[end : match.start()], self._split_hashtag(match[1][:left]))
+            end, left = match.end(), left - len(match[1])
+            if left <= 0:
+                return "".join(parts)
+        return "".join(parts) + text[end:]
+
+
+def _head(text: str) -> str:
+    """The beginning that is looked at."""
+    text = text.lstrip()[:MAX_CHARS]
+    beyond = next(islice(_FOREIGN.finditer(text), MAX_FOREIGN_CHARS, None), None)
+    *lines, rest = text[: beyond.start() if beyond else None].split("\n", MAX_LINES)
+    return "\n".join([*lines, rest.replace("\n", " ")])
+
+
+def _unescape(text: str) -> str:
+    text = _HUGE_REFERENCE.sub("\ufffd", _ZEROS_OF_REFERENCE.sub(r"\1", text))
+    return html.unescape(text)
 
 
 def _apply(rules: list[Substitution], text: str) -> str:

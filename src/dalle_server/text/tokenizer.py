@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
+from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import TransformerConfig
 from dalle_server.text.hashtags import HashtagSplitter
-from dalle_server.text.normalizer import TextNormalizer
+from dalle_server.text.normalizer import MAX_NORMALIZED_CHARS, TextNormalizer
 
 logger = logging.getLogger(__name__)
-
-_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of a pair, which JSON can carry and UTF-8 cannot
 
 
 class TextTokenizer:
@@ -53,8 +51,8 @@ class TextTokenizer:
 
     def encode(self, prompt: str) -> TextTokens:
         """The conditional row. An empty prompt that is normalised is a single space, not the unconditional row."""
-        prompt = _SURROGATES.sub("?", prompt)
-        return self._tokens(self._normalizer(prompt) if self._normalizer else prompt)
+        prompt = prompt.encode(errors="replace").decode()  # halves of a pair, which JSON can carry and UTF-8 cannot
+        return self._tokens(self._normalizer(prompt) if self._normalizer else prompt[:MAX_NORMALIZED_CHARS])
 
     def unconditional(self) -> TextTokens:
         """The empty string, never normalised: <s> </s>."""
@@ -62,7 +60,7 @@ class TextTokenizer:
 
     def encode_negative(self, text: str) -> TextTokens:
         """A negative prompt takes the unconditional row's place; a blank one is no negative prompt."""
-        return self.encode(text) if text.strip() else self._unconditional
+        return self._unconditional if is_blank(text) else self.encode(text)
 
     def _tokens(self, text: str) -> TextTokens:
         real = np.asarray(self._tokenizer.encode(text).ids, np.int32)

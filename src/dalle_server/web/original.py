@@ -8,6 +8,7 @@ import time
 from flask import Blueprint, Response, make_response, redirect, request, url_for
 from pydantic import BaseModel, Field
 
+from dalle_server.checks import is_blank
 from dalle_server.errors import GenerationCancelled, InvalidRequest, NotReady
 from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
@@ -66,7 +67,7 @@ def dalle() -> dict[str, object]:
     service = current_service()
     settings = service.settings
     body = read_json(DalleBody)
-    if not body.text.strip():
+    if is_blank(body.text):
         raise InvalidRequest("text must not be empty; describe the picture you want", param="text")
     if body.num_images > settings.max_images:
         raise InvalidRequest(
