@@ -68,7 +68,7 @@ def uncut(text: str) -> str:
 
 
 def words(*alphabets: str, longest: int = 16) -> st.SearchStrategy[str]:
-    return st.one_of(st.text(alphabet, min_size=1, max_size=longest) for alphabet in alphabets)
+    return st.one_of([st.text(alphabet, min_size=1, max_size=longest) for alphabet in alphabets])
 
 
 SAMPLES = (
@@ -116,9 +116,9 @@ def test_no_step_sees_more_than_the_tokens_can_need(
 
         return call
 
-    monkeypatch.setattr(normalizer.ftfy, "fix_text", counted(ftfy.fix_text, "ftfy"))
-    monkeypatch.setattr(normalizer.html, "unescape", counted(html.unescape, "html"))
-    monkeypatch.setattr(normalizer.emoji, "demojize", counted(emoji.demojize, "emoji"))
+    monkeypatch.setattr(ftfy, "fix_text", counted(ftfy.fix_text, "ftfy"))
+    monkeypatch.setattr(html, "unescape", counted(html.unescape, "html"))
+    monkeypatch.setattr(emoji, "demojize", counted(emoji.demojize, "emoji"))
     monkeypatch.setattr(normalizer, "unidecode", counted(unidecode, "unidecode"))
     monkeypatch.setattr(normalizer, "_apply", _within_bounds)
     text_normalizer = TextNormalizer(counted(SPLITTER, "hashtags"))
