@@ -48,6 +48,13 @@ def _split_list(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _not_nothing(value: tuple[str, ...]) -> tuple[str, ...]:
+    """A setting that protects, once given, must not come to nothing: --api_keys "$KEYS" where KEYS is empty."""
+    if not value:
+        raise ValueError("expected at least one key; leave it out to ask for none")
+    return value
+
+
 def _none_if_auto(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
@@ -81,6 +88,7 @@ _WORDINGS = (  # so that they follow "expected"
 ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Protection = Annotated[Words, AfterValidator(_not_nothing)]
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]  # no shell does that in a file, or after --data_dir=
 Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
 Number = Annotated[float, BeforeValidator(_refuse_boolean)]
@@ -135,7 +143,7 @@ class Settings(BaseModel):
     drain_timeout_s: Number = Field(25.0, ge=0, le=3_600, allow_inf_nan=False,
         description="Seconds that work in flight may go on after SIGTERM or Ctrl+C. A second signal ends it at once.")
 
-    api_keys: Words = Field((), repr=False, json_schema_extra={"group": "Access"},
+    api_keys: Protection = Field((), repr=False, json_schema_extra={"group": "Access"},
         description="Keys that may use the API: name:key entries, or @FILE with one a line. None: no key is asked for.")
     rate_limit: Integer = Field(0, ge=0,
         description="Generation requests a minute for each key (or address, where no keys are set); 0 = no limit.")
@@ -144,9 +152,13 @@ class Settings(BaseModel):
     cors_origins: Words = Field(("*",),
         description="Web origins whose pages may call the generation routes; * is any, as in the original. "
             "Credentials are never allowed.")
-    trusted_proxy: str | None = Field(None,
-        description="Address of a reverse proxy whose X-Forwarded-For and X-Forwarded-Proto are believed.")
-    max_json_bytes: Integer = Field(64 * 1024, ge=1024,
+    trusted_proxy: Words = Field((),
+        description="Addresses or networks (10.0.0.0/8) of reverse proxies whose X-Forwarded-For, -Proto, -Host and "
+            "-Prefix are believed.")
+    public_url: str | None = Field(None,
+        description="Address under which clients reach the server, where a proxy stands before it: "
+            "https://example.org/dalle. Results point there.")
+    max_json_bytes: Integer = Field(512 * 1024, ge=1024,
         description="Largest JSON body; larger ones are refused with 413.")
     max_upload_bytes: Integer = Field(16 * 1024 * 1024, ge=1024,
         description="Largest body of a route that takes pictures.")

@@ -3,6 +3,7 @@ import weakref
 
 import pytest
 from flask import Flask, request
+from flask.testing import FlaskClient
 
 from dalle_server.errors import GenerationFailed, InvalidRequest, Overloaded
 from dalle_server.web.routing import describe
@@ -85,3 +86,17 @@ def test_a_refused_request_is_freed_without_the_collector(app: Flask, method: st
         assert [freed() for freed in seen] == [None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/images/generations", "/v1/images/generations"),
+        ("/v1/v1/images/generations", "/v1/images/generations"),
+        ("/sdapi/v1/sdapi/v1/txt2img", "/sdapi/v1/txt2img"),
+    ],
+)
+def test_a_wrong_base_url_is_told(client: FlaskClient, path: str, meant: str) -> None:
+    reply = client.post(path, json={"prompt": "x"})
+    assert reply.status_code == 404 and f"did you mean {meant}?" in reply.text
+    assert "did you mean" not in client.post("/v1/nowhere", json={}).text

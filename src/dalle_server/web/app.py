@@ -8,6 +8,7 @@ from dalle_server.config import Settings
 from dalle_server.web import (
     admission,
     errors,
+    forwarded,
     logging,
     operations,
     original,
@@ -37,6 +38,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app = Flask("dalle_server", static_folder=None)
     app.extensions[EXTENSION] = service
     app.config["MAX_CONTENT_LENGTH"] = max(settings.max_upload_bytes, settings.max_json_bytes)  # each route has its own
+    app.url_map.strict_slashes = False  # clients write /sdapi/v1/txt2img/ too
     app.json.sort_keys = False  # type: ignore[attr-defined]
     for api in APIS:
         app.register_blueprint(api.blueprint)
@@ -46,5 +48,5 @@ def create_app(settings: Settings, service: Service) -> Flask:
     logging.install(app)
     admission.install(app, admission.max_in_flight(settings))
     security.install(app, settings)
-    security.install_cors(app, settings)
+    forwarded.install(app, settings)
     return app

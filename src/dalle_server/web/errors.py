@@ -7,7 +7,7 @@ import logging
 import math
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, current_app, jsonify, request
 from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -125,7 +125,7 @@ def _from_werkzeug(error: HTTPException) -> Response | WerkzeugResponse:
 
 def _translated(error: HTTPException, status: int) -> DalleServerError:
     if status == 404:
-        return NotFound(f"there is nothing at {request.path}")
+        return NotFound(f"there is nothing at {request.path}{_meant()}")
     if status == 413:
         return PayloadTooLarge("the request's body is too large")
     if status == 405:
@@ -137,6 +137,14 @@ def _translated(error: HTTPException, status: int) -> DalleServerError:
         translated = DalleServerError(error.name)
     translated.status = status
     return translated
+
+
+def _meant() -> str:
+    """A base URL without its /v1, or with two, is what clients get wrong most often."""
+    for path in (f"/v1{request.path}", request.path.removeprefix("/v1"), request.path.removeprefix("/sdapi/v1")):
+        if path.startswith(("/v1/", "/sdapi/v1/")) and current_app.url_map.bind("").test(path, request.method):
+            return f"; did you mean {path}? An OpenAI client's base URL ends in /v1, an AUTOMATIC1111 client's does not"
+    return ""
 
 
 def _unexpected(error: Exception) -> Response:

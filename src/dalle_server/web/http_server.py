@@ -52,7 +52,6 @@ class HttpServer:
                 max_request_body_size=max(settings.max_upload_bytes, settings.max_json_bytes),
                 max_request_header_size=32 * 1024,
                 ident="dalle-server",
-                **_proxy(settings.trusted_proxy),
             )
         except OSError as error:
             raise DalleServerError(_why_not(error, settings)) from None
@@ -96,16 +95,6 @@ class HttpServer:
 
     def _channels(self) -> list[HTTPChannel]:
         return [item for item in list(self._map.values()) if isinstance(item, HTTPChannel)]
-
-
-def _proxy(address: str | None) -> dict[str, object]:
-    if address is None:
-        return {}
-    return {
-        "trusted_proxy": address,
-        "trusted_proxy_headers": "x-forwarded-for x-forwarded-proto",
-        "clear_untrusted_proxy_headers": True,
-    }
 
 
 def _why_not(error: OSError, settings: Settings) -> str:

@@ -9,12 +9,13 @@ import threading
 import time
 from pathlib import Path
 
-from flask import Blueprint, Response, current_app, request, send_file
+from flask import Blueprint, Response, current_app, send_file
 from flask.sansio.blueprints import BlueprintSetupState
 
 from dalle_server.errors import NotFound, StorageError
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.saving import write_whole
+from dalle_server.web.forwarded import root_url
 from dalle_server.web.routing import describe
 from dalle_server.web.service import EXTENSION
 
@@ -90,7 +91,7 @@ def current_pictures() -> PictureStore:
 
 def keep(data: bytes, format: ImageFormat) -> str:
     """Keep a picture; the absolute URL that shows it until its time is over."""
-    return f"{request.url_root}pictures/{current_pictures().put(data, format)}"
+    return f"{root_url()}pictures/{current_pictures().put(data, format)}"
 
 
 @blueprint.get("/pictures/<name>")
