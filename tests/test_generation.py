@@ -63,7 +63,7 @@ def test_the_wire_form_of_version_1_stays_readable() -> None:
     ("field", "value"),
     [
         ("prompt", None),
-        ("prompt", ""),
+        ("prompt", " "),
         ("prompt", "\u200b\u2060 "),
         ("prompt", "\ud800"),
         ("images", 3),

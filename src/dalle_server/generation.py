@@ -76,6 +76,12 @@ class SamplingParams:
         )
 
 
+def require_words(prompt: str, param: str = "prompt") -> None:
+    """Raises InvalidRequest for a prompt in which nothing can be seen."""
+    if checks.is_blank(checks.text(param, prompt)):
+        raise InvalidRequest(f"{param} must not be empty; describe the picture you want", param=param)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageKey:
     """Names the noise of one picture: same key, prompt, parameters and weights → same bytes."""
@@ -96,7 +102,7 @@ class GenerationRequest:
     `to_dict` is its one wire form: jobs keep it, pictures carry it, a cluster sends it.
     """
 
-    prompt: str
+    prompt: str  # empty = the unconditional text: the model paints what it likes
     images: tuple[ImageKey, ...]
     sampling: SamplingParams = SamplingParams()
     negative_prompt: str = ""  # the unconditional row's text; empty = the reference's [<s>, </s>]
@@ -113,8 +119,8 @@ class GenerationRequest:
             object.__setattr__(self, name, checks.sequence(name, getattr(self, name)))
         if not self.id:
             raise InvalidRequest("id must not be empty; leave it out to get one", param="id")
-        if checks.is_blank(self.prompt):
-            raise InvalidRequest("prompt must not be empty; describe the picture you want", param="prompt")
+        if self.prompt:
+            require_words(self.prompt)
         if not self.images:
             raise InvalidRequest("num_images must be at least 1", param="num_images")
         if not all(isinstance(key, ImageKey) for key in self.images):
@@ -145,7 +151,11 @@ class GenerationRequest:
         timeout_s: float | None = None,
         client: str = "",
     ) -> GenerationRequest:
-        """N pictures of one seed: image i has the key (seed, i). Raises InvalidRequest, naming the field."""
+        """N pictures of one seed and of a prompt that says something: image i has the key (seed, i).
+
+        Raises InvalidRequest, naming the field.
+        """
+        require_words(prompt)
         seed = secrets.randbelow(2**32) if seed is None else seed
         return cls(
             prompt=prompt,
@@ -255,6 +265,16 @@ Event = Queued | Started | Progress | Preview | ImageReady | Done | Failed | Can
 TERMINAL = (Done, Failed, Cancelled)
 
 
+def unwrap(end: Done | Failed | Cancelled | None) -> tuple[GeneratedImage, ...]:
+    """The pictures of a generation that ended well. Raises what it failed with, or GenerationCancelled."""
+    if isinstance(end, Failed):
+        raise end.error
+    if isinstance(end, Cancelled):
+        raise GenerationCancelled(end.reason)
+    assert end is not None, "a generation ends with a terminal event"
+    return end.images
+
+
 class Generation:
     """The handle on one accepted request: made by the engine, read by one consumer, ended exactly once.
 
@@ -323,9 +343,4 @@ class Generation:
             if self.terminal is None and end is not None and time.monotonic() > end:
                 self.cancel("the caller stopped waiting")
                 raise DeadlineExceeded(f"no result within {timeout_s} s; the generation was cancelled")
-        if isinstance(self.terminal, Failed):
-            raise self.terminal.error
-        if isinstance(self.terminal, Cancelled):
-            raise GenerationCancelled(self.terminal.reason)
-        assert self.terminal is not None
-        return self.terminal.images
+        return unwrap(self.terminal)

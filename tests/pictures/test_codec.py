@@ -44,3 +44,18 @@ def test_quality_trades_bytes_for_fidelity(format: ImageFormat) -> None:
 
 def test_data_urls_name_the_media_type() -> None:
     assert data_url(b"\x00\x01", ImageFormat.WEBP) == "data:image/webp;base64,AAE="
+
+
+def test_a_png_is_no_larger_than_zlibs_default_makes_it() -> None:
+    """What is saved in time must not be paid in bytes: these models' pictures are smooth."""
+    smooth = np.asarray(Image.fromarray(GRADIENT).resize((512, 512), Image.Resampling.LANCZOS))
+    default = io.BytesIO()
+    Image.fromarray(smooth).save(default, "PNG")
+    assert len(encode_image(smooth, ImageFormat.PNG)) < 1.1 * len(default.getvalue())
+
+
+def test_further_texts_go_into_a_png_in_any_script() -> None:
+    texts = {"parameters": "a red apple\nSteps: 16", "other": "яблоко 🍎"}
+    image = decoded(encode_image(GRADIENT, ImageFormat.PNG, texts=texts))
+    assert {name: image.info[name] for name in texts} == texts
+    assert decoded(encode_image(GRADIENT, ImageFormat.JPEG, texts=texts)).format == "JPEG"

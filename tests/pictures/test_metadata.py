@@ -116,7 +116,7 @@ def test_a_camera_comment_is_not_ours() -> None:
         {"num_tokens": 10**9},
         {"token_bits": 60},
         {"seed": -1},
-        {"prompt": ""},
+        {"prompt": " "},
         {"temperature": 0.0},
         {"format": 2},
         {"forced": "AA=="},

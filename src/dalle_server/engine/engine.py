@@ -110,7 +110,8 @@ class Engine:
         self._check(request)
         loop = self._loop
         with loop.room_for(len(request.images)):  # held first: reading a text is work, which a full queue must not do
-            conditional = self._tokenizer.encode(request.prompt)
+            prompt = request.prompt
+            conditional = self._tokenizer.encode(prompt) if prompt else self._tokenizer.unconditional()
             negative = request.negative_prompt
             unconditional = self._tokenizer.encode_negative(negative) if negative else self._tokenizer.unconditional()
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Protocol
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dalle_server.generation import GeneratedImage, Generation, Pixels
+from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.metadata import PictureMetadata, save_options
-from dalle_server.web.service import Engine
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
+
+
+class Model(Protocol):
+    """What a picture says of the model that painted it."""
+
+    config: ModelConfig
+    digest: str  # of the weights
 
 
 class ImageFormat(StrEnum):
@@ -32,11 +43,12 @@ def encode_image(
     metadata: PictureMetadata | None = None,
     size_px: tuple[int, int] | None = None,
     quality: int | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> bytes:
     """(height, width, 3) pixels → a whole file.
 
     `size_px` is (width, height); another size than the model's is reached with Lanczos. `quality` 0–100 is for
-    JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY.
+    JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY. `texts` are further text chunks of a PNG.
     """
     image = Image.fromarray(pixels)
     if size_px is not None and size_px != image.size:
@@ -44,15 +56,21 @@ def encode_image(
     options = _codec_options(format, DEFAULT_QUALITY if quality is None else quality)
     if metadata is not None:
         options |= save_options(metadata, format.name)
+    if texts and format is ImageFormat.PNG:
+        chunks: PngInfo = options.setdefault("pnginfo", PngInfo())
+        for keyword, text in texts.items():
+            chunks.add_text(keyword, text)
     file = io.BytesIO()
     image.save(file, format.name, **options)
     return file.getvalue()
 
 
-def _codec_options(format: ImageFormat, quality: int) -> dict[str, object]:
+def _codec_options(format: ImageFormat, quality: int) -> dict[str, Any]:
     match format:
         case ImageFormat.PNG:
-            return {}
+            # Smooth pictures, filtered line by line, are runs of small numbers: run lengths alone make files as small
+            # as level 6 does (512 px: 74 KB against 70) in two fifths of its time.
+            return {"compress_level": 1, "compress_type": zlib.Z_RLE}
         case ImageFormat.JPEG:
             # Full-resolution colour: red on blue is where these small pictures suffer first.
             return {"quality": max(1, quality), "subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
@@ -68,22 +86,22 @@ def data_url(data: bytes, format: ImageFormat) -> str:
     return f"data:{format.media_type};base64,{base64_text(data)}"
 
 
-def describe_image(image: GeneratedImage, generation: Generation, engine: Engine) -> PictureMetadata:
+def describe_image(image: GeneratedImage, generation: Generation, model: Model) -> PictureMetadata:
     """The recipe of a finished picture."""
     return PictureMetadata.of(
-        generation.request, generation.sampling, image, model=engine.config.name, digest=engine.digest
+        generation.request, generation.sampling, image, model=model.config.name, digest=model.digest
     )
 
 
 def encode_result(
     image: GeneratedImage,
     generation: Generation,
-    engine: Engine,
+    model: Model,
     format: ImageFormat,
     *,
     size_px: tuple[int, int] | None = None,
     quality: int | None = None,
 ) -> bytes:
     """A finished picture as a whole file that tells how to make it again."""
-    metadata = describe_image(image, generation, engine)
+    metadata = describe_image(image, generation, model)
     return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

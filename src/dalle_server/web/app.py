@@ -16,6 +16,7 @@ from dalle_server.web import (
     playground,
     security,
 )
+from dalle_server.web.automatic1111 import empty as automatic1111_empty
 from dalle_server.web.automatic1111 import models as automatic1111_models
 from dalle_server.web.automatic1111 import routes as automatic1111
 from dalle_server.web.jobs import routes as jobs
@@ -28,6 +29,7 @@ APIS = (
     picture_urls,
     automatic1111,
     automatic1111_models,
+    automatic1111_empty,
     operations,
     playground,
 )

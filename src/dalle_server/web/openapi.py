@@ -124,4 +124,4 @@ def _tag(path: str) -> str:
         return "OpenAI Images"
     if path.startswith("/v1/jobs"):
         return "Jobs"
-    return "Original" if path in ("/", "/dalle") else "Operations"
+    return "Original" if path in ("/", "/dalle", "/generate") else "Operations"

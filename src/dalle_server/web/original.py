@@ -1,24 +1,20 @@
-"""The API of the original DALL-E server: `GET /` and `POST /dalle`."""
+"""The API of the original DALL-E server: `GET /`, and `POST /dalle`, which its own front end calls `POST /generate`."""
 
 from __future__ import annotations
 
 import logging
-import time
 
 from flask import Blueprint, Response, make_response, redirect, request, url_for
 from pydantic import BaseModel, Field
 
-from dalle_server.checks import is_blank
-from dalle_server.errors import GenerationCancelled, InvalidRequest, NotReady
-from dalle_server.generation import GenerationRequest
-from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
-from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.config import Settings
+from dalle_server.generation import require_words
+from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.pictures.saving import save_pictures
+from dalle_server.web.drawing import Form, Order, await_model, draw
 from dalle_server.web.routing import describe
-from dalle_server.web.schemas import Body, read_json
-from dalle_server.web.security import client_id
-from dalle_server.web.service import Service, current_service
-from dalle_server.web.waiting import POLL_S, client_left, collect
+from dalle_server.web.schemas import Body, Whole, read_json
+from dalle_server.web.service import current_service
 
 blueprint = Blueprint("original", __name__)
 logger = logging.getLogger(__name__)
@@ -26,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 class DalleBody(Body):
     text: str = Field(description="What the pictures show.")
-    num_images: int = Field(1, ge=1, description="How many; the server's max_images is the most.")
+    num_images: Whole = Field(1, ge=1, description="How many; the server's max_images is the most.")
 
 
 class DalleReply(BaseModel):
@@ -55,6 +51,7 @@ def hello() -> Response:
 
 
 @blueprint.post("/dalle")
+@blueprint.post("/generate")
 @describe(
     "Makes pictures of a text, as the original server did",
     access="key",
@@ -67,45 +64,23 @@ def dalle() -> dict[str, object]:
     service = current_service()
     settings = service.settings
     body = read_json(DalleBody)
-    if is_blank(body.text):
-        raise InvalidRequest("text must not be empty; describe the picture you want", param="text")
-    if body.num_images > settings.max_images:
-        raise InvalidRequest(
-            f"num_images must lie between 1 and {settings.max_images}, not {body.num_images}", param="num_images"
-        )
-    _await_model(service)
-    request = GenerationRequest.of(body.text, body.num_images, timeout_s=settings.request_timeout_s, client=client_id())
-    generation = service.submit(request)
-    image_format = ImageFormat[settings.img_format]
-    engine = service.engine
-    pictures = []
-    for image in collect(generation):
-        metadata = PictureMetadata.of(
-            request, generation.sampling, image, model=engine.config.name, digest=engine.digest
-        )
-        pictures.append(encode_image(image.pixels, image_format, metadata=metadata))
+    require_words(body.text, "text")
+    await_model(service)
+    drawing = draw(
+        Order(prompt=body.text, num_images=body.num_images, form=Form(format=ImageFormat[settings.img_format]))
+    )
+    files = [drawing.file(image) for image in drawing.images()]
     if settings.save_to_disk:
-        _save(service, body.text, pictures, image_format)
-    encoded = [base64_text(picture) for picture in pictures]
+        _save(settings, body.text, files)
+    encoded = [base64_text(file) for file in files]
     return {"generatedImages": encoded, "generatedImgs": encoded, "generatedImgsFormat": settings.img_format}
 
 
-def _await_model(service: Service) -> None:
-    """The original answered only once its model was there; its clients wait, up to the request's time limit."""
-    left = client_left()
-    end = time.monotonic() + service.settings.request_timeout_s
-    while not service.wait_until_loaded(POLL_S):
-        if left():
-            raise GenerationCancelled("the client left")
-        if time.monotonic() > end:
-            raise NotReady("the model is still loading; try again shortly", retry_after_s=30)
-
-
-def _save(service: Service, prompt: str, pictures: list[bytes], image_format: ImageFormat) -> None:
+def _save(settings: Settings, prompt: str, files: list[bytes]) -> None:
     """A full disk must not cost the client pictures that are already made: it is logged, not answered."""
     try:
-        save_pictures(service.settings.output_dir, prompt, pictures, image_format.value)
+        save_pictures(settings.output_dir, prompt, files, ImageFormat[settings.img_format].value)
     except OSError as error:
         # Not the error itself: it names the directory, which names the prompt.
         reason = error.strerror or type(error).__name__
-        logger.error("could not save pictures under %s: %s", service.settings.output_dir, reason)
+        logger.error("could not save pictures under %s: %s", settings.output_dir, reason)

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flask import request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from dalle_server.errors import InvalidRequest
 
 M = TypeVar("M", bound=BaseModel)
+_PLAIN = ("string", "integer", "number", "boolean")
+
+
+def _whole(value: Any) -> Any:
+    """2.0 is 2: languages without whole numbers, and some JSON writers, send it so."""
+    return int(value) if isinstance(value, float) and abs(value) <= 2**53 and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Body(BaseModel):
     """Base of request bodies. Unknown fields are ignored; "3" and true are not numbers."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, protected_namespaces=())
+
+
+def _say_lenient(schema: dict[str, Any]) -> None:
+    """Every plain value may be written as another: the document says what is taken."""
+    for field in schema.get("properties", {}).values():
+        kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") in _PLAIN]
+        if kinds and "anyOf" in field:
+            field["anyOf"] += [{"type": kind} for kind in _PLAIN if kind not in [each["type"] for each in kinds]]
+        elif kinds:
+            bounds = {name: field.pop(name) for name in list(field) if name not in ("default", "title", "description")}
+            field["anyOf"] = [bounds, *({"type": kind} for kind in _PLAIN if kind != bounds["type"])]
+
+
+class LenientBody(Body):
+    """For APIs whose own servers coerce: "64" and 64.0 are 64, "true" is true, 5 as a text is "5"."""
+
+    model_config = ConfigDict(strict=False, coerce_numbers_to_str=True, json_schema_extra=_say_lenient)
 
 
 def read_json(model: type[M]) -> M:

@@ -20,6 +20,7 @@ from dalle_server.web.metrics import Metrics
 
 State = Literal["loading", "ready", "failed", "draining"]
 EXTENSION = "dalle_server"
+ENCODERS = 2  # pictures that are made into files at the same time, whoever asks
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Service:
         self._engine: Engine | None = None
         self._state: State = "loading"
         self._changed = threading.Condition()
+        self.encoders = threading.BoundedSemaphore(ENCODERS)
         self.metrics = Metrics()
         self.metrics.watch(lambda: self.state, lambda: self._engine.stats() if self._engine else None)
         self.bookkeeping = Bookkeeping(settings, self.metrics)

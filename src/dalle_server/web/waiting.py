@@ -1,4 +1,4 @@
-"""A plain reply folds the events of its generation, and cancels it when its client leaves."""
+"""Reading the events of a generation for a client, and cancelling it when that client leaves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 from flask import request
 
-from dalle_server.errors import GenerationCancelled
-from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage, Generation
+from dalle_server.generation import Event, Generation
 
 POLL_S = 0.05
 
@@ -28,15 +27,3 @@ def watched_events(generation: Generation, left: Callable[[], bool]) -> Iterator
                 yield event
     finally:
         generation.cancel("the client left")  # does nothing to one that has ended
-
-
-def collect(generation: Generation) -> tuple[GeneratedImage, ...]:
-    """The finished pictures. Raises what the generation failed with, or GenerationCancelled."""
-    for event in watched_events(generation, client_left()):
-        if isinstance(event, Done):
-            return event.images
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Cancelled):
-            raise GenerationCancelled(event.reason)
-    raise AssertionError("unreachable: a generation ends with a terminal event")

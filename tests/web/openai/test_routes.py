@@ -17,7 +17,7 @@ from PIL import Image
 from dalle_server.errors import GenerationFailed, Overloaded
 from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.pictures.metadata import read_metadata
-from dalle_server.web.openai.routes import ALIASES
+from dalle_server.web.openai.names import ALIASES
 from tests.web.scripted_engine import ScriptedEngine
 
 
@@ -140,12 +140,20 @@ def test_guessed_picture_names_find_nothing(client: FlaskClient, name: str) -> N
         ({"n": "3"}, "n", "integer, not '3'"),
         ({"n": True}, "n", "integer, not True"),
         ({"size": "huge"}, "size", "size must"),
-        ({"size": "10x10"}, "size", "16 to 2048 pixels, not '10x10'"),
-        ({"size": "4096x4096"}, "size", "16 to 2048 pixels"),
+        ({"size": "10x10"}, "size", "16 to 3840 pixels, not '10x10'"),
+        ({"size": "4096x4096"}, "size", "16 to 3840 pixels"),
+        ({"size": "3840x3840"}, "size", "no larger than 3840x2160"),
+        ({"size": "64x256"}, "size", "no longer than 3 times its other side, not '64x256'"),
+        ({"size": "3840x2160", "n": 5}, "size", "5 of 3840x2160 are 41,472,000 pixels, and one request may have"),
+        ({"prompt": "\u200b"}, "prompt", "prompt must not be empty"),
+        ({"image_index": -1}, "image_index", "greater than or equal to 0"),
+        ({"response_format": "file", "n": 2}, "response_format", "for one picture"),
+        ({"response_format": "file", "stream": True}, "response_format", "for one picture"),
+        ({"output_format": "svg"}, "output_format", "'png', 'jpeg' or 'webp', not 'svg'"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"seed": 2**64}, "seed", "seed must"),
         ({"top_p": 0}, "top_p", "top_p must"),
-        ({"response_format": "png"}, "response_format", "'url' or 'b64_json', not 'png'"),
+        ({"response_format": "png"}, "response_format", "'url', 'b64_json' or 'file', not 'png'"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp', not 'gif'"),
         ({"output_compression": 101}, "output_compression", "100, not 101"),
         ({"partial_images": 4}, "partial_images", "3, not 4"),

@@ -1,35 +1,73 @@
-"""The text by which the AUTOMATIC1111 world describes a picture: prompt, negative prompt, one line of settings."""
+"""The text by which the AUTOMATIC1111 world describes a picture: prompt, negative prompt, one line of settings.
+
+Its web UI writes it into PNGs as a text chunk named `parameters`; sites and tools read it there.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from dalle_server import __version__
 from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.web.drawing import Drawing
 
 SAMPLER = "Gumbel-max"
+KEYWORD = "parameters"
 
 
-def parameters(metadata: PictureMetadata, size_px: tuple[int, int]) -> dict[str, Any]:
-    """The settings line, as names and values. A step is one image token."""
-    width, height = size_px
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of one picture, finished or not."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    settings: dict[str, Any]  # the settings line, as names and values
+
+    @property
+    def infotext(self) -> str:
+        lines = [self.prompt]
+        if self.negative_prompt:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        lines.append(", ".join(f"{name}: {value}" for name, value in self.settings.items()))
+        return "\n".join(lines)
+
+
+def told_by_file(metadata: PictureMetadata, size_px: tuple[int, int]) -> Told:
+    sampling = (metadata.top_k, metadata.top_p, metadata.temperature, metadata.condition_scale)
+    model = (metadata.weights_digest, metadata.model, metadata.program)
+    settings = _settings(metadata.num_tokens, sampling, metadata.seed, size_px, model)
+    return Told(metadata.prompt, metadata.negative_prompt, metadata.seed, settings)
+
+
+def told_by_request(drawing: Drawing, position: int) -> Told:
+    """Of the picture at a position of the request."""
+    request, config = drawing.generation.request, drawing.engine.config
+    resolved = drawing.generation.sampling
+    sampling = (resolved.top_k, resolved.top_p, resolved.temperature, resolved.condition_scale)
+    model = (drawing.engine.digest, config.name, f"dalle-server {__version__}")
+    seed = request.images[position].seed
+    settings = _settings(config.transformer.image_length, sampling, seed, drawing.size_px, model)
+    return Told(request.prompt, request.negative_prompt, seed, settings)
+
+
+def _settings(
+    num_tokens: int, sampling: tuple[Any, ...], seed: int, size_px: tuple[int, int], model: tuple[str, str, str]
+) -> dict[str, Any]:
+    """A step is one image token."""
+    top_k, top_p, temperature, condition_scale = sampling
+    digest, name, program = model
     return {
-        "Steps": metadata.num_tokens,
+        "Steps": num_tokens,
         "Sampler": SAMPLER,
-        "Top K": metadata.top_k,
-        "Top P": metadata.top_p,
-        "Temperature": metadata.temperature,
-        "CFG scale": metadata.condition_scale,
-        "Seed": metadata.seed,
-        "Size": f"{width}x{height}",
-        "Model hash": metadata.weights_digest[:10],
-        "Model": metadata.model,
-        "Version": metadata.program,
+        "Top K": top_k,
+        "Top P": top_p,
+        "Temperature": temperature,
+        "CFG scale": condition_scale,
+        "Seed": seed,
+        "Size": f"{size_px[0]}x{size_px[1]}",
+        "Model hash": digest[:10],
+        "Model": name,
+        "Version": program,
     }
-
-
-def infotext(metadata: PictureMetadata, size_px: tuple[int, int]) -> str:
-    lines = [metadata.prompt]
-    if metadata.negative_prompt:
-        lines.append(f"Negative prompt: {metadata.negative_prompt}")
-    lines.append(", ".join(f"{name}: {value}" for name, value in parameters(metadata, size_px).items()))
-    return "\n".join(lines)

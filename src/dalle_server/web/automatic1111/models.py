@@ -11,7 +11,6 @@ from dalle_server.errors import NotFound
 from dalle_server.web.automatic1111.infotext import SAMPLER
 from dalle_server.web.automatic1111.schemas import (
     Empty,
-    LatentModeItem,
     ModelItem,
     OptionsBody,
     OptionsReply,
@@ -58,10 +57,6 @@ class UpscalerItems(RootModel[list[UpscalerItem]]):
     pass
 
 
-class LatentModeItems(RootModel[list[LatentModeItem]]):
-    pass
-
-
 class VaeItems(RootModel[list[VaeItem]]):
     pass
 
@@ -73,7 +68,8 @@ def _listed(items: Sequence[BaseModel]) -> Response:
 @blueprint.get("/options")
 @describe("The loaded checkpoint", access="key", cost="little", owned=False, reply=OptionsReply)
 def options() -> Response:
-    return jsonify(OptionsReply(sd_model_checkpoint=title(current_service().engine)).model_dump())
+    engine = current_service().engine
+    return jsonify(OptionsReply(sd_model_checkpoint=title(engine), sd_checkpoint_hash=engine.digest).model_dump())
 
 
 @blueprint.post("/options")
@@ -131,10 +127,4 @@ def schedulers() -> Response:
 @blueprint.get("/upscalers")
 @describe("How a picture reaches the asked size", access="key", cost="little", owned=False, reply=UpscalerItems)
 def upscalers() -> Response:
-    return _listed([UpscalerItem(name="None"), UpscalerItem(name="Lanczos")])
-
-
-@blueprint.get("/latent-upscale-modes")
-@describe("There are no latents to enlarge", access="key", cost="little", owned=False, reply=LatentModeItems)
-def latent_upscale_modes() -> Response:
-    return _listed([LatentModeItem(name="None")])
+    return _listed([UpscalerItem(name="None"), UpscalerItem(name="Lanczos"), UpscalerItem(name="Nearest")])

@@ -7,51 +7,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from dalle_server.generation import Event, Generation, ImageReady, Pixels, Preview, Progress
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
 from dalle_server.web.automatic1111.schemas import ProgressReply, ProgressState
+from dalle_server.web.drawing import Drawing
 
 PREVIEWS_PER_IMAGE = 8
 
 
 class Job:
-    """One txt2img request in flight. Written by its own thread, read by others; each field is replaced whole."""
+    """One txt2img request in flight. Its own thread folds the drawing's events; others look."""
 
-    def __init__(self, generation: Generation, image_length: int):
-        self.generation = generation
-        self.image_length = image_length
+    def __init__(self, drawing: Drawing):
+        self.drawing = drawing
+        self.image_length = drawing.engine.config.transformer.image_length
         self.started = datetime.now(UTC)
-        self.progress = Progress(0, image_length * len(generation.request.images), None)
-        self.images_done = 0
-        self.preview: Pixels | None = None
 
-    def note(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self.progress = event
-        elif isinstance(event, Preview):
-            self.preview = event.pixels
-        elif isinstance(event, ImageReady):
-            self.images_done += 1
-            self.preview = event.image.pixels
+    @property
+    def timestamp(self) -> str:
+        return self.started.strftime("%Y%m%d%H%M%S")
 
     def want_previews(self) -> None:
         """Paint previews from now on: somebody asked how it looks."""
-        self.generation.preview_every = max(1, self.image_length // PREVIEWS_PER_IMAGE)
+        self.drawing.generation.preview_every = max(1, self.image_length // PREVIEWS_PER_IMAGE)
+
+    def stop(self) -> None:
+        self.drawing.interrupt()
 
     def describe(self, with_image: bool) -> ProgressReply:
-        done, total = self.progress.tokens_done, self.progress.num_tokens
-        num_images = len(self.generation.request.images)
-        preview = self.preview if with_image else None
+        snapshot, generation = self.drawing.snapshot, self.drawing.generation
+        num_images = len(generation.request.images)
+        preview = snapshot.shown if with_image else None
+        stopped = generation.cancel_reason is not None
         return ProgressReply(
-            progress=min(done / total, 0.99),  # 1 would say that the reply has been sent
-            eta_relative=self.progress.eta_s or 0.0,
+            # 1 would say that the reply has been sent
+            progress=min(snapshot.tokens_done / (num_images * self.image_length), 0.99),
+            eta_relative=snapshot.eta_s or 0.0,
             state=ProgressState(
-                interrupted=self.generation.cancel_reason is not None,
-                job=self.generation.request.id,
+                interrupted=stopped,
+                stopping_generation=stopped,
+                job=generation.request.id,
                 job_count=num_images,
-                job_timestamp=self.started.strftime("%Y%m%d%H%M%S"),
-                job_no=self.images_done,
-                sampling_step=done // num_images,
+                job_timestamp=self.timestamp,
+                job_no=len(snapshot.images),
+                sampling_step=snapshot.tokens_done // num_images,
                 sampling_steps=self.image_length,
             ),
             current_image=None if preview is None else base64_text(encode_image(preview, ImageFormat.PNG)),
@@ -67,7 +65,7 @@ class Jobs:
 
     @contextmanager
     def track(self, job: Job) -> Iterator[None]:
-        name = job.generation.request.id
+        name = job.drawing.generation.request.id
         with self._lock:
             self._jobs[name] = job
         try:
@@ -78,4 +76,4 @@ class Jobs:
 
     def of(self, client: str) -> list[Job]:
         with self._lock:
-            return [job for job in self._jobs.values() if job.generation.request.client == client]
+            return [job for job in self._jobs.values() if job.drawing.generation.request.client == client]

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import json
-import secrets
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from flask.sansio.blueprints import BlueprintSetupState
 from PIL import Image
 
-from dalle_server.errors import GenerationCancelled, InvalidRequest, NotSupported
-from dalle_server.generation import (
-    Cancelled,
-    Failed,
-    GeneratedImage,
-    GenerationRequest,
-    ImageKey,
-    ImageReady,
-    SamplingParams,
-)
-from dalle_server.pictures.codec import ImageFormat, base64_text, describe_image, encode_image
-from dalle_server.pictures.metadata import PNG_KEYWORD, PictureMetadata, find_metadata
-from dalle_server.web.automatic1111.infotext import SAMPLER, infotext, parameters
-from dalle_server.web.automatic1111.models import resolve_checkpoint
+from dalle_server.errors import NotSupported
+from dalle_server.generation import SamplingParams, unwrap
+from dalle_server.pictures.codec import base64_text
+from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
+from dalle_server.web.automatic1111.infotext import KEYWORD, SAMPLER, Told, told_by_file, told_by_request
 from dalle_server.web.automatic1111.progress import Job, Jobs
 from dalle_server.web.automatic1111.schemas import (
     Empty,
@@ -37,11 +25,12 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
+from dalle_server.web.drawing import Drawing, Form, Order, await_model, draw
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
-from dalle_server.web.service import Service, current_service
-from dalle_server.web.waiting import client_left, watched_events
+from dalle_server.web.service import current_service
+from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111", __name__, url_prefix="/sdapi/v1")
 _JOBS = "dalle_server_automatic1111_jobs"
@@ -70,76 +59,84 @@ def _jobs() -> Jobs:
 def txt2img() -> Response:
     body = read_json(Txt2ImgBody)
     service = current_service()
-    engine = service.engine
-    if body.override_settings is not None:
-        resolve_checkpoint(body.override_settings.sd_model_checkpoint, engine)
-    generation = service.submit(_request(body, service))
-    job = Job(generation, engine.config.transformer.image_length)
+    await_model(service)
+    drawing = draw(
+        Order(
+            prompt=body.words,
+            num_images=body.num_images,
+            counted_as="batch_size × n_iter",
+            seed=None if body.seed is None or body.seed < 0 else body.seed,
+            # These clients are told a seed for each picture, and it must make that picture alone.
+            seed_each=True,
+            sampling=SamplingParams(condition_scale=body.cfg_scale),
+            negative_prompt=body.negative_prompt or "",
+            form=Form(size_px=body.size_px(service.engine.config.image_px)),
+        )
+    )
+    job = Job(drawing)
     with _jobs().track(job):
-        images = _collect(job)
-    size_px = (body.width or engine.config.image_px, body.height or engine.config.image_px)
-    described = [describe_image(image, generation, engine) for image in images]
-    files = [
-        encode_image(image.pixels, ImageFormat.PNG, metadata=metadata, size_px=size_px)
-        for image, metadata in zip(images, described, strict=True)
-    ]
+        files, told = _paint(drawing)
     reply = Txt2ImgReply(
         images=[base64_text(file) for file in files] if body.send_images is not False else [],
         parameters=body.model_dump(exclude_none=True),
-        info=json.dumps(_info(described, size_px) | {"batch_size": body.batch_size or 1}),
+        info=json.dumps(_info(job, told) | {"batch_size": body.batch_size or 1}),
     )
     return jsonify(reply.model_dump())
 
 
-def _request(body: Txt2ImgBody, service: Service) -> GenerationRequest:
-    num_images = (body.batch_size or 1) * (body.n_iter or 1)
-    if num_images > service.settings.max_images:
-        raise InvalidRequest(
-            f"batch_size × n_iter must be at most {service.settings.max_images}, not {num_images}", param="batch_size"
-        )
-    seed = secrets.randbelow(2**32) if body.seed is None or body.seed < 0 else body.seed
-    return GenerationRequest(
-        prompt=body.prompt,
-        # Not (seed, i): these clients are told a seed for each picture, and it must make that picture alone.
-        images=tuple(ImageKey(seed + index) for index in range(num_images)),
-        sampling=SamplingParams(condition_scale=body.cfg_scale),
-        negative_prompt=body.negative_prompt or "",
-        timeout_s=service.settings.request_timeout_s,
-        client=client_id(),
+def _paint(drawing: Drawing) -> tuple[list[bytes], list[Told]]:
+    """The finished pictures; after an interrupt those that were finished by then, or else how far the others were."""
+    for _ in drawing.events():
+        pass
+    snapshot = drawing.snapshot
+    images = snapshot.images if drawing.interrupted else unwrap(snapshot.end)
+    told = [told_by_request(drawing, image.index) for image in images]
+    files = [drawing.file(image, {KEYWORD: each.infotext}) for image, each in zip(images, told, strict=True)]
+    if images:
+        return files, told
+    previews = sorted(snapshot.previews.items())
+    return (
+        [drawing.preview_file(preview.pixels) for _, preview in previews],
+        [told_by_request(drawing, position) for position, _ in previews] or [told_by_request(drawing, 0)],
     )
 
 
-def _collect(job: Job) -> list[GeneratedImage]:
-    """The finished pictures; after an interrupt, those that were finished by then."""
-    images: list[GeneratedImage] = []
-    for event in watched_events(job.generation, client_left()):
-        job.note(event)
-        if isinstance(event, ImageReady):
-            images.append(event.image)
-        elif isinstance(event, Failed):
-            raise event.error
-        elif isinstance(event, Cancelled) and not images:
-            raise GenerationCancelled(event.reason)
-    return sorted(images, key=lambda image: image.index)
-
-
-def _info(described: list[PictureMetadata], size_px: tuple[int, int]) -> dict[str, Any]:
-    first = described[0]
+def _info(job: Job, told: list[Told]) -> dict[str, Any]:
+    """The web UI's 32 fields (modules/processing.py, Processed.js): its clients' types ask for each of them."""
+    first, engine, (width, height) = told[0], job.drawing.engine, job.drawing.size_px
     return {
         "prompt": first.prompt,
-        "all_prompts": [metadata.prompt for metadata in described],
+        "all_prompts": [each.prompt for each in told],
         "negative_prompt": first.negative_prompt,
-        "all_negative_prompts": [metadata.negative_prompt for metadata in described],
+        "all_negative_prompts": [each.negative_prompt for each in told],
         "seed": first.seed,
-        "all_seeds": [metadata.seed for metadata in described],
-        "width": size_px[0],
-        "height": size_px[1],
+        "all_seeds": [each.seed for each in told],
+        "subseed": 0,
+        "all_subseeds": [0] * len(told),
+        "subseed_strength": 0,
+        "width": width,
+        "height": height,
         "sampler_name": SAMPLER,
-        "cfg_scale": first.condition_scale,
-        "steps": first.num_tokens,
-        "sd_model_name": first.model,
-        "sd_model_hash": first.weights_digest[:10],
-        "infotexts": [infotext(metadata, size_px) for metadata in described],
+        "cfg_scale": job.drawing.generation.sampling.condition_scale,
+        "steps": engine.config.transformer.image_length,
+        "batch_size": 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": engine.config.name,
+        "sd_model_hash": engine.digest[:10],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [each.infotext for each in told],
+        "styles": [],
+        "job_timestamp": job.timestamp,
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": first.settings["Version"],
     }
 
 
@@ -178,9 +175,20 @@ def progress() -> Response:
 @blueprint.post("/interrupt")
 @describe("Stops this client's txt2img requests", access="key", cost="little", owned=True, reply=Empty)
 def interrupt() -> Response:
-    for job in _jobs().of(client_id()):
-        job.generation.cancel("interrupted")
+    _stop()
     return jsonify({})
+
+
+@blueprint.post("/skip")
+@describe("The same: a request is one run, which ends with what is finished", access="key", cost="little", owned=True)
+def skip() -> Response:
+    _stop()
+    return jsonify(None)
+
+
+def _stop() -> None:
+    for job in _jobs().of(client_id()):
+        job.stop()
 
 
 @blueprint.post("/png-info")
@@ -194,27 +202,19 @@ def interrupt() -> Response:
     reply=PngInfoReply,
 )
 def png_info() -> Response:
-    data = _decode(read_json(PngInfoBody).image)
+    data = decode_base64(read_json(PngInfoBody).image, "image")
     metadata = find_metadata(data)
-    if metadata is None:
-        return jsonify(PngInfoReply(info="", items={}, parameters={}).model_dump())
     with Image.open(io.BytesIO(data)) as image:
         size_px = image.size
+        texts = {name: text for name, text in image.info.items() if isinstance(name, str) and isinstance(text, str)}
+    if metadata is None:
+        # As the web UI answers for a picture that its own programs did not make.
+        info = texts.pop(KEYWORD, "")
+        return jsonify(PngInfoReply(info=info, items=texts, parameters={}).model_dump())
+    told = told_by_file(metadata, size_px)
     reply = PngInfoReply(
-        info=infotext(metadata, size_px),
-        items={PNG_KEYWORD: metadata.to_json()},
-        parameters={
-            "Prompt": metadata.prompt,
-            "Negative prompt": metadata.negative_prompt,
-            **parameters(metadata, size_px),
-        },
+        info=told.infotext,
+        items=texts | {PNG_KEYWORD: metadata.to_json()},
+        parameters={"Prompt": told.prompt, "Negative prompt": told.negative_prompt, **told.settings},
     )
     return jsonify(reply.model_dump())
-
-
-def _decode(text: str) -> bytes:
-    encoded = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"image must be base64: {error}", param="image") from None

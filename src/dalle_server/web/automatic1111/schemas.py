@@ -6,30 +6,60 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from dalle_server.checks import is_blank
+from dalle_server.errors import InvalidRequest
 from dalle_server.generation import MAX_SEED
-from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, MAX_SIDE_PX, MIN_SIDE_PX
-from dalle_server.web.schemas import Body
+from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
+from dalle_server.web.schemas import LenientBody, Whole
+from dalle_server.web.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
 
 MAX_IMAGES = 1024  # the most that the setting max_images can allow; a product of two such numbers can be shown
 
 
-class OverrideSettings(Body):
-    sd_model_checkpoint: str | None = None
+class Txt2ImgBody(LenientBody):
+    """POST /sdapi/v1/txt2img. Steps, samplers, scripts and the rest are for diffusion: ignored."""
 
-
-class Txt2ImgBody(Body):
-    """POST /sdapi/v1/txt2img. Steps, samplers, high-resolution passes and the rest are for diffusion: ignored."""
-
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="none: the model paints what it likes")
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    batch_size: int | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures of one run")
-    n_iter: int | None = Field(None, ge=1, le=MAX_IMAGES, description="runs")
-    width: int | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
-    height: int | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
+    batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures of one run")
+    n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="runs")
+    width: Whole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
+    height: Whole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
+    enable_hr: bool | None = Field(None, description="enlarge by hr_scale, or to hr_resize_x and hr_resize_y")
+    hr_scale: float | None = Field(None, ge=0, le=16)
+    hr_resize_x: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
+    hr_resize_y: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
     cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="our condition_scale")
-    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
+    seed: Whole | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
     send_images: bool | None = None
-    override_settings: OverrideSettings | None = None
+
+    @property
+    def words(self) -> str:
+        """The prompt; empty where it says nothing."""
+        return "" if self.prompt is None or is_blank(self.prompt) else self.prompt
+
+    @property
+    def num_images(self) -> int:
+        return (self.batch_size or 1) * (self.n_iter or 1)
+
+    def size_px(self, native_px: int) -> tuple[int, int] | None:
+        """(width, height) of the files; None: the model's own. Raises InvalidRequest."""
+        size = (self.width or native_px, self.height or native_px)
+        if self.enable_hr:
+            size = self._enlarged(*size)
+        try:
+            check_sides(*size)
+        except ValueError as error:
+            raise InvalidRequest(f"the size must be {error}, not {size[0]}x{size[1]}", param="width") from None
+        return size
+
+    def _enlarged(self, width: int, height: int) -> tuple[int, int]:
+        """As the web UI does: hr_resize_x and _y, where one that is 0 follows from the other, else hr_scale."""
+        x, y = self.hr_resize_x or 0, self.hr_resize_y or 0
+        if not x and not y:
+            scale = self.hr_scale or 2.0
+            return round(width * scale), round(height * scale)
+        return x or round(y * width / height), y or round(x * height / width)
 
 
 class Txt2ImgReply(BaseModel):
@@ -47,6 +77,7 @@ class ProgressQuery(BaseModel):
 class ProgressState(BaseModel):
     skipped: bool = False
     interrupted: bool = False
+    stopping_generation: bool = False
     job: str = ""
     job_count: int = 0
     job_timestamp: str = "0"
@@ -67,12 +98,25 @@ class Empty(BaseModel):
     pass
 
 
-class OptionsBody(Body):
+class OptionsBody(LenientBody):
     sd_model_checkpoint: str | None = None
 
 
 class OptionsReply(BaseModel):
+    """Those of the web UI's several hundred options that its clients read, as they are here."""
+
     sd_model_checkpoint: str
+    sd_checkpoint_hash: str
+    sd_vae: str = "Automatic"
+    samples_format: str = "png"
+    samples_save: bool = False
+    grid_format: str = "png"
+    grid_save: bool = False
+    enable_pnginfo: bool = True
+    CLIP_stop_at_last_layers: int = 1
+    eta_noise_seed_delta: int = 0
+    live_previews_enable: bool = True
+    show_progress_every_n_steps: int = 1
 
 
 class ModelItem(BaseModel):
@@ -99,15 +143,11 @@ class SchedulerItem(BaseModel):
 
 
 class UpscalerItem(BaseModel):
-    name: Literal["None", "Lanczos"]
+    name: Literal["None", "Lanczos", "Nearest"]
     model_name: str | None = None
     model_path: str | None = None
     model_url: str | None = None
     scale: float = 4.0
-
-
-class LatentModeItem(BaseModel):
-    name: str
 
 
 class VaeItem(BaseModel):
@@ -115,7 +155,7 @@ class VaeItem(BaseModel):
     filename: str
 
 
-class PngInfoBody(Body):
+class PngInfoBody(LenientBody):
     image: str = Field(description="base64, or a data URL")
 
 

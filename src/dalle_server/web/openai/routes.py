@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from dalle_server.errors import InvalidRequest, NotFound, NotSupported
-from dalle_server.generation import Generation, GenerationRequest
-from dalle_server.pictures.codec import base64_text, encode_result
+from dalle_server.errors import InvalidRequest, NotSupported
+from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
-from dalle_server.web.openai import stream as openai_stream
-from dalle_server.web.openai.schemas import ImageData, ImageGenerationBody, ImagesReply, Model, ModelList, Usage
+from dalle_server.web.drawing import Drawing, Order, draw
+from dalle_server.web.openai import stream
+from dalle_server.web.openai.names import ALIASES, base64_only, resolve_model
+from dalle_server.web.openai.schemas import (
+    ImageData,
+    ImageGenerationBody,
+    ImagesReply,
+    Model,
+    ModelList,
+    OutputBody,
+    Usage,
+)
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
-from dalle_server.web.security import client_id
-from dalle_server.web.service import Engine, current_service
-from dalle_server.web.waiting import collect
+from dalle_server.web.service import current_service
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
-
-# Names that clients have in fixed menus; each means the loaded model.
-ALIASES = ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1.5", "gpt-image-2")
-
-
-def resolve_model(name: str | None, engine: Engine) -> str:
-    """The loaded model's name for its own name, an alias or nothing. Raises NotFound (model_not_found)."""
-    if name is None or name.lower() == engine.config.name.lower() or name in ALIASES:
-        return engine.config.name
-    error = NotFound(
-        f"model {name!r} is not loaded; this server runs {engine.config.name!r} (also as {', '.join(ALIASES)})",
-        param="model",
-    )
-    error.code = "model_not_found"
-    raise error
 
 
 @blueprint.post("/images/generations")
@@ -49,56 +42,77 @@ def resolve_model(name: str | None, engine: Engine) -> str:
 )
 def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
-    service = current_service()
-    engine = service.engine
+    engine = current_service().engine
     resolve_model(body.model, engine)
-    num_images = body.n or 1
-    if num_images > service.settings.max_images:
-        raise InvalidRequest(f"n must be at most {service.settings.max_images}, not {num_images}", param="n")
-    request = GenerationRequest.of(
-        body.prompt,
-        num_images,
-        body.seed,
-        sampling=body.sampling,
-        preview_every=openai_stream.preview_every(body, engine.config.transformer.image_length),
-        timeout_s=service.settings.request_timeout_s,
-        client=client_id(),
+    as_file = _wants_file(body)
+    drawing = draw(
+        Order(
+            prompt=body.prompt,
+            num_images=body.n or 1,
+            counted_as="n",
+            seed=body.seed,
+            first_index=body.image_index,
+            sampling=body.sampling,
+            negative_prompt=body.negative_prompt or "",
+            preview_every=stream.preview_every(body, engine.config.transformer.image_length),
+            form=body.form if not as_file else replace(body.form, format=as_file),
+        )
     )
-    generation = service.submit(request)
     if body.stream:
-        return openai_stream.respond(generation, body, engine)
-    return jsonify(_reply(generation, body, engine).model_dump(exclude_none=True))
+        return stream.respond(drawing, body)
+    if as_file:
+        return _file(drawing)
+    return jsonify(_reply(drawing, body).model_dump(exclude_none=True))
 
 
-def _reply(generation: Generation, body: ImageGenerationBody, engine: Engine) -> ImagesReply:
-    images = collect(generation)
-    width, height = size_px = body.size_px(engine.config.image_px)
+def _wants_file(body: OutputBody) -> ImageFormat | None:
+    """The format of a bare file as the answer: one is asked for by response_format, or by the Accept header."""
+    accepted = next((kind for kind, _ in request.accept_mimetypes), "")
+    by_field = body.response_format == "file"
+    if not by_field and (not accepted.startswith("image/") or body.stream or (body.n or 1) > 1 or body.response_format):
+        return None
+    if body.stream or (body.n or 1) > 1:
+        raise InvalidRequest("response_format file is for one picture; leave out n and stream", param="response_format")
+    named = next((format for format in ImageFormat if format.media_type == accepted), ImageFormat.PNG)
+    return ImageFormat(body.output_format) if body.output_format else named
+
+
+def _file(drawing: Drawing) -> Response:
+    (image,) = drawing.images()
+    return Response(drawing.file(image), mimetype=drawing.order.form.format.media_type)
+
+
+def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
+    images = drawing.images()
     as_url, as_base64 = _result_forms(body)
     data = []
     for image in images:
-        file = encode_result(image, generation, engine, body.format, size_px=size_px, quality=body.output_compression)
+        file = drawing.file(image)
         data.append(
             ImageData(
                 b64_json=base64_text(file) if as_base64 else None,
-                url=pictures.keep(file, body.format) if as_url else None,
+                url=pictures.keep(file, drawing.order.form.format) if as_url else None,
                 seed=image.key.seed,
                 image_index=image.key.index,
             )
         )
+    width, height = drawing.size_px
     return ImagesReply(
         created=int(time.time()),
         data=data,
-        output_format=body.format.value,
+        output_format=drawing.order.form.format.value,
+        quality=body.quality,
+        safety_identifier=body.safety_identifier or body.user,
         size=f"{width}x{height}",
-        usage=Usage.of(generation.text_token_count, sum(len(image.tokens) for image in images)),
+        usage=Usage.of(drawing.generation.text_token_count, sum(len(image.tokens) for image in images)),
     )
 
 
-def _result_forms(body: ImageGenerationBody) -> tuple[bool, bool]:
-    """(as url, as base64). gpt-image models never had URLs; the older ones' clients may read either."""
+def _result_forms(body: OutputBody) -> tuple[bool, bool]:
+    """(as url, as base64)."""
     if body.response_format is not None:
         return body.response_format == "url", body.response_format == "b64_json"
-    return not (body.model or "").startswith("gpt-image"), True
+    return not base64_only(body.model), True
 
 
 @blueprint.get("/models")

@@ -1,71 +1,82 @@
 """Bodies and replies of the OpenAI Images API (https://platform.openai.com/docs/api-reference/images).
 
-Ours, as extra body fields: seed, top_k, top_p, temperature, condition_scale.
+Ours, as extra body fields: seed, image_index, negative_prompt, top_k, top_p, temperature, condition_scale.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
 from dalle_server.generation import MAX_SEED, SamplingParams
 from dalle_server.pictures.codec import ImageFormat
-from dalle_server.web.schemas import Body
+from dalle_server.web.drawing import Form
+from dalle_server.web.schemas import Body, Whole
+from dalle_server.web.sizes import parse_size
 
-MIN_SIDE_PX, MAX_SIDE_PX = 16, 2048
 MAX_PROMPT_CHARS = 32_000
+MAX_IMAGE_INDEX = 2**31 - 1
 
 
-class ImageGenerationBody(Body):
-    """POST /v1/images/generations."""
+class OutputBody(Body):
+    """What every request for pictures may say of them and of how they are drawn."""
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=10)
-    size: str | None = Field(None, pattern=r"^(auto|[0-9]{2,4}x[0-9]{2,4})$", description="auto or WIDTHxHEIGHT")
-    response_format: Literal["url", "b64_json"] | None = None
+    n: Whole | None = Field(None, ge=1, le=10)
+    size: str | None = Field(
+        None,
+        description="auto or WIDTHxHEIGHT",
+        json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"},
+    )
+    response_format: Literal["url", "b64_json", "file"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(None, ge=0, le=100, description="JPEG and WebP quality; PNG loses nothing")
+    output_compression: Whole | None = Field(None, ge=0, le=100, description="JPEG and WebP quality; PNG loses nothing")
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    top_k: int | None = Field(None, ge=0, le=2**31 - 1)
+    partial_images: Whole | None = Field(None, ge=0, le=3)
+    quality: str | None = Field(None, description="echoed")
+    safety_identifier: str | None = Field(None, description="echoed")
+    user: str | None = Field(None, description="the old name of safety_identifier")
+    seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
+    image_index: Whole = Field(0, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it")
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
+    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
     top_p: float | None = Field(None, ge=1e-6, le=1.0)
     temperature: float | None = Field(None, ge=0.01, le=100.0)
     condition_scale: float | None = Field(None, ge=0.0, le=100.0)
+    guidance_scale: float | None = Field(None, ge=0.0, le=100.0, description="another name of condition_scale")
     # Accepted, so that clients need no change; the model has one quality and one style, and paints every pixel.
-    quality: str | None = None
-    style: str | None = None
-    background: str | None = None
-    moderation: str | None = None
-    user: str | None = None
+    style: Any = None
+    background: Any = None
+    moderation: Any = None
+    complexity: Any = None
+    markup: Any = None
+    input_fidelity: Any = None
 
     @field_validator("size")
     @classmethod
-    def _bounded(cls, size: str | None) -> str | None:
-        if size not in (None, "auto") and not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in _sides(size)):
-            raise ValueError(f"auto or WIDTHxHEIGHT with sides of {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels")
+    def _readable(cls, size: str | None) -> str | None:
+        parse_size(size)
         return size
 
     @property
     def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=self.condition_scale
-        )
+        scale = self.guidance_scale if self.condition_scale is None else self.condition_scale
+        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=scale)
 
     @property
-    def format(self) -> ImageFormat:
-        return ImageFormat(self.output_format or "png")
+    def form(self) -> Form:
+        return Form(
+            format=ImageFormat(self.output_format or "png"),
+            size_px=parse_size(self.size),
+            quality=self.output_compression,
+        )
 
-    def size_px(self, native_px: int) -> tuple[int, int]:
-        """(width, height); a size left out or `auto` is the model's own."""
-        return (native_px, native_px) if self.size in (None, "auto") else _sides(self.size)
 
+class ImageGenerationBody(OutputBody):
+    """POST /v1/images/generations."""
 
-def _sides(size: str) -> tuple[int, int]:
-    width, height = size.split("x")
-    return int(width), int(height)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
 
 
 class TokenDetails(BaseModel):
@@ -105,6 +116,8 @@ class ImagesReply(BaseModel):
     data: list[ImageData]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png", "jpeg", "webp"]
+    quality: str | None = None
+    safety_identifier: str | None = None
     size: str
     usage: Usage
 

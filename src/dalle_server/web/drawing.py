@@ -1,0 +1,187 @@
+"""The life of a drawing request, the same in every dialect: count → seed → request → submit → events → files.
+
+A dialect is two verbs: it decodes its body into an `Order`, and encodes what the `Drawing` gives into its reply.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady
+from dalle_server.generation import (
+    Cancelled,
+    Event,
+    GeneratedImage,
+    Generation,
+    GenerationRequest,
+    ImageKey,
+    Pixels,
+    SamplingParams,
+    unwrap,
+)
+from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
+from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.snapshot import Snapshot
+from dalle_server.web.security import client_id
+from dalle_server.web.service import Engine, Service, current_service
+from dalle_server.web.waiting import POLL_S, client_left, watched_events
+
+INTERRUPTED = "interrupted"
+MAX_PIXELS = 2**25  # of one answer's pictures that are to be enlarged: 33 of 1024 x 1024, four of 3840 x 2160
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How finished pictures are handed out."""
+
+    format: ImageFormat = ImageFormat.PNG
+    size_px: tuple[int, int] | None = None  # (width, height); None: the model's own
+    quality: int | None = None  # of JPEG and WebP, 0–100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a client wants, in nobody's words."""
+
+    prompt: str
+    num_images: int = 1
+    counted_as: str = "num_images"  # what the dialect calls that number: an error names it
+    seed: int | None = None  # None: a random one
+    first_index: int = 0
+    seed_each: bool = False  # picture i has the key (seed + i, 0) instead of (seed, i)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    negative_prompt: str = ""
+    preview_every: int = 0
+    form: Form = Form()
+
+    def request(self, timeout_s: float, client: str) -> GenerationRequest:
+        """Raises InvalidRequest, naming the field."""
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        return GenerationRequest(
+            prompt=self.prompt,
+            images=tuple(
+                ImageKey(seed + i, 0) if self.seed_each else ImageKey(seed, self.first_index + i)
+                for i in range(self.num_images)
+            ),
+            sampling=self.sampling,
+            negative_prompt=self.negative_prompt,
+            preview_every=self.preview_every,
+            timeout_s=timeout_s,
+            client=client,
+        )
+
+
+class Drawing:
+    """An accepted order. Read by the thread of its HTTP request; `snapshot` may be looked at from any."""
+
+    def __init__(self, order: Order, generation: Generation, service: Service, left: Callable[[], bool]):
+        self.order = order
+        self.generation = generation
+        self.engine: Engine = service.engine
+        self.snapshot = Snapshot()
+        self._encoders = service.encoders
+        self._left = left
+
+    @property
+    def interrupted(self) -> bool:
+        """Its own client asked to stop it, and is still there to be answered."""
+        return isinstance(self.snapshot.end, Cancelled) and self.snapshot.end.reason == INTERRUPTED
+
+    def interrupt(self) -> None:
+        self.generation.cancel(INTERRUPTED)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) of the files."""
+        return self.order.form.size_px or (self.engine.config.image_px,) * 2
+
+    def events(self) -> Iterator[Event]:
+        """Every event, folded into `snapshot`. The generation is cancelled when the client leaves."""
+        for event in watched_events(self.generation, self._left):
+            self.snapshot = self.snapshot.fold(event)
+            yield event
+
+    def images(self) -> tuple[GeneratedImage, ...]:
+        """The finished pictures. Raises what the generation failed with, or GenerationCancelled."""
+        for _ in self.events():
+            pass
+        return unwrap(self.snapshot.end)
+
+    def describe(self, image: GeneratedImage) -> PictureMetadata:
+        return describe_image(image, self.generation, self.engine)
+
+    def file(self, image: GeneratedImage, texts: Mapping[str, str] | None = None) -> bytes:
+        """A finished picture as a whole file that tells how to make it again. Raises what `encode` raises."""
+        return self._encode(image.pixels, self.describe(image), texts)
+
+    def preview_file(self, pixels: Pixels) -> bytes:
+        return self._encode(pixels, None, None)
+
+    def _encode(self, pixels: Pixels, metadata: PictureMetadata | None, texts: Mapping[str, str] | None) -> bytes:
+        """Pixels → file, in one of few places: what many clients want at once must not take every core.
+
+        The wait is part of the request's time. Raises DeadlineExceeded, GenerationCancelled when the client left.
+        """
+        form, deadline = self.order.form, self.generation.deadline
+        while True:
+            if self._left():
+                raise GenerationCancelled("the client left")
+            if deadline is not None and time.monotonic() > deadline:
+                limit_s = self.generation.request.timeout_s
+                raise DeadlineExceeded(f"the pictures were not encoded within {limit_s:g} s; ask for fewer or smaller")
+            if self._encoders.acquire(timeout=POLL_S):
+                break
+        try:
+            return encode_image(
+                pixels, form.format, metadata=metadata, size_px=form.size_px, quality=form.quality, texts=texts
+            )
+        finally:
+            self._encoders.release()
+
+
+def draw(order: Order) -> Drawing:
+    """Submit an order of the current HTTP request's client.
+
+    Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submit` does.
+    """
+    service = current_service()
+    settings = service.settings
+    if not 1 <= order.num_images <= settings.max_images:
+        raise InvalidRequest(
+            f"{order.counted_as} must lie between 1 and {settings.max_images}, not {order.num_images}",
+            param=order.counted_as.split()[0],
+        )
+    _check_pixels(order, service.engine)
+    request = order.request(settings.request_timeout_s, client_id())
+    return Drawing(order, service.submit(request), service, client_left())
+
+
+def _check_pixels(order: Order, engine: Engine) -> None:
+    """Resizing and encoding cost more than painting does: enlarged pictures have a common bound."""
+    if order.form.size_px is None:
+        return
+    width, height = order.form.size_px
+    total = width * height * order.num_images
+    if width * height > engine.config.image_px**2 and total > MAX_PIXELS:
+        raise InvalidRequest(
+            f"size must be smaller for so many pictures: {order.num_images} of {width}x{height} are "
+            f"{total:,} pixels, and one request may have {MAX_PIXELS:,}",
+            param="size",
+        )
+
+
+def await_model(service: Service) -> None:
+    """Wait while the weights load, up to the request's time limit, as clients of the older APIs expect.
+
+    Raises NotReady after that, and GenerationCancelled when the client leaves.
+    """
+    left = client_left()
+    end = time.monotonic() + service.settings.request_timeout_s
+    while not service.wait_until_loaded(POLL_S):
+        if left():
+            raise GenerationCancelled("the client left")
+        if time.monotonic() > end:
+            raise NotReady("the model is still loading; try again shortly", retry_after_s=30)

@@ -1,0 +1,26 @@
+"""Pictures that a client sends inside JSON: base64, or data URLs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from dalle_server.errors import InvalidRequest
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def decode_base64(text: str, param: str) -> bytes:
+    """The bytes of base64 text or of a `data:` URL. Raises InvalidRequest; nothing is ever fetched."""
+    if _REMOTE.match(text):
+        raise InvalidRequest(
+            f"{param} is the address of a picture, and this server fetches none; send the picture itself, as base64 "
+            "or as a data: URL",
+            param=param,
+        )
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{param} must be base64: {error}", param=param) from None
