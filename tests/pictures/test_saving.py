@@ -1,4 +1,5 @@
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,21 @@ def test_sweep_deletes_old_leftovers_of_ours_and_nothing_else(tmp_path: Path) ->
     assert sweep_leftovers(tmp_path) == 1
     assert not leftover.exists() and all(file.exists() for file in kept)
     assert sweep_leftovers(tmp_path) == 0
+
+
+def test_names_keep_to_the_file_systems_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "latin-1")
+    assert saving.safe_name("café 🍎") == "café _"
+
+
+def test_a_new_file_is_written_down_in_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", note)
+    saving.write_whole(tmp_path / "a.png", b"x")
+    assert synced == ([False, True] if os.name == "posix" else [False])

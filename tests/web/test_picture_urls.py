@@ -13,7 +13,7 @@ from dalle_server.web.picture_urls import PictureStore
 
 
 def test_names_are_long_and_never_the_same(tmp_path: Path) -> None:
-    store = PictureStore(tmp_path, ttl_s=60)
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=10**6)
     names = {store.put(b"x", ImageFormat.PNG) for _ in range(50)}
     assert len(names) == 50
     assert {len(name) for name in names} == {32 + len(".png")}
@@ -21,7 +21,7 @@ def test_names_are_long_and_never_the_same(tmp_path: Path) -> None:
 
 def test_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "SWEEP_EVERY_S", 0.0)
-    store = PictureStore(tmp_path, ttl_s=60)
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=10**6)
     old = store.put(b"old", ImageFormat.JPEG)
     (tmp_path / f".{old}.0123abcd.tmp").write_bytes(b"left by a crash")
     for path in tmp_path.iterdir():
@@ -42,7 +42,7 @@ def test_what_others_keep_in_the_directory_is_left_alone(tmp_path: Path, monkeyp
     theirs[2].mkdir()
     for path in theirs:
         os.utime(path, (0, 0))
-    PictureStore(tmp_path, ttl_s=60).put(b"x", ImageFormat.PNG)
+    PictureStore(tmp_path, ttl_s=60, max_bytes=10**6).put(b"x", ImageFormat.PNG)
     assert all(path.exists() for path in theirs)
 
 
@@ -53,5 +53,42 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(fails, refuse)
     with pytest.raises(StorageError, match="No space left on device"):
-        PictureStore(tmp_path, ttl_s=60).put(b"x", ImageFormat.PNG)
+        PictureStore(tmp_path, ttl_s=60, max_bytes=10**6).put(b"x", ImageFormat.PNG)
     assert list(tmp_path.iterdir()) == []
+
+
+def sizes(store: PictureStore) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in store.directory.iterdir()}
+
+
+def test_an_owner_makes_room_with_its_own_pictures(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=400)
+    theirs = store.put(b"t" * 90, ImageFormat.PNG, "them")
+    ours = [store.put(b"o" * 40, ImageFormat.PNG, "us") for _ in range(4)]
+    assert sorted(sizes(store)) == sorted([theirs, *ours[2:]]), "a quarter of 400 bytes is two pictures of 40"
+    with pytest.raises(NotFound, match="until newer ones need its room"):
+        store.find(ours[0])
+
+
+def test_the_owner_of_most_makes_room_for_others(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=400)
+    first = [store.put(b"a" * 45, ImageFormat.PNG, "a") for _ in range(2)]
+    others = [store.put(b"x" * 80, ImageFormat.PNG, name) for name in "bcd"]
+    last = store.put(b"e" * 90, ImageFormat.PNG, "e")
+    kept = set(sizes(store))
+    assert sum(sizes(store).values()) <= 400
+    assert first[0] not in kept and {first[1], *others, last} <= kept
+
+
+def test_what_an_earlier_process_left_counts_and_goes_first(tmp_path: Path) -> None:
+    old = PictureStore(tmp_path, ttl_s=60, max_bytes=10**6).put(b"x" * 390, ImageFormat.PNG, "a")
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=400)
+    new = store.put(b"y" * 90, ImageFormat.PNG, "a")
+    assert list(sizes(store)) == [new]
+    assert old != new
+
+
+def test_a_picture_larger_than_an_owners_share_is_kept_all_the_same(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=100)
+    names = [store.put(b"x" * 60, ImageFormat.PNG, "a") for _ in range(2)]
+    assert list(sizes(store)) == names[1:]

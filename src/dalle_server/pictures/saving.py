@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def safe_name(prompt: str) -> str:
     printable = "".join(char for char in printable if unicodedata.category(char)[0] != "C")
     safe = _UNSAFE.sub("_", printable).lstrip(" .")
     safe = f"_{safe}" if _DEVICE.match(safe) else safe
+    encoding = sys.getfilesystemencoding()  # Latin-1 has no emoji, and a name with one could not be made
+    safe = safe.encode(encoding, "replace").decode(encoding).replace("?", "_")
     return safe.encode()[:MAX_PROMPT_BYTES].decode(errors="ignore").rstrip(" .") or "untitled"  # Windows drops the ends
 
 
@@ -80,3 +83,14 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _remember_names(path.parent)
+
+
+def _remember_names(directory: Path) -> None:
+    """A file whose directory was not written down is gone when the machine stops. Windows cannot do it, and need not."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

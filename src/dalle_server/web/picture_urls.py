@@ -7,6 +7,8 @@ import re
 import secrets
 import threading
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from flask import Blueprint, Response, current_app, send_file
@@ -17,9 +19,11 @@ from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.saving import write_whole
 from dalle_server.web.forwarded import root_url
 from dalle_server.web.routing import describe
+from dalle_server.web.security import client_id
 from dalle_server.web.service import EXTENSION
 
 SWEEP_EVERY_S = 60.0
+OWNER_SHARE = 0.25  # of the store's bytes, that one key or address may fill
 _STORE = "dalle_server_pictures"
 _NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|jpeg|webp)")
 # data_dir may be a directory that holds other things too: only what has a name of ours is ever deleted.
@@ -28,16 +32,29 @@ _OURS = re.compile(rf"{_NAME.pattern}|\.{_NAME.pattern}\.[0-9a-f]{{8}}\.tmp")
 blueprint = Blueprint("pictures", __name__)
 
 
-class PictureStore:
-    """Files of `directory`, each gone `ttl_s` after it was written. Safe to use from many threads and processes."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A file of the store; where an earlier process wrote it, nobody's."""
 
-    def __init__(self, directory: Path, ttl_s: float):
+    owner: str
+    size_bytes: int
+
+
+class PictureStore:
+    """Files of `directory`, each gone `ttl_s` after it was written, or sooner: beyond `max_bytes` the oldest go, and
+    an owner who fills more than OWNER_SHARE of that makes room with its own. Safe to use from many threads.
+    """
+
+    def __init__(self, directory: Path, ttl_s: float, max_bytes: int):
         self.directory = directory
         self.ttl_s = ttl_s
+        self.max_bytes = max_bytes
+        self._kept: dict[str, _Kept] = {}  # by name, oldest first
+        self._known = False  # whether what an earlier process left is counted
         self._swept_at = float("-inf")
         self._lock = threading.Lock()
 
-    def put(self, data: bytes, format: ImageFormat) -> str:
+    def put(self, data: bytes, format: ImageFormat, owner: str = "") -> str:
         """Keep a picture; the name that finds it again. The file appears whole or not at all.
 
         Raises StorageError when the disk refuses.
@@ -46,18 +63,23 @@ class PictureStore:
         try:
             self._sweep()
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._make_room(owner, len(data))
             write_whole(self.directory / name, data)
         except OSError as error:
             raise StorageError(
                 f"the picture cannot be kept for its url ({error.strerror}); ask for response_format b64_json"
             ) from None
+        with self._lock:
+            self._kept[name] = _Kept(owner, len(data))
         return name
 
     def find(self, name: str) -> Path:
         """The file of a name. Raises NotFound when there was none, or its time is over."""
         path = self.directory / name
         if not _NAME.fullmatch(name) or not self._is_alive(path):
-            raise NotFound(f"there is no such picture; one is kept for {self.ttl_s:.0f} s")
+            raise NotFound(
+                f"there is no such picture; one is kept for {self.ttl_s:.0f} s, or until newer ones need its room"
+            )
         return path
 
     def _is_alive(self, path: Path) -> bool:
@@ -66,22 +88,48 @@ class PictureStore:
         except OSError:
             return False
 
+    def _make_room(self, owner: str, size_bytes: int) -> None:
+        """Delete the oldest pictures of this owner, then of whoever has most, until one more fits."""
+        with self._lock:
+            used = Counter[str]()
+            for kept in self._kept.values():
+                used[kept.owner] += kept.size_bytes
+            while used[owner] and used[owner] + size_bytes > OWNER_SHARE * self.max_bytes:
+                used[owner] -= self._drop_oldest(owner)
+            while +used and used.total() + size_bytes > self.max_bytes:
+                largest = used.most_common(1)[0][0]
+                used[largest] -= self._drop_oldest(largest)
+
+    def _drop_oldest(self, owner: str) -> int:
+        """The bytes that came free. The owner has a picture."""
+        name = next(name for name, kept in self._kept.items() if kept.owner == owner)
+        (self.directory / name).unlink(missing_ok=True)
+        return self._kept.pop(name).size_bytes
+
     def _sweep(self) -> None:
         with self._lock:
             if time.monotonic() - self._swept_at < SWEEP_EVERY_S or not self.directory.is_dir():
                 return
             self._swept_at = time.monotonic()
-        for entry in os.scandir(self.directory):
-            path = Path(entry.path)
-            if _OURS.fullmatch(entry.name) and not self._is_alive(path):
-                path.unlink(missing_ok=True)
+            left = []
+            for entry in os.scandir(self.directory):
+                path = Path(entry.path)
+                if _OURS.fullmatch(entry.name) and not self._is_alive(path):
+                    path.unlink(missing_ok=True)
+                    self._kept.pop(entry.name, None)
+                elif not self._known and _NAME.fullmatch(entry.name):
+                    left.append((entry.stat().st_mtime, entry.name, entry.stat().st_size))
+            if not self._known:
+                earlier = {name: _Kept("", size_bytes) for _, name, size_bytes in sorted(left)}
+                self._kept = earlier | self._kept
+                self._known = True
 
 
 @blueprint.record_once
 def _make_store(state: BlueprintSetupState) -> None:
     settings = state.app.extensions[EXTENSION].settings
     directory = settings.data_dir.absolute() / "pictures"
-    state.app.extensions[_STORE] = PictureStore(directory, settings.url_ttl_s)
+    state.app.extensions[_STORE] = PictureStore(directory, settings.url_ttl_s, settings.max_urls_bytes)
 
 
 def current_pictures() -> PictureStore:
@@ -91,7 +139,7 @@ def current_pictures() -> PictureStore:
 
 def keep(data: bytes, format: ImageFormat) -> str:
     """Keep a picture; the absolute URL that shows it until its time is over."""
-    return f"{root_url()}pictures/{current_pictures().put(data, format)}"
+    return f"{root_url()}pictures/{current_pictures().put(data, format, client_id())}"
 
 
 @blueprint.get("/pictures/<name>")
