@@ -177,7 +177,7 @@ class Settings(BaseModel):
     url_ttl_s: Number = Field(3_600.0, gt=0, allow_inf_nan=False,
         description="Seconds that a result's url works.")
     max_urls_bytes: Integer = Field(1024**3, ge=2**20,
-        description="Bytes of pictures kept for urls; beyond it the oldest go. One key (or address) may fill a quarter.")
+        description="Bytes of pictures kept for urls; beyond it the oldest go. A key (or address) may fill a quarter.")
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field("info",
         json_schema_extra={"group": "Logs"},

@@ -87,7 +87,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _remember_names(directory: Path) -> None:
-    """A file whose directory was not written down is gone when the machine stops. Windows cannot do it, and need not."""
+    """A file whose directory was not written down is gone when the machine stops. Windows cannot, and need not."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:
