@@ -12,6 +12,7 @@
     ├── DeadlineExceeded (504)        the request's own time limit passed
     ├── GenerationCancelled (499)     the client left or asked to stop
     ├── GenerationFailed (500)        the engine could not finish this picture
+    │   └── EngineFault (500)         a crash or a hang ended all that ran: the picture itself may be well
     ├── StorageError (507)            data_dir is full, or the disk refuses
     ├── CheckpointError (500)         weights that are missing, broken or of a shape we do not know
     │   └── WeightsNotFound (500)
@@ -90,6 +91,10 @@ class GenerationCancelled(DalleServerError):
 
 class GenerationFailed(DalleServerError):
     code = "generation_failed"
+
+
+class EngineFault(GenerationFailed):
+    """Tell it as any GenerationFailed; what can wait for the engine's restart may try once more."""
 
 
 class StorageError(DalleServerError):

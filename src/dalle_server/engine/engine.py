@@ -18,7 +18,7 @@ from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import EngineStats, Observer
 from dalle_server.engine.tracker import RequestTracker
-from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
+from dalle_server.errors import EngineFault, InvalidRequest, NotReady
 from dalle_server.generation import FREE, Cancelled, Failed, Generation, GenerationRequest
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
@@ -211,7 +211,7 @@ class Engine:
             self._stats.faults += 1
             may_restart = self._state == "ready" and self._stats.faults == 1
             self._state = "restarting" if may_restart else "failed"
-        loop.tracker.finish_all(Failed(GenerationFailed("the engine failed while drawing this picture; try again")))
+        loop.tracker.finish_all(Failed(EngineFault("the engine failed while drawing this picture; try again")))
         loop.tracker.wake()  # so that the abandoned thread ends, when it can
         # Nobody waits for its pixels any more, but the runner must be idle before it is closed or used again.
         loop.detokenizer.close(timeout_s=10.0 if runner_usable else 0.0)

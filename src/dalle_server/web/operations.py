@@ -117,7 +117,9 @@ def ready() -> tuple[Response, int]:
 def _reason(service: Service, state: State) -> str | None:
     if service.failure is not None:
         return service.failure.message
-    return None if state == "ready" else f"the model is {state}" if state == "loading" else f"the server is {state}"
+    if state == "ready":
+        return "; ".join(f"{part} are off: {reason}" for part, reason in service.notes.items()) or None
+    return f"the model is {state}" if state == "loading" else f"the server is {state}"
 
 
 @blueprint.get("/metrics")

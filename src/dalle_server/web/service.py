@@ -51,6 +51,7 @@ class Service:
     def __init__(self, settings: Settings, load: Callable[[], Engine]):
         self.settings = settings
         self.failure: DalleServerError | None = None
+        self.notes: dict[str, str] = {}  # what does not work though the model does: a part and the reason
         self._load = load
         self._engine: Engine | None = None
         self._state: State = "loading"

@@ -22,9 +22,10 @@ from dalle_server.errors import (
     StorageError,
 )
 from dalle_server.pictures.metadata import read_metadata
-from dalle_server.web.jobs import pump as jobs_pump
+from dalle_server.web.jobs import ends as jobs_ends
+from dalle_server.web.jobs.records import Job
 from dalle_server.web.jobs.routes import EXTENSION
-from dalle_server.web.jobs.storage import Job
+from tests.web.jobs.store_help import picture_bytes
 from tests.web.scripted_engine import ScriptedEngine
 
 Json = dict[str, Any]
@@ -295,7 +296,7 @@ def test_a_disk_that_refuses_fails_the_job_and_stops_the_engine(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dalle_server.web.jobs.storage.write_whole", refuse)
+    monkeypatch.setattr("dalle_server.web.jobs.files.write_whole", refuse)
     job = submit(client)
     failed = wait_for(client, job["id"], "failed")
     assert failed["error"]["code"] == "storage_error"
@@ -307,24 +308,28 @@ def test_a_disk_that_refuses_the_end_as_well_costs_no_later_job(
 ) -> None:
     """On a full disk not even "failed" can be written: it is told from memory, and written when there is room."""
     store = app.extensions[EXTENSION].store
-    finish = store.finish
+    update = store.rows.update
 
     def refuse(*_: object, **__: object) -> None:
         raise StorageError("the disk is full; free some space")
 
-    monkeypatch.setattr(jobs_pump, "RECORD_AGAIN_S", 0.05)
+    def refuse_ends(job_id: str, **values: Any) -> None:
+        if "finished_at" in values:
+            refuse()
+        update(job_id, **values)
+
+    monkeypatch.setattr(jobs_ends, "RECORD_AGAIN_S", 0.05)
     monkeypatch.setattr(store, "add_picture", refuse)
-    monkeypatch.setattr(store, "finish", refuse)
+    monkeypatch.setattr(store.rows, "update", refuse_ends)
     job = submit(client)
     failed = wait_for(client, job["id"], "failed")
     assert failed["error"]["code"] == "storage_error" and failed["finished_at"]
     assert client.get("/v1/jobs").json["data"][0]["status"] == "failed"
     assert events(client.get(f"/v1/jobs/{job['id']}/events").text)[-1][1] == "failed"
-    assert store.get(job["id"]).status == "running"
+    assert store.rows.get(job["id"]).status == "running"
     monkeypatch.undo()
-    assert store.finish == finish
     wait_for(client, submit(client)["id"], "done")
-    until(lambda: store.get(job["id"]).status == "failed")
+    until(lambda: store.rows.get(job["id"]).status == "failed")
 
 
 @pytest.mark.parametrize("last", ["9" * 5000, "9" * 20, "-1", "\u0663", "1e9", "x"])
@@ -394,14 +399,16 @@ def test_a_restart_makes_only_the_missing_pictures(make_app: Callable[..., Flask
     job = submit(first.test_client(), num_images=3)
     wait_for(first.test_client(), job["id"], "running")
     store = first.extensions[EXTENSION].store
-    store.add_picture(job["id"], 1, b"kept", ".png", (16, 16))
+    row = store.rows.get(job["id"])
+    kept = picture_bytes(row, 1)
+    store.add_picture(row, 1, kept, (8, 8))
     first.extensions[EXTENSION].close()
     engine.gate.set()
     second = make_app()
     second.extensions[EXTENSION].start()
     done = wait_for(second.test_client(), job["id"], "done")
     assert [key.index for key in engine.requests[-1].images] == [0, 2]
-    assert second.test_client().get(done["images"][1]["url"]).data == b"kept"
+    assert second.test_client().get(done["images"][1]["url"]).data == kept
     second.extensions[EXTENSION].close()
 
 

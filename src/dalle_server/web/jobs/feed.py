@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_server.errors import Overloaded
+from dalle_server.web.jobs.records import TERMINAL
 
-TERMINAL = ("done", "failed", "cancelled")
+RUN = 1 << 32  # events that one run of a server may tell before their numbers meet those of the next
 KEEP_ENDED_S = 60.0  # a viewer that reconnects within this time still gets the end
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event of one job. Numbers grow over all jobs and over restarts: they start from the clock."""
+    """One event of one job. Numbers grow over all jobs and over restarts, whatever the clock says: see `begin`."""
 
     number: int
     job_id: str
@@ -39,8 +40,8 @@ class _JobEntries:
 class View:
     """One viewer's place in the feed."""
 
-    def __init__(self, feed: Feed, owner: str, job_id: str, after: int):
-        self._feed, self._owner, self._job_id, self._after = feed, owner, job_id, after
+    def __init__(self, feed: Feed, owner: str, job_id: str, client: str, after: int):
+        self._feed, self._owner, self._job_id, self._client, self._after = feed, owner, job_id, client, after
         self._closed = False
 
     def entries(self, patience_s: float) -> Iterator[list[Entry]]:
@@ -56,7 +57,7 @@ class View:
         was never started has none."""
         if not self._closed:
             self._closed = True
-            self._feed.leave(self._owner, self._job_id)
+            self._feed.leave(self._owner, self._job_id, self._client)
 
 
 class Feed:
@@ -66,13 +67,28 @@ class Feed:
         self._max_viewers = max_viewers
         self._changed = threading.Condition()
         self._jobs: dict[str, _JobEntries] = {}
-        self._number = time.time_ns() // 1000
+        self._number = 0
         self._viewers: Counter[tuple[str, str]] = Counter()  # (owner, job id; "" = all of the owner's)
+        self._clients: Counter[str] = Counter()  # how many views each has open
         self._closed = False
 
-    def open(self, job_id: str, owner: str) -> None:
+    def begin(self, run: int) -> None:
+        """Events of this run are numbered above those of every run before it."""
         with self._changed:
-            self._jobs[job_id] = _JobEntries(owner)
+            self._number = max(self._number, run * RUN)
+
+    def open(self, job_id: str, owner: str) -> None:
+        """From here on the job can be watched. One that is taken up again keeps what was told of it."""
+        with self._changed:
+            known = self._jobs.get(job_id)
+            if known is None or known.ended_at is not None:
+                self._jobs[job_id] = _JobEntries(owner)
+
+    def count_up(self) -> int:
+        """A number above those of all events so far, and not above those of later ones."""
+        with self._changed:
+            self._number += 1
+            return self._number
 
     def publish(self, job_id: str, event: str, data: dict[str, Any]) -> None:
         with self._changed:
@@ -102,18 +118,39 @@ class Feed:
         with self._changed:
             return bool(self._viewers[owner, job_id] or self._viewers[owner, ""])
 
-    def join(self, owner: str, job_id: str = "", *, after: int = 0) -> View:
-        """A view of one job, or of all of the owner's; close it. Raises Overloaded when too many look on already."""
+    def join(self, owner: str, job_id: str = "", *, client: str = "", after: int = 0) -> View:
+        """A view of one job, or of all of the owner's; close it. Raises Overloaded when too many look on already,
+        or when `client` holds half of the places.
+
+        An `after` that this server has not come to yet is of another life of it (its data was lost, or is another's):
+        everything is news then.
+        """
         with self._changed:
             if self._viewers.total() >= self._max_viewers:
                 raise Overloaded("too many event streams are open; poll GET /v1/jobs instead", retry_after_s=5)
+            if self._clients[client] >= (self._max_viewers + 1) // 2:
+                raise Overloaded(
+                    "you have too many event streams open; close some, or poll GET /v1/jobs instead", retry_after_s=5
+                )
             self._viewers[owner, job_id] += 1
-        return View(self, owner, job_id, after)
+            self._clients[client] += 1
+            after = self._known(after)
+        return View(self, owner, job_id, client, after)
 
-    def leave(self, owner: str, job_id: str) -> None:
+    def has_told(self, number: int, after: int) -> bool:
+        """Whether a viewer that has seen all up to `after` knows what was told at `number`."""
+        with self._changed:
+            return self._known(after) >= max(1, number)
+
+    def _known(self, after: int) -> int:
+        return after if after <= self._number else 0
+
+    def leave(self, owner: str, job_id: str, client: str) -> None:
         with self._changed:
             self._viewers[owner, job_id] -= 1
+            self._clients[client] -= 1
             self._viewers += Counter()  # drops the zeros
+            self._clients += Counter()
 
     def wait(self, owner: str, job_id: str, after: int, patience_s: float) -> tuple[list[Entry], bool]:
         """The entries numbered above `after`, oldest first, as soon as there are any; and whether they are the last."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dalle_server.errors import GenerationFailed
-from dalle_server.generation import GenerationRequest, ImageKey, SamplingParams
-from dalle_server.web.jobs.storage import Job
+from dataclasses import replace
 
-SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
+from dalle_server.errors import GenerationFailed
+from dalle_server.generation import GenerationRequest
+from dalle_server.web.jobs.records import Job
 
 
 def remaining_request(job: Job, digest: str) -> GenerationRequest | None:
@@ -14,19 +14,10 @@ def remaining_request(job: Job, digest: str) -> GenerationRequest | None:
 
     `digest` is that of the weights now served. Raises GenerationFailed when the job was submitted for others.
     """
-    wanted = job.request
-    if wanted["digest"] != digest:
+    if job.digest != digest:
         raise GenerationFailed(
-            f"the job was submitted for {wanted['model']}, but the server now runs other weights; submit it again"
+            f"the job was submitted for {job.model}, but the server now runs other weights; submit it again"
         )
     finished = {picture.index for picture in job.pictures}
-    missing = tuple(ImageKey(wanted["seed"], index) for index in range(wanted["num_images"]) if index not in finished)
-    if not missing:
-        return None
-    return GenerationRequest(
-        prompt=wanted["prompt"],
-        images=missing,
-        sampling=SamplingParams(**{name: wanted[name] for name in SAMPLING}),
-        negative_prompt=wanted["negative_prompt"],
-        client=job.owner,
-    )
+    missing = tuple(key for key in job.request.images if key.index not in finished)
+    return replace(job.request, images=missing) if missing else None

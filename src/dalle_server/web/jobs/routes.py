@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, jsonify, request, send_file
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
 
 from dalle_server.config import Settings
 from dalle_server.errors import InvalidRequest, NotFound
 from dalle_server.pictures.codec import ImageFormat
-from dalle_server.web.jobs.feed import TERMINAL, Entry, View
-from dalle_server.web.jobs.pump import Jobs, image_json, is_finished
-from dalle_server.web.jobs.schemas import REQUEST_FIELDS, JobBody, JobList, JobQuery, JobReply
-from dalle_server.web.jobs.storage import Job
+from dalle_server.web.jobs.ends import image_json
+from dalle_server.web.jobs.feed import Entry, View
+from dalle_server.web.jobs.metrics import JobsCollector
+from dalle_server.web.jobs.pump import Jobs
+from dalle_server.web.jobs.records import JOB_ID, Job
+from dalle_server.web.jobs.rows import Query
+from dalle_server.web.jobs.schemas import JobBody, JobList, JobQuery, JobReply, reply_of
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
@@ -35,6 +38,7 @@ def install(app: Flask, settings: Settings, service: Service) -> Jobs:
     """Register the routes. The returned jobs start with the first request, or when the server calls `start`."""
     jobs = Jobs(settings, service)
     app.extensions[EXTENSION] = jobs
+    service.metrics.registry.register(JobsCollector(jobs))
     app.register_blueprint(blueprint)
     return jobs
 
@@ -60,14 +64,14 @@ def submit() -> tuple[Response, int, dict[str, str]]:
 @describe("List your jobs, newest first", access="key", cost="little", owned=True, reply=JobList, query=JobQuery)
 def list_jobs() -> Response:
     query = validate(JobQuery, request.args.to_dict())
-    found = current_jobs().store.find(
-        _owner(),
-        search=query.q,
+    wanted = Query(
+        words=query.words,
         status=query.status,
         with_pictures=query.with_pictures,
         before=query.after,
         limit=query.limit + 1,
     )
+    found = current_jobs().store.rows.find(_owner(), wanted, is_unwanted=client_left())
     data = [job_json(current_jobs().current(job)) for job in found[: query.limit]]
     return jsonify({"object": "list", "data": data, "has_more": len(found) > query.limit})
 
@@ -81,7 +85,7 @@ def list_jobs() -> Response:
     reply_type="text/event-stream",
 )
 def watch_all() -> Response:
-    return _watch(current_jobs().feed.join(_owner(), after=_last_event_id()))
+    return _watch(current_jobs().feed.join(_owner(), client=client_id(), after=_last_event_id()))
 
 
 @blueprint.get("/<job_id>")
@@ -99,10 +103,27 @@ def show(job_id: str) -> Response:
     reply_type="text/event-stream",
 )
 def watch(job_id: str) -> Response:
+    job, feed, after = _find(job_id), current_jobs().feed, _last_event_id()
+    if not job.is_finished:
+        return _watch(feed.join(job.owner, job.id, client=client_id(), after=after))
+    if feed.has_told(job.last_event, after):
+        return Response(status=204)  # tells an EventSource not to come again
+    return event_stream(_retold(job))
+
+
+@blueprint.post("/<job_id>/cancel")
+@describe(
+    "Cancel a job within a token, if it has not ended; its pictures stay",
+    access="key",
+    cost="little",
+    owned=True,
+    reply=JobReply,
+)
+def cancel(job_id: str) -> Response:
     job = _find(job_id)
-    if is_finished(job):
-        return event_stream(_retold(job))
-    return _watch(current_jobs().feed.join(job.owner, job.id, after=_last_event_id()))
+    if not job.is_finished:
+        current_jobs().cancel(job)
+    return _reply(_find(job_id))
 
 
 @blueprint.delete("/<job_id>")
@@ -114,7 +135,7 @@ def watch(job_id: str) -> Response:
 )
 def delete(job_id: str) -> Response | tuple[Response, int]:
     job = _find(job_id)
-    if is_finished(job):
+    if job.is_finished:
         current_jobs().delete(job)
         return jsonify({"id": job.id, "object": "job.deleted", "deleted": True})
     current_jobs().cancel(job)
@@ -124,34 +145,27 @@ def delete(job_id: str) -> Response | tuple[Response, int]:
 @blueprint.get("/<job_id>/pictures/<int:index>")
 @describe("One finished picture", access="key", cost="little", owned=True, reply_type="image/png")
 def picture(job_id: str, index: int) -> Response:
-    job = _find(job_id)
+    job, store = _find(job_id), current_jobs().store
     found = next((picture for picture in job.pictures if picture.index == index), None)
-    path = None if found is None else current_jobs().store.path(found)
-    if path is None or not path.is_file():
+    data = None if found is None else store.read(found)
+    if found is not None and data is None:
+        store.forget(job, found)
+    if data is None:
         raise NotFound(f"job {job_id} has no picture {index}", param="index")
-    kind = ImageFormat(job.request["format"])
-    name = f"{job.request['seed']}-{index}.{kind.value}"
-    response = send_file(path, mimetype=kind.media_type, download_name=name, max_age=365 * 86_400)
+    kind = ImageFormat(job.format)
+    response = Response(data, mimetype=kind.media_type)
+    response.headers["Content-Disposition"] = f'inline; filename="{job.seed}-{index}.{kind.value}"'
     response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.add_etag()
+    response.make_conditional(request, accept_ranges=True, complete_length=len(data))  # in place
     return response
 
 
 def job_json(job: Job) -> dict[str, Any]:
     """The job as the API shows it: JobReply."""
-    return {
-        "id": job.id,
-        "object": "job",
-        "status": job.status,
-        **current_jobs().progress(job.id),
-        **{name: job.request[name] for name in REQUEST_FIELDS},
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "queue_s": job.queue_s,
-        "total_s": job.total_s,
-        "error": job.error,
-        "images": [image_json(job, picture) for picture in job.pictures],
-    }
+    images = [image_json(job, picture) for picture in job.pictures]
+    return reply_of(job, current_jobs().progress(job.id), images)
 
 
 def _reply(job: Job) -> Response:
@@ -165,7 +179,7 @@ def _owner() -> str:
 
 def _find(job_id: str) -> Job:
     """Another key's job is as absent as one that never was."""
-    job = current_jobs().store.get(job_id)
+    job = current_jobs().store.rows.get(job_id) if JOB_ID.fullmatch(job_id) else None
     if job is None or job.owner != _owner():
         raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
     return current_jobs().current(job)
@@ -198,7 +212,7 @@ def _told(view: View, left: Callable[[], bool]) -> Iterator[str]:
 
 def _retold(job: Job) -> Iterator[str]:
     """The events of a job that ended long ago, from its row."""
-    number = int((job.finished_at or 0) * 1_000_000)
+    number = max(1, job.last_event)
     images = [image_json(job, picture) for picture in job.pictures]
     end: dict[str, Any] = {"job": job.id}
     match job.status:
@@ -208,7 +222,6 @@ def _retold(job: Job) -> Iterator[str]:
             end |= {"error": job.error}
         case _:
             end |= {"reason": "cancelled"}
-    assert job.status in TERMINAL
     yield _formatted(Entry(number, job.id, "image", {"job": job.id, **image}) for image in images)
     yield _formatted([Entry(number, job.id, job.status, end)])
 

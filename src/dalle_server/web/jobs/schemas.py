@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.generation import MAX_SEED
+from dalle_server.web.jobs.records import Job
 from dalle_server.web.schemas import Body
+
+MAX_SEARCH_CHARS = 200
+MAX_SEARCH_WORDS = 16
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -32,11 +36,31 @@ class JobQuery(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    q: str = Field("", max_length=1_000, description="words that must all occur in the prompt or the seed")
+    q: str = Field(
+        "",
+        max_length=MAX_SEARCH_CHARS,
+        description=f"up to {MAX_SEARCH_WORDS} words that must all occur in the prompt or the seed",
+    )
     status: Literal["", "queued", "running", "done", "failed", "cancelled"] = ""
     with_pictures: bool = Field(False, description="only jobs that have at least one picture")
     limit: int = Field(24, ge=1, le=100)
     after: str = Field("", max_length=100, description="the id of the last job of the page before")
+
+    @field_validator("q", "after")
+    @classmethod
+    def _without_nul(cls, text: str) -> str:
+        return text.replace("\0", " ")
+
+    @field_validator("q")
+    @classmethod
+    def _few_words(cls, text: str) -> str:
+        if len(text.split()) > MAX_SEARCH_WORDS:
+            raise ValueError(f"at most {MAX_SEARCH_WORDS} words")
+        return text
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(self.q.split())
 
 
 class JobImage(BaseModel):
@@ -44,6 +68,7 @@ class JobImage(BaseModel):
 
     index: int
     seed: int
+    seed_text: str  # the same: JavaScript rounds whole numbers above 2⁵³
     url: str
     format: str
     width_px: int
@@ -64,6 +89,7 @@ class JobReply(BaseModel):
     prompt: str
     num_images: int
     seed: int
+    seed_text: str
     temperature: float
     top_k: int
     top_p: float
@@ -89,4 +115,31 @@ class JobList(BaseModel):
     has_more: bool
 
 
-REQUEST_FIELDS = (*JobBody.model_fields, "model")  # of a stored request, those that a reply repeats
+def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """A JobReply. `progress` has position, tokens_done, num_tokens and eta_s; `images` are JobImages."""
+    request = job.request
+    return {
+        "id": job.id,
+        "object": "job",
+        "status": job.status,
+        **progress,
+        "prompt": request.prompt,
+        "num_images": len(request.images),
+        "seed": job.seed,
+        "seed_text": str(job.seed),
+        "temperature": request.sampling.temperature,
+        "top_k": request.sampling.top_k,
+        "top_p": request.sampling.top_p,
+        "condition_scale": request.sampling.condition_scale,
+        "negative_prompt": request.negative_prompt,
+        "format": job.format,
+        "preview": job.preview,
+        "model": job.model,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "queue_s": job.queue_s,
+        "total_s": job.total_s,
+        "error": job.error,
+        "images": images,
+    }

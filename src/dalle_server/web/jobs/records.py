@@ -1,0 +1,106 @@
+"""A job and its pictures as the rest of the program sees them, and as a row keeps them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.generation import GenerationRequest, SamplingParams
+
+UNFINISHED = ("queued", "running")
+TERMINAL = ("done", "failed", "cancelled")
+JOB_ID = re.compile(r"job-\w{1,60}", re.ASCII)
+DAMAGED = "(the record of this job is damaged)"  # stands where its prompt stood
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished picture of a job: `file` is its name among the picture files."""
+
+    index: int
+    file: str
+    width_px: int
+    height_px: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request that outlives its connection, how to show it, and what became of it. Times are Unix seconds."""
+
+    id: str
+    owner: str  # of whom it is: a key, or "" where no keys are asked for
+    request: GenerationRequest  # seed and sampling resolved; its client is whom fairness counts against
+    model: str
+    digest: str  # of the weights that it was submitted for
+    format: str = "png"
+    preview: bool = True
+    status: str = "queued"
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    queue_s: float | None = None
+    total_s: float | None = None
+    error: dict[str, Any] | None = None
+    faults: int = 0  # of the engine, while it ran
+    last_event: int = 0  # the number of the event that told its end
+    pictures: tuple[Picture, ...] = field(default=())
+    is_damaged: bool = False
+
+    @property
+    def seed(self) -> int:
+        return self.request.images[0].seed
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status not in UNFINISHED
+
+
+def searchable(text: str) -> str:
+    """Text as searches compare it. No database takes a NUL."""
+    return text.casefold().replace("\0", " ")
+
+
+def to_values(job: Job) -> dict[str, Any]:
+    """The columns of a new row, `search` included."""
+    return {
+        "id": job.id,
+        "owner": job.owner,
+        "status": job.status,
+        "request": json.dumps(job.request.to_dict()),
+        "model": job.model,
+        "digest": job.digest,
+        "format": job.format,
+        "preview": job.preview,
+        "search": searchable(f"{job.request.prompt} {job.seed}"),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "error": None if job.error is None else json.dumps(job.error),
+    }
+
+
+def from_values(row: dict[str, Any], pictures: tuple[Picture, ...] = ()) -> Job:
+    """A row as a job. One that cannot be read is a failed job that says so: it must cost no other."""
+    names = ("id", "owner", "model", "digest", "format", "preview", "created_at", "started_at", "finished_at")
+    plain = {name: row[name] for name in (*names, "queue_s", "total_s", "faults", "last_event")}
+    try:
+        request, error = GenerationRequest.from_dict(json.loads(row["request"])), _error(row["error"])
+    except (ValueError, TypeError, AttributeError, RecursionError, InvalidRequest) as fault:
+        reason = {"message": f"the record of this job cannot be read: {fault}"[:300], "code": "storage_error"}
+        damaged = {"type": "server_error", "param": None, **reason}
+        request = GenerationRequest.of(DAMAGED, seed=0, sampling=SamplingParams.reference_defaults())
+        return Job(**plain, request=request, status="failed", error=damaged, pictures=pictures, is_damaged=True)
+    return Job(**plain, request=request, status=row["status"], error=error, pictures=pictures)
+
+
+def _error(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    error = json.loads(text)
+    if not isinstance(error, dict):
+        raise ValueError("its error is no object")
+    return error

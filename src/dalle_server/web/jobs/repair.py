@@ -1,0 +1,181 @@
+"""Rows and files compared when the store opens: what is missing on one side is made from the other.
+
+Nothing that cannot be explained is deleted: it is moved aside, and the log says where.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from PIL import Image
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.generation import GenerationRequest
+from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
+from dalle_server.web.jobs.files import PICTURE_FILE, RECORD, PictureFiles
+from dalle_server.web.jobs.records import Job, Picture, from_values, to_values
+from dalle_server.web.jobs.rows import JobRows
+
+LOST = {
+    "message": "the record of this job was lost while it ran; these are the pictures that it had finished",
+    "type": "server_error",
+    "param": None,
+    "code": "storage_error",
+}
+
+log = logging.getLogger(__name__)
+
+
+def record_of(job: Job) -> bytes:
+    """What stands in job.json."""
+    kept = ("id", "owner", "request", "model", "digest", "format", "preview", "created_at")
+    values = to_values(job)
+    return json.dumps({name: values[name] for name in kept}, indent=1).encode()
+
+
+def repair(rows: JobRows, files: PictureFiles) -> None:
+    """Raises StorageError and OSError."""
+    for job_id in files.deleted():  # a deletion that was cut off goes on
+        rows.delete([job_id])
+        files.delete_job(job_id)
+        files.forget_deleted(job_id)
+    found = dict(files.jobs())
+    told: dict[str, list[str]] = defaultdict(list)
+    for job in rows.all():
+        _heal(job, found.pop(job.id, []), rows, files, told)
+    for job_id, names in found.items():
+        _rebuild(job_id, names, rows, files, told)
+    for what, names in told.items():
+        log.warning("%s: %d (%s)", what, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
+
+
+def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
+    """A row that is there: its pictures are those whose files are."""
+    missing = [picture for picture in job.pictures if picture.file not in names and not files.has(picture.file)]
+    if missing:
+        rows.drop_pictures(job.id, [picture.index for picture in missing])
+        told["pictures whose files have gone"] += [picture.file for picture in missing]
+    known = {picture.file for picture in job.pictures}
+    strange = [name for name in names if name not in known and not name.endswith(RECORD)]
+    described = _described(strange, files, told)
+    for name, (picture, _) in described.items():
+        rows.put_picture(job.id, picture)
+        told["pictures found again"].append(name)
+    if job.is_damaged:
+        _describe_again(job, names, rows, files, told)
+
+
+def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
+    """No row: the job as its own files tell it."""
+    described = _described([name for name in names if not name.endswith(RECORD)], files, told)
+    job = _recorded(job_id, names, files) or _described_job(job_id, described, files)
+    if job is None:
+        return
+    pictures = tuple(picture for picture, _ in described.values())
+    is_whole = len(pictures) >= len(job.request.images)
+    end: dict[str, Any] = {"status": "done"} if is_whole else {"status": "failed", "error": LOST}
+    values = {**to_values(job), "faults": 0, "last_event": 0, "queue_s": None, "total_s": None}
+    values |= {"finished_at": time.time(), "started_at": None, "status": end["status"]}
+    values["error"] = json.dumps(end["error"]) if "error" in end else None
+    rows.add(from_values(values, pictures))
+    told["jobs rebuilt from their files"].append(job_id)
+
+
+def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
+    """A row that cannot be read, but whose files can."""
+    mine = [name for name in names if not name.endswith(RECORD)]
+    known = _recorded(job.id, names, files) or _described_job(job.id, _described(mine, files, told), files)
+    if known is None:
+        rows.update(job.id, status="failed")  # its record stays as it is
+        told["jobs whose record cannot be read"].append(job.id)
+        return
+    values = to_values(known)
+    is_done = len(mine) >= len(known.request.images)
+    kept = ("request", "model", "digest", "format", "preview")
+    rows.update(
+        job.id,
+        **{name: values[name] for name in kept},
+        status="done" if is_done else "failed",
+        error=None if is_done else LOST,
+        finished_at=job.finished_at or time.time(),
+    )
+    told["records read again from their files"].append(job.id)
+
+
+def _described(
+    names: Iterable[str], files: PictureFiles, told: dict[str, list[str]]
+) -> dict[str, tuple[Picture, PictureMetadata]]:
+    """The pictures among the files; what is none of ours is moved aside."""
+    found = {}
+    for name in names:
+        data = files.read(name)
+        match = PICTURE_FILE.fullmatch(name.rsplit("/", 1)[-1])
+        try:
+            told_by = find_metadata(data)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()  # a file that was cut has a good head
+                width_px, height_px = image.size
+        except (InvalidRequest, OSError, ValueError, SyntaxError):
+            told_by = None
+        if told_by is None or match is None or told_by.image_index != int(match[1]):
+            told[f"files that are no pictures of ours, moved to {files.set_aside(name)}"].append(name)
+            continue
+        found[name] = Picture(told_by.image_index, name, width_px, height_px, len(data)), told_by
+    return found
+
+
+def _recorded(job_id: str, names: list[str], files: PictureFiles) -> Job | None:
+    """From job.json."""
+    name = f"{job_id}/{RECORD}"
+    if name not in names:
+        return None
+    absent = ("started_at", "finished_at", "queue_s", "total_s", "error")
+    try:
+        values = {**json.loads(files.read(name)), **dict.fromkeys(absent), "faults": 0, "last_event": 0}
+        values |= {"status": "queued"}
+        _check_kinds(values)
+        job = from_values(values)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return None if job.is_damaged or job.id != job_id else job
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    kinds = {"id": str, "owner": str, "model": str, "digest": str, "format": str, "preview": bool, "created_at": float}
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind:
+            raise TypeError(f"{name} is no {kind.__name__}")
+
+
+def _described_job(
+    job_id: str, described: dict[str, tuple[Picture, PictureMetadata]], files: PictureFiles
+) -> Job | None:
+    """From the pictures' own recipes: all but whose it was, and how many more there were to be."""
+    if not described:
+        return None
+    name, (_, recipe) = next(iter(described.items()))
+    alone = recipe.request()
+    count = 1 + max(picture.index for picture, _ in described.values())
+    request = GenerationRequest.of(
+        alone.prompt,
+        min(count, 1024),
+        recipe.seed,
+        sampling=alone.sampling,
+        negative_prompt=alone.negative_prompt,
+        forced_tokens=alone.forced_tokens if recipe.forced else (),
+    )
+    return Job(
+        id=job_id,
+        owner="",
+        request=request,
+        model=recipe.model,
+        digest=recipe.weights_digest,
+        format=name.rsplit(".", 1)[-1],
+        created_at=files.changed_at(name),
+    )

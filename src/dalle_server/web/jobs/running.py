@@ -1,0 +1,158 @@
+"""The jobs that the engine has: its events folded into the store (what lasts) and the feed (what is shown)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    GeneratedImage,
+    Generation,
+    ImageReady,
+    Preview,
+    Progress,
+    Queued,
+    Started,
+)
+from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
+from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.web.errors import openai_error
+from dalle_server.web.jobs.ends import Ends, image_json
+from dalle_server.web.jobs.feed import Feed
+from dalle_server.web.jobs.records import Job
+from dalle_server.web.jobs.store import Store
+
+PREVIEW_QUALITY = 80
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Live:
+    """A job that the engine has."""
+
+    job: Job
+    generation: Generation
+    row_tokens: int  # of the grid: a preview shows whole rows
+    offset: int = 0  # tokens of the pictures that an earlier run of the server finished
+    cancelled: bool = False
+
+
+class Running:
+    """`goes_on_later()` says that the server is on its way down: then ends are not written, the next start goes on.
+    `again(job)` takes a job that a fault of the engine has ended, once.
+    """
+
+    def __init__(self, feed: Feed, ends: Ends, goes_on_later: Callable[[], bool], again: Callable[[Job], None]):
+        self._feed, self._ends = feed, ends
+        self._goes_on_later, self._again = goes_on_later, again
+        self._live: dict[str, Live] = {}
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def watch(self, live: Live) -> None:
+        """Fold its events from now on."""
+        with self._lock:
+            self._live[live.job.id] = live
+        if live.cancelled:
+            live.generation.cancel()
+        self.steer_previews(live)
+
+    def cancel(self, job_id: str) -> bool:
+        """False when the engine does not have it."""
+        with self._lock:
+            live = self._live.get(job_id)
+        if live is not None:
+            live.cancelled = True
+            live.generation.cancel()
+        return live is not None
+
+    def fold_all(self, store: Store) -> None:
+        with self._lock:
+            live = list(self._live.values())
+        for each in live:
+            self.fold(store, each)
+
+    def fold(self, store: Store, live: Live) -> bool:
+        """What the engine has said since the last time. True when that was the end."""
+        self.steer_previews(live)
+        try:
+            for event in live.generation.events(poll_s=0):
+                if event is None:
+                    return False
+                self._fold(store, live, event)
+        except Exception as error:
+            if not isinstance(error, DalleServerError):
+                logger.exception("job %s", live.job.id)
+            live.generation.cancel("the job failed")
+            known = error if isinstance(error, DalleServerError) else GenerationFailed("the picture could not be saved")
+            if not self._goes_on_later():
+                self._ends.end(store, live.job, "failed", {"error": openai_error(known)})
+        with self._lock:
+            self._live.pop(live.job.id, None)
+        return True
+
+    def steer_previews(self, live: Live) -> None:
+        """One preview for each finished row of the grid, while the job wants them and somebody looks."""
+        wanted = live.job.preview and self._feed.watched(live.job.id, live.job.owner)
+        live.generation.preview_every = live.row_tokens if wanted else 0
+
+    def _fold(self, store: Store, live: Live, event: Event) -> None:
+        job_id, feed = live.job.id, self._feed
+        match event:
+            case Queued(position):
+                feed.publish(job_id, "queued", {"position": position})
+            case Started(queue_s):
+                store.rows.update(job_id, status="running", started_at=time.time(), queue_s=queue_s)
+                feed.publish(job_id, "started", {"queue_s": queue_s})
+            case Progress(tokens_done, num_tokens, eta_s):
+                counted = {"tokens_done": live.offset + tokens_done, "num_tokens": live.offset + num_tokens}
+                feed.publish(job_id, "progress", {**counted, "eta_s": eta_s})
+            case Preview(index, tokens_done, pixels):
+                encoded = encode_image(pixels, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
+                shown = {"index": live.generation.request.images[index].index, "tokens_done": tokens_done}
+                feed.publish(job_id, "preview", {**shown, "image": data_url(encoded, ImageFormat.JPEG)})
+            case ImageReady(image):
+                self._save(store, live, image)
+            case Done() | Failed() | Cancelled():
+                self._end(store, live, event)
+
+    def _end(self, store: Store, live: Live, event: Done | Failed | Cancelled) -> None:
+        match event:
+            case Done(_, queue_s, total_s):
+                self._ends.end(store, live.job, "done", {"queue_s": queue_s, "total_s": total_s})
+            case Failed(EngineFault()) if live.job.faults == 0 and not live.cancelled:
+                job = replace(live.job, faults=1, status="queued", started_at=None, queue_s=None)
+                self._requeue(store, job)
+            case Failed(error) if not self._goes_on_later():
+                self._ends.end(store, live.job, "failed", {"error": openai_error(error)})
+            case Cancelled(reason) if live.cancelled or not self._goes_on_later():
+                self._ends.end(store, live.job, "cancelled", {"reason": reason})
+
+    def _requeue(self, store: Store, job: Job) -> None:
+        """The fault may have been a neighbour's. The next time it counts as this job's own."""
+        logger.warning("job %s goes on after a fault of the engine", job.id)
+        names = ("faults", "status", "started_at", "queue_s")
+        store.rows.update(job.id, **{name: getattr(job, name) for name in names})
+        self._again(replace(job, pictures=(store.rows.get(job.id) or job).pictures))
+        self._feed.publish(job.id, "queued", {"position": None})
+
+    def _save(self, store: Store, live: Live, image: GeneratedImage) -> None:
+        job = live.job
+        metadata = PictureMetadata.of(
+            live.generation.request, live.generation.sampling, image, model=job.model, digest=job.digest
+        )
+        data = encode_image(image.pixels, ImageFormat(job.format), metadata=metadata)
+        height_px, width_px = image.pixels.shape[:2]
+        picture = store.add_picture(job, image.key.index, data, (width_px, height_px))
+        self._feed.publish(job.id, "image", image_json(job, picture))

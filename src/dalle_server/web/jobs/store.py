@@ -1,0 +1,158 @@
+"""What lasts of a job: its row and the files of its pictures, kept in step.
+
+A file is written before its row and deleted before it, so that a full disk can always be emptied; a kill in between
+is put right when the store opens.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
+from dalle_server.web.jobs.database import Damaged, Database, InUse, TooNew, set_aside
+from dalle_server.web.jobs.files import RECORD, DirectoryFiles
+from dalle_server.web.jobs.records import Job, Picture
+from dalle_server.web.jobs.repair import record_of, repair
+from dalle_server.web.jobs.retention import Retention, SteadyClock, expired
+from dalle_server.web.jobs.rows import SqlRows
+
+AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
+CLOCK = "clock"  # the note of what SteadyClock showed last
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """All methods may be called from any thread. Raise StorageError when the disk refuses."""
+
+    def __init__(self, data_dir: Path):
+        """Opens it, and puts right what a kill, a lost file or a damaged database left behind.
+
+        Raises ConfigError when the directory can never be used (not a directory, unwritable, newer, another
+        server's), StorageError when there is no room now.
+        """
+        try:
+            self.files = DirectoryFiles(data_dir)
+            self.rows = _open(data_dir / "jobs.sqlite3")
+        except InUse:
+            raise _unusable(data_dir, "another server uses it; choose another directory, or stop that server") from None
+        except TooNew as error:
+            raise _unusable(data_dir, f"{error}; run the newer program, or choose another directory") from None
+        except (OSError, sa.exc.DBAPIError) as error:
+            reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
+            if is_full(reason):
+                raise StorageError(f"data_dir is full ({reason}); free some space there") from error
+            raise _unusable(data_dir, f"{reason}; choose a directory that can be written") from error
+        try:
+            with _disk():
+                repair(self.rows, self.files)
+            self._clock = SteadyClock(self._newest(), time.time(), time.monotonic())
+        except BaseException:
+            self.rows.close()
+            raise
+        self._sweeping = threading.Lock()
+
+    def close(self) -> None:
+        self.rows.close()
+
+    def add(self, job: Job) -> None:
+        if not self.rows.is_there:
+            raise StorageError("data_dir has gone while the server ran; bring it back, and restart the server")
+        self.rows.add(job)
+
+    def add_picture(self, job: Job, index: int, data: bytes, size_px: tuple[int, int]) -> Picture:
+        """Keep an encoded picture of (width, height) px. The same index again replaces it."""
+        picture = Picture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data))
+        with _disk():
+            record = f"{job.id}/{RECORD}"
+            if not self.files.has(record):
+                self.files.write(record, record_of(job))
+            self.files.write(picture.file, data)
+        self.rows.put_picture(job.id, picture)
+        return picture
+
+    def read(self, picture: Picture) -> bytes | None:
+        """The file; None, and no row either from then on, when it has gone."""
+        with _disk():
+            if self.files.has(picture.file):
+                return self.files.read(picture.file)
+        return None
+
+    def forget(self, job: Job, picture: Picture) -> None:
+        """The file of a picture has gone: its row goes too."""
+        self.rows.drop_pictures(job.id, [picture.index])
+
+    def delete(self, *job_ids: str) -> None:
+        """Files first: that works on a full disk as well, and makes room for what is written into the database."""
+        with _disk():
+            for job_id in job_ids:
+                self.files.delete_job(job_id)
+        self.rows.delete(job_ids)
+        with suppress(OSError):
+            for job_id in job_ids:
+                self.files.forget_deleted(job_id)
+
+    def sweep(self, retention: Retention, now: float | None = None) -> int:
+        """Delete finished jobs that `retention` no longer covers, AT_ONCE at most. Returns how many.
+
+        `now` is by the steady clock, if it is not given.
+        """
+        with self._sweeping:
+            now = self._clock.now(time.time(), time.monotonic()) if now is None else now
+            doomed = expired(self.rows.finished(), retention, now)[:AT_ONCE]
+            self.delete(*doomed)
+            with suppress(StorageError, DeadlineExceeded, Overloaded):
+                self.rows.remember(CLOCK, now)
+        return len(doomed)
+
+    def is_over(self, retention: Retention) -> bool:
+        """Whether there is more than is kept: a question that costs little."""
+        num_jobs, num_bytes = self.rows.totals()
+        return (0 < retention.max_jobs < num_jobs) or (0 < retention.max_bytes < num_bytes)
+
+    def next_run(self) -> int:
+        """1 for the first server on this database, then 2, 3, …"""
+        return self.rows.count_up("runs")
+
+    def _newest(self) -> float | None:
+        """The latest moment that is not in the future and that rows or notes know of."""
+        times = [self.rows.note(CLOCK)]
+        times += [job.finished_at for job in self.rows.finished()]
+        known = [moment for moment in times if moment is not None and moment <= time.time()]
+        return max(known, default=None)
+
+
+def is_full(reason: str) -> bool:
+    return any(words in reason.lower() for words in ("no space left", "disk is full", "quota exceeded", "disk quota"))
+
+
+def _open(path: Path) -> SqlRows:
+    url = sa.URL.create("sqlite", database=str(path.absolute()))
+    try:
+        return SqlRows(Database(url))
+    except Damaged as error:
+        kept = set_aside(path)
+        log.error("the jobs database was damaged (%s): moved to %s; a new one is made from the pictures", error, kept)
+        return SqlRows(Database(url))
+
+
+def _unusable(data_dir: Path, reason: str) -> ConfigError:
+    return ConfigError(f"data_dir {data_dir}: {reason} (--data_dir)", param="data_dir")
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        log.error("pictures of jobs: %s", reason)
+        remedy = "free some space there" if is_full(reason) else "see that the server can write there"
+        raise StorageError(f"data_dir could not be used: {reason}; {remedy}") from error
