@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.routes import EXTENSION as JOBS
+from dalle_server.web.jobs.rows import Query
 from tests.playground.server import Server
 
 PROMPTS = ("a red apple", "three rockets in space", "a cat & <b>dog</b>")
@@ -126,7 +127,7 @@ def test_deleting_asks_first(gallery: Page, server: Server) -> None:
     card.get_by_role("button", name="Delete").click()
     gallery.locator("#confirm").get_by_role("button", name="Delete").click()
     expect(gallery.locator("article.card")).to_have_count(2)
-    assert len(server.app.extensions[JOBS].store.find("")) == 2
+    assert len(server.app.extensions[JOBS].store.rows.find("", Query())) == 2
 
 
 def test_a_picture_made_again_from_the_page_is_the_same(gallery: Page, server: Server) -> None:
@@ -137,6 +138,6 @@ def test_a_picture_made_again_from_the_page_is_the_same(gallery: Page, server: S
     expect(gallery.locator('article[data-status="done"]', has_text="a red apple")).to_have_count(2)
     store = server.app.extensions[JOBS].store
     again, first = (
-        [store.path(picture).read_bytes() for picture in job.pictures] for job in store.find("", search="apple")
+        [store.read(picture) for picture in job.pictures] for job in store.rows.find("", Query(words=("apple",)))
     )
     assert again == first

@@ -22,6 +22,7 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
+from dalle_server.errors import DalleServerError
 from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.saving import sweep_leftovers
 from dalle_server.web import admission
@@ -72,7 +73,6 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):
             signal.signal(number, self._on_signal)
         _warn_if_open(self._settings)
-        self._jobs.start()  # a data_dir that can never work is told before anything is loaded
         print(f"--> Listening on http://{_shown_host(self._settings.host)}:{self._http.port}", flush=True)
         threading.Thread(target=self._load_and_tell, name="load-and-tell", daemon=True).start()
         self._http.run()
@@ -90,6 +90,12 @@ class Process:
         self._service.start_loading().join()
         if self._service.failure is not None:
             print(f"error: {self._service.failure.message}", file=sys.stderr, flush=True)
+            self.stop(1)
+            return
+        try:
+            self._jobs.start()
+        except DalleServerError as error:
+            print(f"error: {error.message}", file=sys.stderr, flush=True)
             self.stop(1)
             return
         model = self._service.engine.config.name if self._settings.model_dir else self._settings.model_version

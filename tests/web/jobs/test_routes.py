@@ -39,16 +39,17 @@ def app(make_app: Callable[..., Flask]) -> Iterator[Flask]:
 
 
 def submit(client: FlaskClient, **fields: Any) -> Json:
-    response = client.post("/v1/jobs", json={"prompt": "a red apple", "seed": 7, **fields})
-    assert response.status_code == 202, response.json
-    assert response.headers["Location"] == f"/v1/jobs/{response.json['id']}"
-    return dict(response.json)  # type: ignore[arg-type]
+    with client.post("/v1/jobs", json={"prompt": "a red apple", "seed": 7, **fields}) as response:
+        assert response.status_code == 202, response.json
+        assert response.headers["Location"] == f"/v1/jobs/{response.json['id']}"
+        return dict(response.json)  # type: ignore[arg-type]
 
 
 def wait_for(client: FlaskClient, job_id: str, status: str, timeout_s: float = 30) -> Json:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        found = dict(client.get(f"/v1/jobs/{job_id}").json)  # type: ignore[arg-type]
+        with client.get(f"/v1/jobs/{job_id}") as response:  # closed: an open answer counts as a request in flight
+            found = dict(response.json)  # type: ignore[arg-type]
         if found["status"] == status:
             return found
         time.sleep(0.01)

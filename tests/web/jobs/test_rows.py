@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded
 from dalle_server.web.jobs import database, rows
@@ -84,7 +85,7 @@ def test_what_is_deleted_is_not_found(searched: Store) -> None:
 @contextmanager
 def endless(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every search counts to a number that it does not reach in an hour."""
-    slow = rows.sa.text(
+    slow = sa.text(
         "(WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 1e12) SELECT count(*) FROM c) > 0"
     )
     conditions = SqlRows._conditions

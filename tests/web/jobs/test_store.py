@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from dalle_server.errors import ConfigError, NotReady, StorageError
-from dalle_server.pictures import saving
 from dalle_server.web.jobs import files
 from dalle_server.web.jobs.records import UNFINISHED, Picture
 from dalle_server.web.jobs.retention import Retention
@@ -124,7 +123,7 @@ def test_a_full_disk_leaves_neither_file_nor_row(store: Store, monkeypatch: pyte
     if call == "write":
         monkeypatch.setattr(files, "write_whole", refuse)
     else:
-        monkeypatch.setattr(saving.os if call == "fsync" else Path, call, refuse)
+        monkeypatch.setattr(os if call == "fsync" else Path, call, refuse)
     with pytest.raises(StorageError, match="No space left") as refused:
         store.add_picture(job(1), 0, b"data", (8, 8))
     assert str(store.files.root.parent) not in refused.value.message

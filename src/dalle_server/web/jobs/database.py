@@ -25,6 +25,8 @@ SEARCH_DEADLINE_S = 2.0
 READERS = 5
 STEPS_BETWEEN_LOOKS = 2_000  # of SQLite's machine: well under a millisecond
 
+GONE = "data_dir has gone while the server ran; bring it back, or restart the server to begin a new one"
+
 log = logging.getLogger(__name__)
 
 
@@ -67,12 +69,14 @@ class Database:
         if self.is_sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._opened: tuple[int, int] | None = None
         self._reading = self._engine.execution_options(reading=True)
         try:
             self._prepare()
         except BaseException:
             self.close()
             raise
+        self._opened = self._identity()
 
     def _options(self) -> dict[str, Any]:
         if self.is_sqlite:
@@ -95,15 +99,16 @@ class Database:
             raise
 
     @property
-    def identity(self) -> tuple[int, int] | None:
-        """Of the file that is open, while it is where it was: None when it has gone. () for a server's database."""
-        if self._path is None:
-            return (0, 0)
+    def is_there(self) -> bool:
+        """Whether the file is still where it was opened: a directory may be deleted or unmounted under a server."""
+        return self._identity() == self._opened
+
+    def _identity(self) -> tuple[int, int] | None:
         try:
-            found = self._path.stat()
+            found = None if self._path is None else self._path.stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return (0, 0) if found is None else (found.st_dev, found.st_ino)
 
     @contextmanager
     def reading(
@@ -139,6 +144,8 @@ class Database:
     ) -> Iterator[sa.Connection]:
         if self._closed:
             raise NotReady("the server is shutting down; ask again when it is back", retry_after_s=5)
+        if not self.is_there and self._opened is not None:
+            raise StorageError(GONE)
         with engine.connect() as connection:
             watch = connection.info.get("watch")
             if watch is not None:
@@ -172,6 +179,8 @@ class Database:
         log.error("jobs database: %s", reason)
         if not self.is_sqlite:
             return NotReady("the jobs database does not answer; try again shortly", retry_after_s=5)
+        if not self.is_there:
+            return StorageError(GONE)
         if _is_damage(error):
             return StorageError(
                 "the jobs database is damaged; restart the server: it starts a new one from the pictures"

@@ -13,6 +13,7 @@ from dalle_server.config import Settings
 from dalle_server.errors import DalleServerError, NotReady, StorageError
 from dalle_server.generation import GenerationRequest, SamplingParams
 from dalle_server.web.jobs.backlog import Backlog
+from dalle_server.web.jobs.database import GONE
 from dalle_server.web.jobs.ends import Ends
 from dalle_server.web.jobs.feed import Feed
 from dalle_server.web.jobs.records import Job
@@ -174,9 +175,10 @@ class Jobs:
                 return
             self._open()
         store = self.store
+        self._running.fold_all(store)
+        self._tell_trouble(None if store.rows.is_there else GONE)
         if self._backlog:
             self._backlog.admit(store)
-        self._running.fold_all(store)
         self._ends.record_again(store)
         self._sweep(store)
 
@@ -198,13 +200,17 @@ class Jobs:
             store.close()
             self._tell_trouble(error.message)
             return
-        self._store, self.trouble = store, None
-        self._service.notes.pop("jobs", None)
+        self._store = store
+        self._tell_trouble(None)
 
-    def _tell_trouble(self, message: str) -> None:
-        if self.trouble != message:
+    def _tell_trouble(self, message: str | None) -> None:
+        if message is not None and self.trouble != message:
             logger.error("the server goes on without jobs: %s", message)
-        self.trouble = self._service.notes["jobs"] = message
+        self.trouble = message
+        if message is None:
+            self._service.notes.pop("jobs", None)
+        else:
+            self._service.notes["jobs"] = message
 
     def _sweep(self, store: Store) -> None:
         """Now and then, and whenever jobs have ended."""

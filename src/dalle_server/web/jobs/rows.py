@@ -83,7 +83,6 @@ class SqlRows:
 
     def __init__(self, database: Database):
         self._database = database
-        self._identity = database.identity
         self._turns = _Turns(SEARCHES)
         with database.reading() as connection:
             self._is_indexed = has_search_index(connection)
@@ -91,7 +90,7 @@ class SqlRows:
     @property
     def is_there(self) -> bool:
         """Whether the database is still where it was opened."""
-        return self._database.identity == self._identity
+        return self._database.is_there
 
     def add(self, job: Job) -> None:
         with self._database.writing() as connection:
