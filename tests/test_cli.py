@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from dalle_server import cli
+from dalle_server.errors import WeightsNotFound
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import read_metadata
+from dalle_server.variants import ModelSize
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "parity" / "tiny-mega"
@@ -60,7 +62,42 @@ def test_info_and_replay_know_the_picture(run: Run, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "again.png").size == Image.open(path).size
     assert run("replay", path, "--source", "tokens")[0] == 0
     code, _, errors = run("replay", path, "--source", "tokens", "-o", "/dev/null/x.png")
-    assert code == 1 and "error: cannot write /dev/null/x.png" in errors
+    assert code == 2 and "error: cannot write to /dev/null (" in errors
+    code, _, errors = run("replay", path, "--source", "tokens", "-o", tmp_path)
+    assert code == 2 and "is a directory; name a PNG file" in errors
+
+
+def test_generate_replaces_no_other_picture(run: Run, tmp_path: Path) -> None:
+    def written(*words: object) -> Path:
+        code, out, errors = run("generate", *words, "--seed", 1, "--img_format", "png", "-o", tmp_path)
+        assert code == 0, errors
+        return Path(out.strip())
+
+    slash, colon, warmer = written("a/b"), written("a:b"), written("a/b", "--temperature", 2)
+    assert [path.name for path in (slash, colon, warmer)] == ["a_b-1-0.png", "a_b-1-0 (2).png", "a_b-1-0 (3).png"]
+    long = [written("a fox " * 40 + end) for end in ("in snow", "in rain")]
+    assert len({slash, colon, warmer, *long}) == len(list(tmp_path.iterdir())) == 5
+    assert written("a:b") == colon and len(list(tmp_path.iterdir())) == 5  # the same picture again
+
+
+def test_replay_downloads_only_what_it_is_asked_to(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(run("generate", "a boat", "--seed", 3, "--img_format", "png", "-o", tmp_path)[1].strip())
+    metadata = read_metadata(path).model_copy(update={"model": "mega"})
+    path.write_bytes(encode_image(np.asarray(Image.open(path)), ImageFormat.PNG, metadata=metadata))
+    monkeypatch.delenv("DALLE_MODEL_DIR")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked: list[ModelSize] = []
+
+    def pull(size: ModelSize, *_: object, **__: object) -> Path:
+        asked.append(size)
+        raise WeightsNotFound("pulled")
+
+    monkeypatch.setattr("dalle_server.checkpoints.hub.pull", pull)
+    code, _, errors = run("replay", path, "--cache_dir", tmp_path / "empty")
+    assert code == 1 and asked == [] and "dalle-server pull mega" in errors and "--download" in errors
+    for words in (("--download",), ("--model_version", "mega")):
+        assert "pulled" in run("replay", path, "--cache_dir", tmp_path / "empty", *words)[2]
+    assert asked == [ModelSize.MEGA] * 2
 
 
 def test_replay_with_other_weights_says_so_and_names_them(run: Run, tmp_path: Path) -> None:
@@ -98,7 +135,7 @@ def test_models_lists_what_there_is(run: Run) -> None:
         (("generate", ""), 2, "prompt must not be empty"),
         (("generate", "x", "-n", "0"), 2, "num_images must lie between 1 and 10000, not 0"),
         (("generate", "x", "--model_dir", "/nowhere"), 1, "model_dir /nowhere is not a folder"),
-        (("generate", "x", "-o", "/dev/null/x"), 1, "cannot write /dev/null/x"),
+        (("generate", "x", "-o", "/dev/null/x"), 2, "cannot write to /dev/null/x (Not a directory)"),
         (("info", "/nowhere.png"), 2, "nowhere.png does not exist"),
         (("pull", "nano-nano"), 2, "unknown model 'nano-nano'"),
     ],

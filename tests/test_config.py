@@ -50,7 +50,6 @@ def test_names_in_any_case() -> None:
         ({"model_version": "maxi"}, {}, "", "expected one of nano, mini, mega, mega_full, not 'maxi'"),
         ({"img_format": "gif"}, {}, "", "--img_format: expected 'JPEG' or 'PNG'"),
         ({}, {"DALLE_PORT": "70000"}, "", "DALLE_PORT in the environment: expected less than or equal to 65535"),
-        ({}, {"DALLE_PROT": "1"}, "", "DALLE_PROT is no setting; did you mean DALLE_PORT?"),
         ({}, {}, "modell_version = 'mini'", "did you mean model_version?"),
         ({}, {}, "zzz = 1", "zzz in .* is no setting; `dalle-server serve --help` lists"),
         ({}, {}, "port = [1]", "port in .*s.toml: expected a valid integer"),
@@ -113,3 +112,45 @@ def test_every_setting_is_a_flag_with_a_description() -> None:
 def test_configuration_page_is_what_the_program_writes() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == as_markdown(), "run `python -m dalle_server.config_help > docs/configuration.md`"
+
+
+def test_unknown_variables_are_ignored_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        settings = load_settings({}, {"DALLE_PROT": "1", "DALLE_API_KEY": "a-secret-key", "DALLE_PORT": "81"})
+    assert settings.port == 81
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the environment variable DALLE_PROT is no setting; did you mean DALLE_PORT?; it is ignored",
+        "the environment variable DALLE_API_KEY is no setting; did you mean DALLE_API_KEYS?; it is ignored",
+    ]
+    assert "a-secret-key" not in caplog.text
+
+
+def test_what_kubernetes_and_docker_set_for_a_service_called_dalle_is_not_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    links = {
+        "DALLE_SERVICE_HOST": "10.0.0.1",
+        "DALLE_SERVICE_PORT": "8000",
+        "DALLE_SERVICE_PORT_HTTP": "8000",
+        "DALLE_PORT": "tcp://10.0.0.1:8000",
+        "DALLE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "DALLE_PORT_8000_TCP_PROTO": "tcp",
+        "DALLE_PORT_8000_TCP_PORT": "8000",
+        "DALLE_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "DALLE_CUDA_SERVICE_HOST": "10.0.0.2",
+        "DALLE_CUDA_PORT": "tcp://10.0.0.2:8000",
+        "DALLE_CUDA_PORT_8000_TCP_ADDR": "10.0.0.2",
+        "DALLE_NAME": "/web/dalle",
+        "DALLE_ENV_PYTHON_VERSION": "3.12",
+    }
+    assert load_settings({}, links) == load_settings({}, {})
+    assert caplog.records == []
+    with pytest.raises(ConfigError, match="DALLE_PORT in the environment: expected a valid integer"):
+        load_settings({}, {"DALLE_PORT": "eight"})
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text("port = 81\n", encoding="utf-8-sig")
+    assert load_settings({}, {}, path).port == 81

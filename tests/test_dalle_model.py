@@ -61,6 +61,17 @@ def test_weights_that_are_not_there_are_an_error(tmp_path: Path) -> None:
         DalleModel(ModelSize.MINI, model_dir=tmp_path / "nothing")
 
 
+def test_a_size_goes_by_name_too() -> None:
+    with DalleModel("nano") as model:
+        assert model.engine.config.name == "nano"
+        for text in (None, 7, b"a fox"):
+            with pytest.raises(InvalidRequest, match=f"prompt must be text, not {text!r}"):
+                model.generate_images(text, 1)  # type: ignore[arg-type]
+    for name in ("giga", None, 7):
+        with pytest.raises(ConfigError, match=f"unknown model {name!r}: choose one of nano, mini"):
+            DalleModel(name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [

@@ -18,6 +18,7 @@ from dalle_server import __version__
 from dalle_server.config import Settings, did_you_mean, load_settings
 from dalle_server.config_help import add_flags
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
+from dalle_server.terminal import forgiving
 
 if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
@@ -50,6 +51,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     given = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    with forgiving() as (output, _):
+        code = _run(given)
+        output.flush()
+        return code or (1 if output.failed else 0)
+
+
+def _run(given: Sequence[str]) -> int:
     arguments = _parser().parse_args(given)
     try:
         code: int = arguments.run(arguments)
@@ -110,6 +118,9 @@ def _parser() -> Parser:
         "--source", choices=("seed", "tokens"), default="seed", help="draw it again, or decode its tokens [seed]"
     )
     replay.add_argument("-o", "--output", type=Path, metavar="PNG", help="also write the picture here")
+    replay.add_argument(
+        "--download", action="store_true", help="fetch the model that the file names, if it is not here"
+    )
     _add_model_flags(replay)
     replay.set_defaults(run=_replay)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,22 +17,14 @@ from dalle_server.checkpoints import hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
 from dalle_server.engine.engine import Engine
-from dalle_server.errors import DalleServerError, GenerationCancelled
-from dalle_server.generation import (
-    Cancelled,
-    Done,
-    Failed,
-    GeneratedImage,
-    Generation,
-    GenerationRequest,
-    SamplingParams,
-)
-from dalle_server.generation import Progress as TokenProgress
+from dalle_server.errors import ConfigError, DalleServerError
+from dalle_server.generation import GeneratedImage, Generation, GenerationRequest, SamplingParams, unwrap
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
-from dalle_server.pictures.saving import safe_name, write_whole
+from dalle_server.pictures.saving import safe_name, write_new, write_whole
 from dalle_server.replay import Source, info_text
 from dalle_server.replay import replay as replay_picture
+from dalle_server.snapshot import Snapshot
 from dalle_server.variants import ModelSize
 
 _errors = Console(stderr=True)  # progress goes here, so that standard output stays a list of files
@@ -52,49 +45,58 @@ def generate(settings: Settings, arguments: argparse.Namespace) -> int:
         sampling=sampling,
         negative_prompt=arguments.negative_prompt,
     )
+    _check_writable(arguments.output)
     with _engine(settings) as engine:
         generation = engine.submit(request)
         images = _watch(generation)
-        for image in images:
-            path = _write(arguments.output, settings.img_format, image, generation, engine)
-            print(path)
+        paths = [_write(arguments.output, settings.img_format, image, generation, engine) for image in images]
+        print(*paths, sep="\n")
     return 0
 
 
 def _watch(generation: Generation) -> tuple[GeneratedImage, ...]:
     """Draw a bar until the pictures are there. Ctrl+C cancels."""
+    snapshot = Snapshot()
     with _token_bar() as advance:
         try:
             for event in generation.events():
-                match event:
-                    case TokenProgress(tokens_done=done, num_tokens=total):
-                        advance(done, total)
-                    case Done(images=images):
-                        return images
-                    case Failed(error=error):
-                        raise error
-                    case Cancelled(reason=reason):
-                        raise GenerationCancelled(reason)
+                if event is not None:
+                    snapshot = snapshot.fold(event)
+                if snapshot.progress is not None:
+                    advance(snapshot.tokens_done, snapshot.progress.num_tokens)
         except KeyboardInterrupt:
             generation.cancel("interrupted")
             raise
-    raise AssertionError("unreachable: a generation ends with a terminal event")
+    return unwrap(snapshot.end)
 
 
 def _write(directory: Path, image_format: str, image: GeneratedImage, generation: Generation, engine: Engine) -> Path:
     request, kind = generation.request, ImageFormat[image_format]
-    metadata = describe_image(image, generation, engine)
-    path = directory / f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}.{kind.value}"
-    _write_file(path, encode_image(image.pixels, kind, metadata=metadata))
-    return path
+    data = encode_image(image.pixels, kind, metadata=describe_image(image, generation, engine))
+    name = f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}"
+    try:
+        return write_new(directory, name, kind.value, data)
+    except OSError as error:
+        raise DalleServerError(f"cannot write to {directory}: {error.strerror or error}") from None
 
 
 def _write_file(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
         raise DalleServerError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _check_writable(directory: Path) -> None:
+    """Before a model is loaded for nothing. Makes the directory. Raises ConfigError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {directory} ({error.strerror or error}); name another place with --output", param="output"
+        ) from None
 
 
 def pull(name: str, settings: Settings, *, mirror: bool) -> int:
@@ -135,14 +137,21 @@ def info(files: Sequence[Path]) -> int:
 def replay(settings: Settings, arguments: argparse.Namespace) -> int:
     """Exit code 1 unless the weights are those that the picture names and the tokens are the same."""
     metadata = read_metadata(arguments.file)
+    if arguments.output is not None:
+        if arguments.output.is_dir():
+            raise ConfigError(f"--output {arguments.output} is a directory; name a PNG file", param="output")
+        _check_writable(arguments.output.parent)
+    # A stranger's file must not start a download: that is for --model_version or --download to ask.
+    asked = arguments.download or "model_version" in settings.model_fields_set
     if "model_version" not in settings.model_fields_set and settings.model_dir is None:
         settings = _made_by(metadata, settings)
-    with _engine(settings) as engine:
+    with _engine(settings, download=asked) as engine:
         again = replay_picture(metadata, engine, Source(arguments.source))
-        print(again.verdict)
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
             _write_file(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
+        print(again.verdict)
+        if arguments.output is not None:
             print(arguments.output)
     return 0 if again.same_recipe else 1
 
@@ -154,9 +163,9 @@ def _made_by(metadata: PictureMetadata, settings: Settings) -> Settings:
 
 
 @contextmanager
-def _engine(settings: Settings) -> Iterator[Engine]:
+def _engine(settings: Settings, *, download: bool = True) -> Iterator[Engine]:
     with _byte_bars() as progress, _errors.status("loading the model"):
-        engine = load_engine(settings, progress=progress)
+        engine = load_engine(settings, progress=progress, download=download)
     engine.start()
     try:
         yield engine

@@ -1,13 +1,15 @@
 """Settings: one definition gives flags, DALLE_* environment, TOML file and docs/configuration.md. A leaf.
 
-A flag beats the environment, which beats the file, which beats the default. A key that nobody knows, or a
-value that makes no sense, stops start-up with a hint (`ConfigError`).
+A flag beats the environment, which beats the file, which beats the default. A value that makes no sense, or an
+unknown name in the file or among the flags, stops start-up with a hint (`ConfigError`).
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,9 +20,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dalle_server.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_IMG_OUTPUT_DIR = "generations"
 ENV_PREFIX = "DALLE_"
 CONFIG_ENV = "DALLE_CONFIG"  # names the TOML file, as --config does
+
+_SERVICE_LINK = re.compile(
+    r"DALLE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?|NAME|ENV_\w+)"
+)
 
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
@@ -229,15 +237,20 @@ def config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigErr
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Every DALLE_* variable that is not empty, by field name. Raises ConfigError for an unknown one."""
+    """Every DALLE_* variable that is a setting and not empty, by field name. Others are ignored: with a warning,
+    unless they are what Kubernetes and Docker set for a service called dalle (DALLE_SERVICE_HOST, DALLE_PORT=tcp://…).
+    """
     found = {}
     for variable, value in environ.items():
         if not variable.startswith(ENV_PREFIX) or variable == CONFIG_ENV or not value:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
+        if _SERVICE_LINK.fullmatch(variable) and (name not in Settings.model_fields or "://" in value):
+            continue
         if name not in Settings.model_fields:
             hint = did_you_mean(name, lambda known: ENV_PREFIX + known.upper())
-            raise ConfigError(f"the environment variable {variable} is no setting{hint}", param=variable)
+            logger.warning("the environment variable %s is no setting%s; it is ignored", variable, hint)
+            continue
         found[name] = value
     return found
 
@@ -245,7 +258,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def read_file(path: str | Path) -> dict[str, Any]:
     """A TOML file of `name = value` lines, dashes or underscores. Raises ConfigError."""
     try:
-        raw = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

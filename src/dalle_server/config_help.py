@@ -13,9 +13,11 @@ _MARKDOWN_HEAD = """# Configuration
 
 Each setting `some_name` is a flag `--some_name` (or `--some-name`) of `dalle-server serve`, an environment variable
 `DALLE_SOME_NAME`, and a line `some_name = value` of a TOML file named by `--config` or `DALLE_CONFIG`. A flag beats the
-environment, which beats the file, which beats the default. An unknown name or a senseless value stops start-up with a
-message that says where it stands and what was probably meant. Lists are written `a,b` (in TOML also `["a", "b"]`),
-booleans `true`/`false`, `yes`/`no`, `on`/`off`, `1`/`0`.
+environment, which beats the file, which beats the default. A senseless value, or an unknown name in the file or among
+the flags, stops start-up with a message that says where it stands and what was probably meant. An unknown `DALLE_*`
+variable is ignored with a warning, and without one if Kubernetes or Docker set it for a service called dalle
+(`DALLE_SERVICE_HOST`, `DALLE_PORT=tcp://…`). Lists are written `a,b` (in TOML also `["a", "b"]`), booleans
+`true`/`false`, `yes`/`no`, `on`/`off`, `1`/`0`.
 
 ```toml
 # /etc/dalle-server.toml

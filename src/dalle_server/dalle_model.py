@@ -46,13 +46,16 @@ def load_engine(
     observer: Observer | None = None,
     on_fatal: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
+    download: bool = True,
 ) -> Engine:
-    """Find the weights (converting or downloading them once), choose what runs them, and build an engine around it.
+    """Find the weights (converting them once, and downloading them if `download`), choose what runs them, and build
+    an engine around it.
 
     The engine is not started. Raises WeightsNotFound, CheckpointError, ConfigError.
     """
     wanted: ModelSize | Path = settings.model_dir or ModelSize.parse(settings.model_version)
-    checkpoint = open_checkpoint(find_checkpoint(wanted, cache_dir=settings.cache_dir, progress=progress))
+    found = find_checkpoint(wanted, cache_dir=settings.cache_dir, progress=progress, download=download)
+    checkpoint = open_checkpoint(found)
     logger.info("model: %s from %s, weights %s", checkpoint.config.name, checkpoint.path, checkpoint.digest[:12])
 
     def make_runner() -> Runner:
@@ -84,9 +87,11 @@ class DalleModel:
     WeightsNotFound, CheckpointError, and ConfigError for a setting that is unknown or senseless.
     """
 
-    def __init__(self, model_version: ModelSize = ModelSize.MINI, **settings: Any):
+    def __init__(self, model_version: ModelSize | str = ModelSize.MINI, **settings: Any):
+        """`model_version` may also be a size's name, such as "nano"."""
+        size = model_version if isinstance(model_version, ModelSize) else ModelSize.parse(model_version)
         try:
-            checked = Settings.model_validate({"model_version": model_version.value, **settings})
+            checked = Settings.model_validate({"model_version": size.folder_name, **settings})
         except ValidationError as error:
             raise config_error(error, {}) from None
         self._engine = load_engine(checked)

@@ -23,7 +23,7 @@ class ModelSize(Enum):
     def parse(cls, name: str) -> ModelSize:
         """Any case, dashes or underscores. Raises ConfigError listing the names."""
         for size in cls:
-            if size.folder_name == name.lower().replace("-", "_"):
+            if isinstance(name, str) and size.folder_name == name.strip().lower().replace("-", "_"):
                 return size
         names = ", ".join(size.folder_name for size in cls)
         raise ConfigError(f"unknown model {name!r}: choose one of {names}", param="model_version")

@@ -49,6 +49,13 @@ def test_equals_the_flax_weights_it_was_made_from(tmp_path, converted):
     assert ours.config.transformer == flax.config.transformer
 
 
+def test_what_lies_in_the_working_directory_is_not_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "numpy.py").write_text("raise SystemExit('a stranger was run')")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    open_checkpoint(convert(tiny, tmp_path / "native"))
+
+
 def test_the_tokenizer_comes_from_its_two_files(converted):
     text = TextTokenizer.from_checkpoint(converted)
     record = json.loads((PARITY / "text_goldens.json").read_text())["records"][0]
@@ -147,7 +154,9 @@ class Hostile:
 def test_code_in_a_pickle_does_not_run(tmp_path, tiny):
     trap = tmp_path / "trap"
     torch.save({"embed_tokens.weight": Hostile(trap)}, tiny / "encoder.pt")
-    with pytest.raises(CheckpointError, match=r"encoder\.pt cannot be read as weights"):
+    with pytest.raises(
+        CheckpointError, match=r"encoder\.pt cannot be read as weights: .* could run its code; get it again"
+    ):
         convert(tiny, tmp_path / "n")
     assert not trap.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

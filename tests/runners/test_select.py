@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,14 @@ def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -
 def test_the_compiled_step_is_loaded_when_chosen() -> None:
     runner = choose_runner(random_checkpoint(), dtype="int8", device="cpu", num_slots=2, num_threads=1)
     assert runner.info.runner == "compiled" and runner.info.dtype == "int8" and runner.row_buckets == (1, 2)
+
+
+def test_a_folder_called_torch_is_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert select._accelerator() is None

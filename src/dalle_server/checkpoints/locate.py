@@ -51,7 +51,7 @@ def _find_variant(size: ModelSize, cache_dir: Path, progress: Progress | None, d
         raise WeightsNotFound(f"this installation lacks the embedded model ({directory}): install the package again")
     found = hub.convert_downloaded(size, progress, cache_dir=cache_dir)
     if found is None and not download:
-        raise hub.not_found(size, directory, "downloading was not asked for")
+        raise hub.not_found(size, directory, "nothing is downloaded here unless --download asks for it")
     return found or hub.pull(size, progress, cache_dir=cache_dir)
 
 

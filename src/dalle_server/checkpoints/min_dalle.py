@@ -93,6 +93,7 @@ def _unpickle(sources: Sequence[Path], targets: Sequence[Path]) -> None:
     finished = subprocess.run(
         [
             sys.executable,
+            "-P",  # not what lies in the working directory: it may hold a numpy.py of somebody else
             "-m",
             "dalle_server.checkpoints.unpickle",
             *map(str, chain(*zip(sources, targets, strict=True))),

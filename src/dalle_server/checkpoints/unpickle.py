@@ -6,6 +6,7 @@ Runs in a process of its own, so that torch stays out of the server's and a host
 
 from __future__ import annotations
 
+import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -40,6 +41,11 @@ def _load(source: str) -> dict[str, Any]:
     try:
         mapped = zipfile.is_zipfile(source)  # torch's older format cannot be mapped
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:  # torch's own words advise to turn the protection off
+        raise CheckpointError(
+            f"{source} cannot be read as weights: it is damaged, or holds more than tensors, and then opening it could"
+            f" run its code; get it again from where it is published"
+        ) from error
     except Exception as error:  # torch raises what the damaged byte led it to
         first_line = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{source} cannot be read as weights ({type(error).__name__}: {first_line})") from error

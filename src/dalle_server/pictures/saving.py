@@ -94,3 +94,26 @@ def _remember_names(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_new(directory: Path, name: str, suffix: str, data: bytes) -> Path:
+    """Write DIRECTORY/NAME.SUFFIX whole, or NAME (2), (3) … where another file has that name; returns the path.
+
+    A file of the same bytes is left as it is. No other file is ever replaced. Raises OSError.
+    """
+    for attempt in range(1, 10_000):
+        path = directory / (f"{name}.{suffix}" if attempt == 1 else f"{name} ({attempt}).{suffix}")
+        try:
+            with path.open("xb"):  # the name is ours from here on
+                pass
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == data:
+                return path
+            continue
+        try:
+            write_whole(path, data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+    raise FileExistsError(f"{directory} has too many files named {name}")

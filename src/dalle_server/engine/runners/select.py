@@ -135,7 +135,10 @@ def _free_gpu_bytes(device: str) -> int:
 
 def _accelerator() -> str | None:
     # A CPU build of torch is not imported just to be asked: that takes seconds.
-    if importlib.util.find_spec("torch") is None or importlib.metadata.version("torch").endswith("+cpu"):
+    try:
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return None
+    except importlib.metadata.PackageNotFoundError:  # also where a folder `torch/` lies in the working directory
         return None
     import torch
 
