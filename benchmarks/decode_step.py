@@ -26,7 +26,7 @@ from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow
-from dalle_server.engine.runners.cpu.layers import is_of_step, products
+from dalle_server.engine.runners.cpu.packing import products
 from dalle_server.engine.runners.cpu.quantise import group_shape
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import ImageKey
@@ -66,8 +66,8 @@ def main() -> None:
 def step_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """What one step must read: the decoder's products, int8 with their scales."""
     total = 0
-    for name, product in products(checkpoint.config).items():
-        if not is_of_step(name):
+    for product in products(checkpoint.config).values():
+        if not product.of_step:
             continue
         shapes = [checkpoint.transformer[part].shape for part in product.names]
         rows = product.rows or sum(shape[0] for shape in shapes)
@@ -97,7 +97,7 @@ def measure(runner: Runner, read: Callable[[], float], num_images: int, rounds: 
     steps, reads = [], []
     for _ in range(rounds):
         for _ in range(STEPS_A_ROUND):
-            positions = generator.integers(0, runner.config.transformer.image_length, num_images).tolist()
+            positions = generator.integers(0, runner.config.picture.num_tokens, num_images).tolist()
             rows = [StepRow(slot, position, ImageKey(7, slot), SAMPLING) for slot, position in enumerate(positions)]
             start = time.perf_counter()
             runner.step(rows).result()

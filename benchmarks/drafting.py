@@ -28,6 +28,7 @@ from dalle_server import assets
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.sampling import guide, sample
+from dalle_server.families.dalle_bart import sizes
 from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.text import TextTokenizer
@@ -44,7 +45,7 @@ class Drafter:
     def __init__(self) -> None:
         checkpoint = open_checkpoint(Path(assets.__file__).parent / "nano")
         self.config = checkpoint.config
-        self.model = DalleBart(self.config.transformer)
+        self.model = DalleBart(sizes(self.config))
         weights = {name: np.asarray(value, np.float32).copy() for name, value in checkpoint.transformer.items()}
         self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         self.tokenizer = TextTokenizer.from_checkpoint(checkpoint)
@@ -54,8 +55,8 @@ class Drafter:
         drawn: list[int] = []
         guesses: list[int] = []
         steps = 0
-        while len(drawn) < self.config.transformer.image_length:
-            width = min(window, self.config.transformer.image_length - len(drawn))
+        while len(drawn) < self.config.picture.num_tokens:
+            width = min(window, self.config.picture.num_tokens - len(drawn))
             guesses = self._filled(drawn, guesses[: width - 1], width - 1)
             answers = self._answers(drawn, guesses, memory, mask, sampling, seed)
             confirmed = 1
@@ -77,16 +78,16 @@ class Drafter:
         """`guesses`, and behind them the tokens above in the grid."""
         known = drawn + guesses
         while len(known) < len(drawn) + wanted:
-            above = len(known) - self.config.grid_side
+            above = len(known) - self.config.picture.grid_width
             known.append(known[above] if above >= 0 else 0)
         return known[len(drawn) :]
 
     def _answers(
         self, drawn: list[int], guesses: list[int], memory: Tensor, mask: Tensor, sampling: SamplingParams, seed: int
     ) -> list[int]:
-        inputs = torch.tensor([[self.config.transformer.decoder_start_token_id, *drawn, *guesses]] * 2)
+        inputs = torch.tensor([[sizes(self.config).decoder_start_token_id, *drawn, *guesses]] * 2)
         states = self.model.decoder(inputs, memory, mask)[:, len(drawn) :]
-        logits = self.model.lm_head(states)[..., : self.config.codebook_size].numpy()
+        logits = self.model.lm_head(states)[..., : self.config.picture.codebook_size].numpy()
         rows = [StepRow(0, len(drawn) + i, ImageKey(seed, 0), sampling) for i in range(len(guesses) + 1)]
         guided = guide(logits[0], logits[1], sampling.condition_scale or 1.0)
         return [int(token) for token in sample(guided, rows)]

@@ -28,12 +28,13 @@ from benchmarks.contestants import SAMPLING, MinDalleContestant, padded, text_id
 from benchmarks.random_checkpoint import draw
 from benchmarks.sizes import SIZES
 from dalle_server.checkpoints import Checkpoint
-from dalle_server.checkpoints.tensor_names import Shapes, transformer_tensors, vqgan_decoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.base import PendingTokens, StepRow
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.selftest import check_determinism
+from dalle_server.families.dalle_bart import DalleBartConfig, sizes
 from dalle_server.generation import ImageKey
-from dalle_server.models.config import ModelConfig, TransformerConfig
+from dalle_server.models.config import ModelConfig, Shapes
 
 PEER_IMAGES = (1, 9)
 
@@ -55,7 +56,7 @@ class RandomTensors(Mapping[str, Any]):
 
 
 def random_checkpoint(config: ModelConfig) -> Checkpoint:
-    transformer = RandomTensors(transformer_tensors(config.transformer))
+    transformer = RandomTensors(config.transformer.tensors())
     return Checkpoint(Path(), config, transformer, RandomTensors(vqgan_decoder_tensors(config.vqgan)), digest="random")
 
 
@@ -73,9 +74,9 @@ def read_bandwidth_bytes_per_s(num_bytes: int = 1 << 30) -> float:
     return float(num_bytes / min(times))
 
 
-def bytes_per_step(config: TransformerConfig, num_images: int, value_bytes: int) -> int:
+def bytes_per_step(config: DalleBartConfig, num_images: int, value_bytes: int) -> int:
     """Decoder weights that a step multiplies by, and the whole static cache of 2·num_images rows."""
-    shapes = transformer_tensors(config)
+    shapes = config.tensors()
     cross_projections = ("encoder_attn.k_proj", "encoder_attn.v_proj")
     weights = sum(
         int(np.prod(shape)) * (4 if name.startswith("lm_head") else value_bytes)
@@ -96,7 +97,7 @@ def measure(runner: TorchRunner, num_images: int, bandwidth: float) -> dict[str,
     end = time.perf_counter()
     step_ms = statistics.median(steps_ms)
     value_bytes = 4 if runner.info.dtype == "fp32" else 2
-    limit_ms = 1000 * bytes_per_step(runner.config.transformer, num_images, value_bytes) / bandwidth
+    limit_ms = 1000 * bytes_per_step(sizes(runner.config), num_images, value_bytes) / bandwidth
     return {
         "num_images": num_images,
         "ms_per_step": round(step_ms, 3),
@@ -116,7 +117,7 @@ def draw_pictures(
         runner.admit(slot, conditional, unconditional)
     times, tokens = [time.perf_counter()], []
     ahead: list[PendingTokens] = []
-    for position in range(runner.config.transformer.image_length):
+    for position in range(runner.config.picture.num_tokens):
         ahead.append(runner.step([StepRow(s, position, ImageKey(7, s), SAMPLING) for s in range(num_images)]))
         if len(ahead) > runner.lookahead:
             tokens.append(ahead.pop(0).result())

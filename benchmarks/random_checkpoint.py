@@ -24,12 +24,10 @@ from dalle_server.checkpoints import write_native
 from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
 from dalle_server.checkpoints.tensor_file import LazyTensor
 from dalle_server.checkpoints.tensor_names import (
-    Shapes,
-    transformer_tensors,
     vqgan_decoder_tensors,
     vqgan_encoder_tensors,
 )
-from dalle_server.models.config import ModelConfig
+from dalle_server.models.config import ModelConfig, Shapes
 
 
 def draw(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
@@ -56,7 +54,7 @@ def random_tensors(shapes: Shapes, dtype: DTypeLike) -> dict[str, LazyTensor]:
 
 def write_random_native(directory: Path, config: ModelConfig, dtype: DTypeLike = np.float32) -> Path:
     """The VQGAN is always fp32, as published."""
-    transformer = random_tensors(transformer_tensors(config.transformer), dtype)
+    transformer = random_tensors(config.transformer.tensors(), dtype)
     vqgan = random_tensors(vqgan_decoder_tensors(config.vqgan), np.float32)
     return write_native(directory, config, transformer, vqgan, {"tokenizer.json": byte_tokenizer()}, overwrite=True)
 
@@ -66,7 +64,7 @@ def write_random_flax(directory: Path, config: ModelConfig, dtype: DTypeLike = n
     described = config.to_dict()
     vqgan = vqgan_decoder_tensors(config.vqgan) | vqgan_encoder_tensors(config.vqgan)
     parts = {
-        directory: (described["transformer"], transformer_leaves(transformer_tensors(config.transformer)), dtype),
+        directory: (described["transformer"], transformer_leaves(config.transformer.tensors()), dtype),
         directory / "vqgan": (described["vqgan"], vqgan_leaves(vqgan), np.float32),
     }
     for folder, (sizes, leaves, leaf_dtype) in parts.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import ModelConfig, VQGANConfig
 
-MINI = TransformerConfig(
+MINI = DalleBartConfig(
     d_model=1024,
     encoder_layers=12,
     decoder_layers=12,

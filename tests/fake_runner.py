@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
 from dalle_server.engine.sampling import guide, sample
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import ImageKey
-from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+from dalle_server.models.config import ModelConfig, VQGANConfig
 
 MAX_TEXT_LENGTH = 64
 
@@ -29,7 +30,7 @@ def fake_config(grid_side: int = 4, codebook_size: int = 64) -> ModelConfig:
     """A model of `grid_side`² tokens, 8 pixels each."""
     return ModelConfig(
         name="fake",
-        transformer=TransformerConfig(
+        transformer=DalleBartConfig(
             d_model=8,
             encoder_layers=1,
             decoder_layers=1,
@@ -123,7 +124,7 @@ class FakeRunner:
         self.num_steps = 0
         self.closed = False
         self._slots: dict[int, _Slot] = {}
-        self._logits = np.zeros((0, self.config.codebook_size), np.float32)
+        self._logits = np.zeros((0, self.config.picture.codebook_size), np.float32)
         self._stepping = threading.Lock()
 
     def encode(self, texts: Sequence[TextTokens]) -> list[int]:
@@ -157,7 +158,7 @@ class FakeRunner:
                 f"slot {row.slot}: {row.position} after {state.next_position - 1}"
             )
             state.poisoned |= row.position >= self.nan_at.get(row.key, row.position + 1)
-        ids = np.arange(self.config.codebook_size, dtype=np.int64)[None, :]
+        ids = np.arange(self.config.picture.codebook_size, dtype=np.int64)[None, :]
         position = np.array([[row.position] for row in rows], np.int64)
         history = np.array([[state.history] for state in states], np.int64)
         conditional, unconditional = (
@@ -190,8 +191,8 @@ class FakeRunner:
         self.on_detokenize(grids)
         if self.detokenize_s:
             time.sleep(self.detokenize_s)
-        side, px = self.config.grid_side, self.config.vqgan.scale_factor
-        assert grids.min() >= 0 and grids.max() < self.config.codebook_size, "not a codebook id"
+        side, px = self.config.picture.grid_width, self.config.vqgan.scale_factor
+        assert grids.min() >= 0 and grids.max() < self.config.picture.codebook_size, "not a codebook id"
         colours = np.stack([(grids * step + 40) % 256 for step in (37, 91, 151)], axis=-1).reshape(-1, side, side, 3)
         squares = colours.repeat(px, axis=1).repeat(px, axis=2)
         shade = np.linspace(0.8, 1.0, px)

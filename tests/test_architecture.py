@@ -16,10 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package, beyond itself and the leaves.
 MAY_IMPORT = {
-    "models": set(),
-    "text": {"models", "checkpoints", "engine.runners.base"},
-    "checkpoints": {"models"},
-    "engine": {"models", "text", "checkpoints"},
+    "models": {"families"},  # a family's torch module knows its sizes
+    "families": {"models"},
+    "text": {"models", "families", "checkpoints", "engine.runners.base"},
+    "checkpoints": {"models", "families"},
+    "engine": {"models", "families", "text", "checkpoints"},
     "web": {"engine", "models", "pictures", "replay"},
     "pictures": {"models"},
 }
@@ -31,8 +32,8 @@ ONLY_IN = {
     "ray": {"cluster/"},
     "openvino": {"engine/runners/cpu/openvino/"},
 }
-# select.py asks torch, once it is known to be installed, whether there is a GPU.
-TORCH_RUNNERS = {"engine/runners/torch/", "engine/runners/select.py"}
+# These two ask torch, once it is known to be installed, whether there is a GPU and what is free on it.
+TORCH_RUNNERS = {"engine/runners/torch/", "engine/runners/choice.py", "engine/runners/sizing.py"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -73,6 +74,27 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
             continue
         rooms = ONLY_IN[library] | (TORCH_RUNNERS if library == "torch" else set())
         assert any(name_of(path).startswith(room) for room in rooms), f"{name_of(path)} must not import {library}"
+
+
+# What is inside a transformer is its family's business: the others ask config.picture and config.text.
+KNOW_TRANSFORMERS = ("families/", "models/", "checkpoints/", "engine/runners/")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not name_of(path).startswith(KNOW_TRANSFORMERS)], ids=name_of
+)
+def test_only_families_and_runners_ask_for_a_transformer(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("transformer", "vqgan"), f"{name_of(path)}:{node.lineno} asks for .{node.attr}"
+
+
+@pytest.mark.parametrize("room", ["engine"])
+def test_no_two_classes_of_a_room_have_one_name(room: str) -> None:
+    files = [path for path in FILES if name_of(path).startswith(f"{room}/")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES - {"config", "assets"}))

@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DalleModel]:
 
 def test_a_text_becomes_pictures(model: DalleModel) -> None:
     images = model.generate_images("a red apple", 3)
-    side = model.engine.config.image_px
+    side = model.engine.config.picture.width_px
     assert [(image.mode, image.size) for image in images] == [("RGB", (side, side))] * 3
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner, StepRow
-from dalle_server.engine.runners.cpu.openvino import runner as openvino_runner
+from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
 from dalle_server.generation import GenerationRequest, ImageKey
@@ -46,7 +46,7 @@ NUM_SLOTS = 16
 def compare_formats(recipe: Recipe) -> None:
     """Print both views, and write formats.json."""
     # As a large model is served: packed weights and ranges are kept, and int8 paints in int8, too.
-    openvino_runner.WORTH_KEEPING_BYTES = 0
+    cpu_load.WORTH_KEEPING_BYTES = 0
     path = recipe.preset.work_dir / "checkpoint"
     grids = _grids(path)
     truth = _along(path, _runner(path, "fp32"), grids)
@@ -82,7 +82,7 @@ def _along(path: Path, runner: Runner, grids: NDArray[np.int32]) -> tuple[NDArra
     for slot, prompt in enumerate(PROMPTS):
         runner.admit(slot, *runner.encode([tokenizer.encode(prompt), empty]))
     logits, sampled = [], []
-    for position in range(runner.config.transformer.image_length):
+    for position in range(runner.config.picture.num_tokens):
         free = [StepRow(n, position, ImageKey(7, 0), runner.config.sampling) for n in range(len(PROMPTS))]
         forced = [
             StepRow(row.slot, position, row.key, row.sampling, int(grids[row.slot, position])) for row in free

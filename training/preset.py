@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import VQGANConfig
 
 PRESETS = Path(__file__).with_name("presets")
 BOS, PAD, EOS, UNK, MASK = range(5)  # ids of <s> <pad> </s> <unk> <mask>, as in BART
@@ -63,10 +64,10 @@ class Preset:
     def image_length(self) -> int:
         return (self.vqgan.resolution // self.vqgan.scale_factor) ** 2
 
-    def transformer_config(self, text_vocab_size: int) -> TransformerConfig:
+    def transformer_config(self, text_vocab_size: int) -> DalleBartConfig:
         """Start, eos and pad ids follow dalle-mini: start = number of codes, bos = eos = pad = start + 1."""
         codes = self.vqgan.n_embed
-        return TransformerConfig(
+        return DalleBartConfig(
             **self.transformer,
             encoder_vocab_size=text_vocab_size,
             image_vocab_size=codes,

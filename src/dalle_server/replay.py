@@ -82,7 +82,7 @@ def replay(metadata: PictureMetadata, engine: Engine, source: Source) -> Replay:
 
 
 def _check_fits(metadata: PictureMetadata, config: ModelConfig) -> None:
-    length, codes = config.transformer.image_length, config.codebook_size
+    length, codes = config.picture.num_tokens, config.picture.codebook_size
     highest = int(metadata.token_grid().max())
     if metadata.num_tokens != length or highest >= codes:
         raise InvalidRequest(

@@ -12,8 +12,9 @@ import pytest
 from benchmarks.random_checkpoint import transformer_leaves, vqgan_leaves, write_random_flax, write_random_native
 from benchmarks.sizes import MEGA, MINI, VQGAN_F16_16384
 from dalle_server.checkpoints import convert, open_checkpoint
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
-from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import ModelConfig, VQGANConfig
 from dalle_server.text import TextTokenizer
 
 MANIFESTS = Path(__file__).parents[1] / "data" / "parity" / "manifests"
@@ -27,8 +28,8 @@ def manifest(name: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
 @pytest.mark.parametrize(("name", "config"), [("mini-1", MINI), ("mega-1", MEGA)])
 def test_transformer_shapes_are_the_released_ones(name, config):
     released, shapes = manifest(name)
-    assert TransformerConfig.from_dict(released) == config
-    assert transformer_leaves(transformer_tensors(config)) == shapes
+    assert DalleBartConfig.from_dict(released) == config
+    assert transformer_leaves(config.tensors()) == shapes
 
 
 def test_vqgan_shapes_are_the_released_ones():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dalle_server.checkpoints import write_native
-from dalle_server.checkpoints.tensor_names import Shapes, transformer_tensors, vqgan_decoder_tensors
-from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import ModelConfig, Shapes, VQGANConfig
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"version": "1.0"}'}
 
@@ -28,7 +29,7 @@ def flushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    transformer = TransformerConfig(
+    transformer = DalleBartConfig(
         d_model=8, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=4,
         encoder_ffn_dim=12, decoder_ffn_dim=20, encoder_vocab_size=40, image_vocab_size=32, image_length=4,
         max_text_length=6, decoder_start_token_id=32, bos_token_id=33, eos_token_id=33, pad_token_id=33,
@@ -42,7 +43,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def transformer(tiny_config: ModelConfig) -> dict[str, np.ndarray]:
-    return random_tensors(transformer_tensors(tiny_config.transformer))
+    return random_tensors(tiny_config.transformer.tensors())
 
 
 @pytest.fixture(scope="session")

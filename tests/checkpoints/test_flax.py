@@ -13,9 +13,10 @@ import pytest
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.flax_file import read_leaves
 from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.models.config import VQGANConfig
 
 from .conftest import random_tensors
 from .flax_writer import pack_array, pack_chunked, read_tree, write_flax, write_tree
@@ -28,7 +29,7 @@ MEGA_FORMS = ["tiny-mega", "tiny-mega-noscan", "tiny-mega-fp16"]
 def test_converts_what_the_reference_wrote(tmp_path, name):
     checkpoint = open_checkpoint(convert(PARITY / name, tmp_path / "native"))
     raw = json.loads((PARITY / name / "config.json").read_text())
-    assert checkpoint.config.transformer == TransformerConfig.from_dict(raw)
+    assert checkpoint.config.transformer == DalleBartConfig.from_dict(raw)
     assert checkpoint.config.name == name
     tree = read_tree(PARITY / name / "flax_model.msgpack")
     num_parameters = sum(array.size for array in checkpoint.transformer.values())
@@ -143,8 +144,8 @@ def test_optional_config_keys_take_the_references_defaults(tmp_path, tiny_config
         del raw[key]
     (source / "config.json").write_text(json.dumps(raw | {"top_k": 40}))
     config = open_checkpoint(convert(source, tmp_path / "native")).config
-    assert config.transformer.normalize_text is False and config.transformer.scale_embedding is False
-    assert config.transformer.decoder_start_token_id == config.transformer.eos_token_id == 32
+    assert sizes(config).normalize_text is False and sizes(config).scale_embedding is False
+    assert sizes(config).decoder_start_token_id == sizes(config).eos_token_id == 32
     assert config.sampling.top_k == 40 and config.sampling.condition_scale == 10.0
 
 
@@ -207,7 +208,7 @@ class TestFindingTheVQGAN:
 def test_conversion_needs_little_memory(tmp_path, tiny_config):
     sizes = {"d_model": 256, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "encoder_layers": 6, "decoder_layers": 6}
     config = replace(tiny_config, transformer=replace(tiny_config.transformer, **sizes))
-    transformer = random_tensors(transformer_tensors(config.transformer))
+    transformer = random_tensors(config.transformer.tensors())
     vqgan = random_tensors(vqgan_decoder_tensors(config.vqgan))
     total = sum(array.nbytes for array in transformer.values())
     largest = max(array.nbytes for array in transformer.values())
@@ -225,7 +226,7 @@ def test_published_trees_are_covered_by_name():
     """Every leaf of the true-size manifests is used, and none is missing."""
     for name, stacked in (("mini-1", True), ("mini-1-noscan", False), ("mega-1", True), ("mega-1-noscan", False)):
         published = json.loads((PARITY / "manifests" / f"{name}.json").read_text())
-        names = transformer_tensors(TransformerConfig.from_dict(published["config"]))
+        names = DalleBartConfig.from_dict(published["config"]).tensors()
         assert {transformer_place(n, stacked)[0] for n in names} == set(published["params"])
     published = json.loads((PARITY / "manifests" / "vqgan_imagenet_f16_16384.json").read_text())
     config = VQGANConfig.from_dict(published["config"])

@@ -14,9 +14,10 @@ from dalle_server.checkpoints import Checkpoint, convert, open_checkpoint, unpic
 from dalle_server.checkpoints.min_dalle import _source
 from dalle_server.checkpoints.native import VQGAN
 from dalle_server.checkpoints.tensor_file import open_tensors
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.errors import CheckpointError
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.models.config import VQGANConfig
 from dalle_server.text import TextTokenizer
 
 torch = pytest.importorskip("torch")
@@ -65,7 +66,7 @@ def test_the_tokenizer_comes_from_its_two_files(converted):
 def test_true_image_vocabulary(tmp_path):
     vqgan = PARITY / "min-dalle-tiny"
     config = open_checkpoint(convert(PARITY / "min-dalle-vocab-true", tmp_path / "n", vqgan=vqgan)).config
-    assert config.transformer.image_vocab_size == 16415 and config.transformer.decoder_start_token_id == 16384
+    assert sizes(config).image_vocab_size == 16415 and sizes(config).decoder_start_token_id == 16384
 
 
 def test_released_shapes_need_no_dims():
@@ -76,8 +77,8 @@ def test_released_shapes_need_no_dims():
         name.removeprefix("quantize."): hollow(shape) for name, shape in vqgan_decoder_tensors(vqgan_config).items()
     }
     for name in MANIFESTS[:2]:
-        expected = TransformerConfig.from_dict(manifest[name]["config"])
-        tensors = transformer_tensors(expected)
+        expected = DalleBartConfig.from_dict(manifest[name]["config"])
+        tensors = expected.tensors()
         encoder = {n[8:]: hollow(shape) for n, shape in tensors.items() if n.startswith("encoder.")}
         decoder = {
             n.removeprefix("decoder."): hollow(shape) for n, shape in tensors.items() if not n.startswith("encoder.")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 
@@ -10,7 +11,7 @@ from dalle_server.checkpoints import digest as digest_module
 from dalle_server.checkpoints import open_checkpoint, write_native
 from dalle_server.checkpoints.digest import CACHE_NAME, sha256_file
 from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN  # type: ignore[attr-defined]
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_encoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
 
 from .conftest import TOKENIZER_FILES, random_tensors
@@ -39,7 +40,7 @@ def test_the_safetensors_library_reads_what_we_write(native_dir, transformer):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_keeps_its_bits(tmp_path, tiny_config, vqgan, dtype):
-    halves = random_tensors(transformer_tensors(tiny_config.transformer), dtype)
+    halves = random_tensors(tiny_config.transformer.tensors(), dtype)
     stored = open_checkpoint(write_native(tmp_path / "half", tiny_config, halves, vqgan, TOKENIZER_FILES)).transformer
     assert {array.dtype for array in stored.values()} == {np.dtype(dtype)}
     assert all(stored[name].tobytes() == halves[name].tobytes() for name in halves)
@@ -204,3 +205,40 @@ def test_sums_that_cannot_be_read_are_an_error_of_the_checkpoint(native_dir):
     (native_dir / SUMS_NAME).mkdir()
     with pytest.raises(CheckpointError, match=f"cannot read .*{SUMS_NAME}"):
         open_checkpoint(native_dir)
+
+
+def rewrite_config(native_dir, change):
+    (native_dir / SUMS_NAME).unlink()
+    raw = json.loads((native_dir / "config.json").read_text())
+    change(raw)
+    (native_dir / "config.json").write_text(json.dumps(raw))
+
+
+def test_a_checkpoint_older_than_families_is_a_dalle_bart_of_the_same_digest(native_dir, tiny_config):
+    written = open_checkpoint(native_dir)
+    assert json.loads((native_dir / "config.json").read_text())["family"] == "dalle-bart"
+    rewrite_config(native_dir, lambda raw: raw.pop("family"))
+    older = open_checkpoint(native_dir)
+    assert older.config == tiny_config and older.config.family == "dalle-bart"
+    assert older.digest == written.digest
+
+
+def test_the_digest_is_what_pictures_have_named_since_the_first_version(native_dir):
+    raw = json.loads((native_dir / "config.json").read_text())
+    described = json.dumps({key: raw[key] for key in ("transformer", "vqgan", "sampling")}, sort_keys=True)
+    sums = "".join(sha256_file(native_dir / name) for name in (TRANSFORMER, VQGAN))
+    assert open_checkpoint(native_dir).digest == hashlib.sha256((described + sums).encode()).hexdigest()
+
+
+def test_a_family_that_is_not_known_is_named(native_dir):
+    rewrite_config(native_dir, lambda raw: raw.update(family="dalle-4"))
+    with pytest.raises(CheckpointError, match=r"config\.json: family 'dalle-4' is not one of dalle-bart"):
+        open_checkpoint(native_dir)
+
+
+def test_what_the_layers_above_ask_of_a_model(tiny_config):
+    picture = tiny_config.picture
+    assert (picture.grid_height, picture.grid_width, picture.px_per_token) == (2, 2, 2)
+    assert (picture.num_tokens, picture.height_px, picture.width_px) == (4, 4, 4)
+    assert picture.codebook_size == min(tiny_config.vqgan.n_embed, tiny_config.transformer.image_vocab_size)
+    assert tiny_config.text.max_length == tiny_config.text.max_length

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import VQGANConfig
 
 MANIFESTS = Path(__file__).parents[1] / "data" / "parity" / "manifests"
 
@@ -19,7 +20,7 @@ def manifest(name: str) -> dict:
 @pytest.mark.parametrize("name", ["mini-1-noscan", "mega-1-noscan"])
 def test_transformer_has_as_many_tensors_and_parameters_as_published(name):
     published = manifest(name)
-    shapes = transformer_tensors(TransformerConfig.from_dict(published["config"]))
+    shapes = DalleBartConfig.from_dict(published["config"]).tensors()
     assert len(shapes) == published["num_leaves"]
     assert sum(map(prod, shapes.values())) == published["num_params"]
 

@@ -79,7 +79,7 @@ def pictures_alone(runner: Runner, request: GenerationRequest) -> tuple[Generate
 
 
 def test_pictures_are_the_same_in_any_company(runner: Runner) -> None:
-    wanted = requests(runner.config.transformer.image_length)
+    wanted = requests(runner.config.picture.num_tokens)
     expected = [pictures_alone(runner, request) for request in wanted]
     assert len({image.tokens.tobytes() for images in expected for image in images}) > NUM_REQUESTS, "they differ at all"
     rng = np.random.default_rng(5)

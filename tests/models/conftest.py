@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from dalle_server.models.config import TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import VQGANConfig
 
 
 @pytest.fixture
-def transformer_config() -> TransformerConfig:
-    return TransformerConfig(
+def transformer_config() -> DalleBartConfig:
+    return DalleBartConfig(
         d_model=16,
         encoder_layers=1,
         decoder_layers=2,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.dalle_bart import DalleBart
 
 MANIFESTS = Path(__file__).parents[1] / "data" / "parity" / "manifests"
@@ -19,11 +19,11 @@ MANIFESTS = Path(__file__).parents[1] / "data" / "parity" / "manifests"
 def test_true_sizes(name, num_params):
     manifest = json.loads((MANIFESTS / f"{name}.json").read_text())
     with torch.device("meta"):
-        model = DalleBart(TransformerConfig.from_dict(manifest["config"]))
+        model = DalleBart(DalleBartConfig.from_dict(manifest["config"]))
     assert sum(parameter.numel() for parameter in model.parameters()) == num_params == manifest["num_params"]
 
 
-def random_text(config: TransformerConfig, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_text(config: DalleBartConfig, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.randint(config.encoder_vocab_size, (num_rows, config.max_text_length))
     lengths = torch.randint(2, config.max_text_length + 1, (num_rows, 1))
     return ids, torch.arange(config.max_text_length) < lengths

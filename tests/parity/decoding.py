@@ -48,7 +48,7 @@ def decode(runner: Runner, batch: Sequence[Picture]) -> tuple[np.ndarray, np.nda
     for slot, picture in enumerate(batch):
         admit(runner, slot, picture)
     tokens, logits = [], []
-    for position in range(runner.config.transformer.image_length):
+    for position in range(runner.config.picture.num_tokens):
         pending = runner.step([row(slot, position, picture) for slot, picture in enumerate(batch)])
         logits.append(runner.guided_logits())
         tokens.append(pending.result())

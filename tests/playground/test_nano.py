@@ -33,7 +33,7 @@ def test_nano_draws_while_one_looks_on(nano: Server, make_page: Callable[..., Pa
     picture = card.locator("img.final").first
     expect(picture).to_be_visible()
     assert nano.engine.stats().previews > 0
-    size = nano.engine.config.image_px
+    size = nano.engine.config.picture.width_px
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [size, size]
     red, green, blue = picture.evaluate(
         """(image) => {

@@ -65,7 +65,7 @@ def force(runner: Runner, inputs: np.ndarray, sampling: SamplingParams = GREEDY)
 
 def generate(runner: Runner, num_images: int, sampling: SamplingParams) -> np.ndarray:
     """(N, I) ids."""
-    length = runner.config.transformer.image_length
+    length = runner.config.picture.num_tokens
     steps = [
         runner.step([StepRow(n, position, ImageKey(7, n), sampling) for n in range(num_images)]).result()
         for position in range(length)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.base import TextTokens
-from dalle_server.models.config import ModelConfig, TransformerConfig, VQGANConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.models.config import ModelConfig, VQGANConfig
 
 START = 96
 
@@ -18,7 +19,7 @@ def random_checkpoint(
     d_model: int = 96, heads: int = 3, ffn_dim: int = 130, image_length: int = 36, dtype: type = np.float32
 ) -> Checkpoint:
     """Widths that are no multiples of the quantisation group, two blocks of cache a row."""
-    transformer = TransformerConfig(
+    transformer = DalleBartConfig(
         d_model=d_model, encoder_layers=2, decoder_layers=2, encoder_attention_heads=heads,
         decoder_attention_heads=heads, encoder_ffn_dim=ffn_dim, decoder_ffn_dim=ffn_dim, encoder_vocab_size=50,
         image_vocab_size=START, image_length=image_length, max_text_length=64, decoder_start_token_id=START,
@@ -41,7 +42,7 @@ def random_checkpoint(
     return Checkpoint(
         Path("random"),
         ModelConfig(name="random", transformer=transformer, vqgan=vqgan),
-        {name: draw(name, shape) for name, shape in transformer_tensors(transformer).items()},
+        {name: draw(name, shape) for name, shape in transformer.tensors().items()},
         pixels,
         digest="random",
     )

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sizes import SIZES
-from dalle_server.engine.runners import select
-from dalle_server.engine.runners.select import Choice, choose, choose_runner, default_num_slots
+from dalle_server.engine.runners import choice as choosing
+from dalle_server.engine.runners import sizing
+from dalle_server.engine.runners.choice import Choice, choose
+from dalle_server.engine.runners.select import choose_runner
+from dalle_server.engine.runners.sizing import default_num_slots
 from dalle_server.errors import ConfigError
+from dalle_server.families.dalle_bart import sizes
 from tests.runners.cpu.cpu_runners import needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint
 
@@ -25,12 +29,12 @@ def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> None:
-    monkeypatch.setattr(select, "_accelerator", lambda: device)
+    monkeypatch.setattr(choosing, "_accelerator", lambda: device)
 
 
 def with_compiled(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
     """As if the compiled step could run here, or could not because of `missing`."""
-    monkeypatch.setattr(select, "why_not", lambda: missing)
+    monkeypatch.setattr(choosing, "why_not", lambda: missing)
 
 
 def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +119,9 @@ def test_a_cpu_build_of_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_free_gpu_bytes", lambda device: 80 << 30)
-    config = random_checkpoint().config.transformer
-    mega = replace(config, d_model=2048, decoder_layers=24, image_length=256)
+    monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: 80 << 30)
+    config = random_checkpoint().config
+    mega = replace(config, transformer=replace(sizes(config), d_model=2048, decoder_layers=24, image_length=256))
     assert default_num_slots(config, Choice("openvino", "cpu", "int8", "")) == 16
     assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
     assert default_num_slots(mega, Choice("openvino", "cpu", "int8", "")) == 4
@@ -125,8 +129,8 @@ def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("free_gb", "slots"), [(80, 17), (7.7, 11), (6.6, 2), (4, 1)])
 def test_slots_leave_room_for_the_weights_on_a_small_gpu(monkeypatch, free_gb: float, slots: int) -> None:
-    monkeypatch.setattr(select, "_free_gpu_bytes", lambda device: int(free_gb * 1e9))
-    assert default_num_slots(SIZES["mega"].transformer, Choice("torch", "cuda:0", "fp16", "")) == slots
+    monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: int(free_gb * 1e9))
+    assert default_num_slots(SIZES["mega"], Choice("torch", "cuda:0", "fp16", "")) == slots
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu9"])
@@ -167,4 +171,4 @@ def test_a_folder_called_torch_is_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert select._accelerator() is None
+    assert choosing._accelerator() is None

@@ -8,13 +8,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.tokenizer_files import tokenizer_from_bpe
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.text import TextNormalizer, TextTokenizer
 from dalle_server.text.hashtags import HashtagSplitter
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 GOLDENS = json.loads((PARITY / "text_goldens.json").read_text("utf-8"))
-CONFIG = TransformerConfig.from_dict(json.loads((PARITY / "tiny-mega" / "config.json").read_text()))
+CONFIG = DalleBartConfig.from_dict(json.loads((PARITY / "tiny-mega" / "config.json").read_text()))
 RECORDS = [pytest.param(record, id=record["prompt"][:30]) for record in GOLDENS["records"]]
 
 

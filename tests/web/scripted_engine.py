@@ -10,6 +10,7 @@ import numpy as np
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats, Observer
 from dalle_server.errors import DalleServerError, InvalidRequest
+from dalle_server.families import model_config
 from dalle_server.generation import (
     TERMINAL,
     Cancelled,
@@ -30,7 +31,7 @@ from dalle_server.generation import (
 )
 from dalle_server.models.config import ModelConfig
 
-CONFIG = ModelConfig.from_dict(
+CONFIG = model_config(
     {
         "name": "scripted",
         "transformer": {
@@ -81,7 +82,7 @@ class ScriptedEngine:
     def submit(self, request: GenerationRequest) -> Generation:
         if self.submit_error is not None:
             raise self.submit_error
-        if request.forced_tokens and len(request.forced_tokens) != self.config.transformer.image_length:
+        if request.forced_tokens and len(request.forced_tokens) != self.config.picture.num_tokens:
             raise InvalidRequest("forced_tokens has the wrong length", param="forced_tokens")
         sampling = request.sampling.with_defaults(SamplingParams.reference_defaults())
         generation = Generation(request, sampling, text_token_count=len(request.prompt.split()) + 2)
@@ -97,7 +98,7 @@ class ScriptedEngine:
         self.observer.on_finished(generation, generation.terminal)
 
     def _tell(self, generation: Generation) -> None:
-        request, length, side = generation.request, self.config.transformer.image_length, self.config.image_px
+        request, length, side = generation.request, self.config.picture.num_tokens, self.config.picture.width_px
         total = length * len(request.images)
         generation.emit(Started(0.0))
         generation.emit(Progress(0, total, None))

@@ -16,6 +16,7 @@ from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
+from dalle_server.families.dalle_bart import sizes
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def convert(
 
 
 def _warn_of_foreign_codebook(read: Source) -> None:
-    num_codes, start = read.config.vqgan.n_embed, read.config.transformer.decoder_start_token_id
+    num_codes, start = read.config.vqgan.n_embed, sizes(read.config).decoder_start_token_id
     if num_codes < start:
         logger.warning(
             "%s was trained on more codes (its start token is %d) than this VQGAN has (%d): is it the right one?",

@@ -19,14 +19,11 @@ from dalle_server.checkpoints.flax_names import (
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor
-from dalle_server.checkpoints.tensor_names import (
-    Shapes,
-    transformer_tensors,
-    vqgan_decoder_tensors,
-    vqgan_encoder_tensors,
-)
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.checkpoints.tokenizer_files import find_tokenizer_files
 from dalle_server.errors import CheckpointError
+from dalle_server.families.dalle_bart import sizes
+from dalle_server.models.config import Shapes
 
 WEIGHTS = "flax_model.msgpack"
 _INDEX = "flax_model.msgpack.index.json"  # transformers splits files over 10 GB
@@ -70,11 +67,11 @@ def read_flax(directory: Path, vqgan_directory: Path, name: str) -> Source:
     transformer = _tensors(
         directory,
         leaves,
-        transformer_tensors(config.transformer),
+        config.transformer.tensors(),
         lambda name: transformer_place(name, stacked.get(name.split(".")[0], False)),
     )
-    _check_layer_axis(directory, leaves, config.transformer.encoder_layers, "encoder")
-    _check_layer_axis(directory, leaves, config.transformer.decoder_layers, "decoder")
+    _check_layer_axis(directory, leaves, sizes(config).encoder_layers, "encoder")
+    _check_layer_axis(directory, leaves, sizes(config).decoder_layers, "decoder")
     vqgan_leaves = _read_all(vqgan_directory)
     names = vqgan_decoder_tensors(config.vqgan)
     if any(path.startswith(("encoder/", "quant_conv/")) for path in vqgan_leaves):

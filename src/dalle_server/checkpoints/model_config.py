@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dalle_server import families
 from dalle_server.errors import CheckpointError, InvalidRequest
 from dalle_server.models.config import ModelConfig
 
@@ -29,9 +31,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_config(where: str, raw: dict[str, Any]) -> ModelConfig:
-    """ModelConfig.from_dict, with every fault a CheckpointError that names `where`."""
+    """families.model_config, with every fault a CheckpointError that names `where`."""
     try:
-        return ModelConfig.from_dict(raw)
+        return families.model_config(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, InvalidRequest) as error:
@@ -43,16 +45,34 @@ def check_config(where: str, config: ModelConfig) -> None:
 
     The dataclasses take what JSON gives; without this, a damaged digit would ask for terabytes of names.
     """
-    sizes = {**asdict(config.transformer), **asdict(config.vqgan)}
-    for name in ("scale_embedding", "normalize_text"):
-        if not isinstance(sizes.pop(name), bool):
-            raise CheckpointError(f"{where}: {name} must be true or false")
-    for name, value in sizes.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            _check_number(where, name, number)
+    for described in (config.transformer, config.vqgan):
+        for name, value in asdict(described).items():  # type: ignore[arg-type]
+            kind = type(described).__annotations__[name]
+            for number in value if isinstance(value, tuple) else (value,):
+                _check_value(where, name, kind, number)
     if not 1 <= len(config.vqgan.ch_mult) <= _MAX_LEVELS:
         raise CheckpointError(f"{where}: ch_mult must have 1 to {_MAX_LEVELS} levels, not {len(config.vqgan.ch_mult)}")
-    _check_divisions(where, config)
+    for mult in config.vqgan.ch_mult:
+        if config.vqgan.ch * mult % config.vqgan.num_groups:
+            raise CheckpointError(
+                f"{where}: {config.vqgan.ch * mult} channels cannot be split into {config.vqgan.num_groups} groups"
+            )
+    try:
+        config.transformer.check()
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _check_value(where: str, name: str, kind: str, value: object) -> None:
+    """`kind` is how the dataclass declares the field: "bool", "float", "int" or "tuple[int, ...]"."""
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{where}: {name} must be true or false")
+    elif kind == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{where}: {name} must be a positive number, not {value!r}")
+    else:
+        _check_number(where, name, value)
 
 
 def _check_number(where: str, name: str, number: object) -> None:
@@ -60,15 +80,3 @@ def _check_number(where: str, name: str, number: object) -> None:
     high = _MAX_LAYERS if name.endswith("_layers") or name == "num_res_blocks" else _MAX_SIZE
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
         raise CheckpointError(f"{where}: {name} must be a whole number from {low} to {high}, not {number!r}")
-
-
-def _check_divisions(where: str, config: ModelConfig) -> None:
-    vqgan, transformer = config.vqgan, config.transformer
-    for mult in vqgan.ch_mult:
-        if vqgan.ch * mult % vqgan.num_groups:
-            raise CheckpointError(f"{where}: {vqgan.ch * mult} channels cannot be split into {vqgan.num_groups} groups")
-    if transformer.decoder_start_token_id >= transformer.num_image_embeddings:
-        raise CheckpointError(
-            f"{where}: decoder_start_token_id {transformer.decoder_start_token_id} is outside the table of"
-            f" {transformer.num_image_embeddings} image tokens"
-        )

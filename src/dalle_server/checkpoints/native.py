@@ -20,8 +20,9 @@ from dalle_server.checkpoints.tensor_file import (
     open_tensors,
     write_tensors,
 )
-from dalle_server.checkpoints.tensor_names import transformer_tensors, vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import ModelConfig
 
 CONFIG = "config.json"
@@ -84,7 +85,7 @@ def write_native(
     total = sum(tensor.nbytes for tensors in (transformer, vqgan) for tensor in tensors.values())
     report = _added_up(progress, total)
     with replaced_directory(target, overwrite=overwrite, needed_bytes=total) as partial:
-        write_tensors(partial / TRANSFORMER, _in_order(transformer, transformer_tensors(config.transformer)), report)
+        write_tensors(partial / TRANSFORMER, _in_order(transformer, config.transformer.tensors()), report)
         stored = vqgan_decoder_tensors(config.vqgan) | vqgan_encoder_tensors(config.vqgan)
         write_tensors(partial / VQGAN, _in_order(vqgan, stored), report)
         for name, content in tokenizer_files.items():
@@ -111,7 +112,7 @@ def _added_up(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 def check_native(where: str, config: ModelConfig, transformer: Tensors, vqgan: Tensors) -> None:
     """Raises CheckpointError unless these are exactly the config's tensors."""
-    check_tensors(f"{where}: {TRANSFORMER}", transformer, transformer_tensors(config.transformer))
+    check_tensors(f"{where}: {TRANSFORMER}", transformer, config.transformer.tensors())
     expected = vqgan_decoder_tensors(config.vqgan)
     encoder = vqgan_encoder_tensors(config.vqgan)
     if not vqgan.keys().isdisjoint(encoder):
@@ -144,6 +145,9 @@ def _verified_sums(path: Path) -> dict[str, str]:
 
 
 def _weights_digest(config: ModelConfig, sums: Mapping[str, str]) -> str:
-    described = {key: value for key, value in config.to_dict().items() if key != "name"}
+    described = config.to_dict()
+    del described["name"]
+    if config.family == DalleBartConfig.family:
+        del described["family"]  # digests are older than the word, and pictures name them
     text = json.dumps(described, sort_keys=True) + "".join(sums[name] for name in (TRANSFORMER, VQGAN))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dalle_server.checkpoints.tensor_names import Shapes
 from dalle_server.errors import CheckpointError
+from dalle_server.models.config import Shapes
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all

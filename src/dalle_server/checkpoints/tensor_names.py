@@ -1,31 +1,13 @@
-"""Every tensor a model of a given config has: name → shape. Pure; used to load strictly and to convert.
+"""Every tensor of a VQGAN: name → shape. Pure; used to load strictly and to convert. Convolutions are (out, in, h, w).
 
-Linear weights are (out, in), convolutions (out, in, height, width). Layer norms without a scale have
-only a bias (dalle-mini drops the scale where a linear layer follows).
+A transformer's tensors: `FamilyConfig.tensors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dalle_server.models.config import TransformerConfig, VQGANConfig
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def transformer_tensors(config: TransformerConfig) -> Shapes:
-    """Name → shape of every DalleBart tensor, in the order they are stored."""
-    d = config.d_model
-    shapes: Shapes = {
-        **_embedding("encoder", config.encoder_vocab_size, config.max_text_length, d),
-        **_embedding("decoder", config.num_image_embeddings, config.image_length, d),
-    }
-    for i in range(config.encoder_layers):
-        shapes |= _layer(f"encoder.layers.{i}", d, config.encoder_ffn_dim, cross_attention=False)
-    for i in range(config.decoder_layers):
-        shapes |= _layer(f"decoder.layers.{i}", d, config.decoder_ffn_dim, cross_attention=True)
-    shapes |= {"encoder.final_ln.bias": (d,), "decoder.final_ln.bias": (d,)}
-    return shapes | {"lm_head.weight": (config.num_image_embeddings, d)}
+from dalle_server.models.config import Shapes, VQGANConfig
 
 
 def vqgan_decoder_tensors(config: VQGANConfig) -> Shapes:
@@ -68,32 +50,6 @@ def attention_levels(config: VQGANConfig) -> Iterator[int]:
     for level in range(len(config.ch_mult)):
         if config.resolution >> level in config.attn_resolutions:
             yield level
-
-
-def _embedding(half: str, vocab_size: int, length: int, d: int) -> Shapes:
-    return {
-        f"{half}.embed_tokens.weight": (vocab_size, d),
-        f"{half}.embed_positions.weight": (length, d),
-        **_norm(f"{half}.layernorm_embedding", d),
-    }
-
-
-def _layer(prefix: str, d: int, ffn_dim: int, *, cross_attention: bool) -> Shapes:
-    shapes = _attention(prefix, "self_attn", "pre_self_attn_layer_norm", d)
-    if cross_attention:
-        shapes |= _attention(prefix, "encoder_attn", "pre_encoder_attn_layer_norm", d)
-    return shapes | {
-        f"{prefix}.glu.ln0.bias": (d,),
-        f"{prefix}.glu.fc0.weight": (ffn_dim, d),
-        f"{prefix}.glu.fc1.weight": (ffn_dim, d),
-        f"{prefix}.glu.ln1.bias": (ffn_dim,),
-        f"{prefix}.glu.fc2.weight": (d, ffn_dim),
-    }
-
-
-def _attention(prefix: str, name: str, pre_norm: str, d: int) -> Shapes:
-    projections: Shapes = {f"{prefix}.{name}.{p}_proj.weight": (d, d) for p in ("q", "k", "v", "out")}
-    return {f"{prefix}.{pre_norm}.bias": (d,), **projections, **_norm(f"{prefix}.{name}_layer_norm", d)}
 
 
 def _level(prefix: str, config: VQGANConfig, level: int, channels: int, out: int, num_blocks: int) -> Shapes:

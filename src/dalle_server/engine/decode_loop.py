@@ -46,7 +46,7 @@ class DecodeLoop:
         self.tracker = tracker
         self.detokenizer = Detokenizer(
             self._detokenize,
-            grid_side=runner.config.grid_side,
+            grid=(runner.config.picture.grid_height, runner.config.picture.grid_width),
             max_batch=detokenize_batch,
             on_image=tracker.deliver,
             on_preview=tracker.deliver_preview,

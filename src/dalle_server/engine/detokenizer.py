@@ -36,14 +36,14 @@ class Detokenizer:
         self,
         decode: Callable[[NDArray[np.int32]], NDArray[np.uint8]],
         *,
-        grid_side: int,
+        grid: tuple[int, int],
         max_batch: int,
         on_image: Callable[[ImageSequence, Pixels], None],
         on_preview: Callable[[ImageSequence, int, Pixels], None],
         on_error: Callable[[Sequence[ImageSequence], Exception], None],
     ):
         self._decode = decode
-        self._grid_side = grid_side
+        self._grid = grid
         self._max_batch = max_batch
         self._on_image, self._on_preview, self._on_error = on_image, on_preview, on_error
         self._finals: deque[ImageSequence] = deque()
@@ -115,7 +115,7 @@ class Detokenizer:
         except Exception:
             logger.exception("a preview could not be decoded; the picture itself goes on")
             return
-        self._on_preview(sequence, preview.tokens_done, paint_unwritten(pixels, written, self._grid_side))
+        self._on_preview(sequence, preview.tokens_done, paint_unwritten(pixels, written, self._grid))
 
     def start(self) -> None:
         self._worker = threading.Thread(target=self._run, name="detokenizer", daemon=True)
@@ -138,8 +138,8 @@ class Detokenizer:
             self._worker.join(timeout_s)
 
 
-def paint_unwritten(pixels: Pixels, written: NDArray[np.bool_], grid_side: int) -> Pixels:
-    """A copy with the squares of tokens that are not written yet in neutral grey. `written` is (I,)."""
-    px = pixels.shape[0] // grid_side
-    mask = written.reshape(grid_side, grid_side).repeat(px, axis=0).repeat(px, axis=1)
+def paint_unwritten(pixels: Pixels, written: NDArray[np.bool_], grid: tuple[int, int]) -> Pixels:
+    """A copy with the squares of tokens that are not written yet in neutral grey. `written` is (I,), of grid (h, w)."""
+    px = pixels.shape[0] // grid[0]
+    mask = written.reshape(grid).repeat(px, axis=0).repeat(px, axis=1)
     return np.where(mask[:, :, None], pixels, np.uint8(UNWRITTEN_GREY))

@@ -115,7 +115,7 @@ class Engine:
             negative = request.negative_prompt
             unconditional = self._tokenizer.encode_negative(negative) if negative else self._tokenizer.unconditional()
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
-            job = Job.of(handle, conditional, unconditional, self.config.transformer.image_length)
+            job = Job.of(handle, conditional, unconditional, self.config.picture.num_tokens)
             with self._lifecycle:
                 if self._state != "ready" or loop is not self._loop:
                     raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
@@ -128,12 +128,12 @@ class Engine:
         if len(request.images) > most:
             given = len(request.images)
             raise InvalidRequest(f"num_images must be at most {most} on this server, not {given}", param="num_images")
-        tokens, size = request.forced_tokens, self.config.transformer.image_length
+        tokens, size = request.forced_tokens, self.config.picture.num_tokens
         if tokens and len(tokens) != size:
             raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
         for token in tokens:
-            if token != FREE and not 0 <= token < self.config.codebook_size:
-                ids = f"0…{self.config.codebook_size - 1}, or {FREE} where the model chooses"
+            if token != FREE and not 0 <= token < self.config.picture.codebook_size:
+                ids = f"0…{self.config.picture.codebook_size - 1}, or {FREE} where the model chooses"
                 raise InvalidRequest(f"forced_tokens: {token} is no codebook id; use {ids}", param="forced_tokens")
 
     def step(self) -> bool:

@@ -66,9 +66,9 @@ def _same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 def _texts(runner: Runner) -> list[TextTokens]:
     """Two texts of different length, of ids that the encoder has."""
-    config = runner.config.transformer
-    ids = np.random.default_rng(SEED).integers(0, config.encoder_vocab_size, config.max_text_length, dtype=np.int32)
-    return [TextTokens(ids, min(17, config.max_text_length)), TextTokens(ids[::-1].copy(), 2)]
+    text = runner.config.text
+    ids = np.random.default_rng(SEED).integers(0, text.vocab_size, text.max_length, dtype=np.int32)
+    return [TextTokens(ids, min(17, text.max_length)), TextTokens(ids[::-1].copy(), 2)]
 
 
 def _logits(runner: Runner, texts: list[Any], num_images: int) -> NDArray[np.float32]:
@@ -91,5 +91,5 @@ def _logits(runner: Runner, texts: list[Any], num_images: int) -> NDArray[np.flo
 
 def _row(runner: Runner, slot: int, position: int) -> StepRow:
     """Forced tokens: a difference in the last bit must not grow into another token before it is seen."""
-    token = (7 * position + 3) % runner.config.codebook_size
+    token = (7 * position + 3) % runner.config.picture.codebook_size
     return StepRow(slot, position, ImageKey(SEED), runner.config.sampling, forced=token)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02  # of linear and embedding weights before training, as for the released Mini
@@ -140,6 +140,15 @@ class KeysValues:
     mask: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TextStates:
+    """One text, ready for a slot: every layer's cross-attention keys and values (L, 1, H, T, D), mask (1, T)."""
+
+    cross_keys: Tensor
+    cross_values: Tensor
+    mask: Tensor
+
+
 @dataclass(slots=True)
 class Past:
     """One layer's self-attention cache (B, H, I, D), and where this step writes and looks in it."""
@@ -165,7 +174,7 @@ class DecoderCache:
     a masked cell may hold garbage but not NaN, since 0 · NaN is NaN.
     """
 
-    def __init__(self, config: TransformerConfig, num_rows: int, *, device: torch.device | str, dtype: torch.dtype):
+    def __init__(self, config: DalleBartConfig, num_rows: int, *, device: torch.device | str, dtype: torch.dtype):
         heads = config.decoder_attention_heads
         head_size = config.d_model // heads
         layers, text, image = config.decoder_layers, config.max_text_length, config.image_length
@@ -176,6 +185,20 @@ class DecoderCache:
         # Rows nobody was admitted to see one zero key: a softmax over no key at all would be NaN.
         self.text_mask = torch.zeros(num_rows, text, dtype=torch.bool, device=device)
         self.text_mask[:, 0] = True
+
+    @property
+    def num_positions(self) -> int:
+        return self.keys.shape[3]
+
+    def admit(self, slot: int, conditional: TextStates, unconditional: TextStates) -> None:
+        """Give rows 2s and 2s + 1 to a new image."""
+        both = (conditional, unconditional)
+        self.reset(
+            torch.tensor([2 * slot, 2 * slot + 1], device=self.keys.device),
+            torch.cat([text.cross_keys for text in both], dim=1),
+            torch.cat([text.cross_values for text in both], dim=1),
+            torch.cat([text.mask for text in both]),
+        )
 
     def reset(self, rows: Tensor, cross_keys: Tensor, cross_values: Tensor, text_mask: Tensor) -> None:
         """Give rows (R,) to new images: cross (L, R, H, T, D), text_mask (R, T); the past becomes zero."""
@@ -196,7 +219,7 @@ class DecoderCache:
 class _Stack(nn.Module):
     """What encoder and decoder share: token + learned position embedding (offset 0) → norm, and the final norm."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, num_positions: int):
+    def __init__(self, config: DalleBartConfig, vocab_size: int, num_positions: int):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.embed_positions = nn.Embedding(num_positions, config.d_model)
@@ -211,7 +234,7 @@ class _Stack(nn.Module):
 
 
 class Encoder(_Stack):
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: DalleBartConfig):
         super().__init__(config, config.encoder_vocab_size, config.max_text_length)
         size = config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim
         self.layers = nn.ModuleList(EncoderLayer(*size) for _ in range(config.encoder_layers))
@@ -225,7 +248,7 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: DalleBartConfig):
         super().__init__(config, config.num_image_embeddings, config.image_length)
         size = config.d_model, config.decoder_attention_heads, config.decoder_ffn_dim
         self.layers = nn.ModuleList(DecoderLayer(*size) for _ in range(config.decoder_layers))
@@ -269,7 +292,7 @@ def _initialise(module: nn.Module) -> None:
 class DalleBart(nn.Module):
     """Text tokens to image-token logits. `state_dict` names are those of the native checkpoint."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: DalleBartConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -284,6 +307,29 @@ class DalleBart(nn.Module):
     def forward(self, input_ids: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, S, V): decoder_input_ids (B, S) begin with the start token."""
         return self.lm_head(self.decoder(decoder_input_ids, self.encode(input_ids, mask), mask))
+
+    # -- what a runner asks of any family's module: engine/runners/torch/step.py, StepModel
+
+    @property
+    def start_token_id(self) -> int:
+        return self.config.decoder_start_token_id
+
+    def read_text(self, ids: Tensor) -> TextStates:
+        """One text (T,), alone and without its padding: its states then depend on nothing else."""
+        padding = self.config.max_text_length - len(ids)
+        memory = self.encode(ids[None], torch.ones_like(ids)[None])
+        keys, values = (F.pad(cross, (0, 0, 0, padding)) for cross in self.decoder.cross_keys_values(memory))
+        mask = torch.arange(self.config.max_text_length, device=ids.device) < len(ids)
+        return TextStates(keys, values, mask[None])
+
+    def step(self, ids: Tensor, positions: Tensor, cache: DecoderCache, length: int | None = None) -> Tensor:
+        """See Decoder.step: (R, d), what lm_head reads."""
+        return self.decoder.step(ids, positions, cache, length)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """A step's attention by itself, in the first layer."""
+        attention = cast(DecoderLayer, self.decoder.layers[0]).self_attn
+        return attention.attend(q, k, v, mask)
 
     def new_cache(self, num_rows: int) -> DecoderCache:
         weight = self.decoder.embed_tokens.weight

@@ -12,7 +12,7 @@ from dalle_server.checkpoints.tokenizer_files import REQUIRED_TOKENS, WORD_FREQU
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.errors import CheckpointError
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig, sizes
 from dalle_server.text.hashtags import HashtagSplitter
 from dalle_server.text.normalizer import MAX_NORMALIZED_CHARS, TextNormalizer
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class TextTokenizer:
     """Byte-level BPE to exactly T = `max_text_length` ids: <s> … </s>, then <pad>. Safe to share among threads."""
 
-    def __init__(self, tokenizer: Tokenizer, config: TransformerConfig, normalizer: TextNormalizer | None):
+    def __init__(self, tokenizer: Tokenizer, config: DalleBartConfig, normalizer: TextNormalizer | None):
         """`normalizer` None: the prompt is tokenised as it is. Raises CheckpointError without the special tokens."""
         vocabulary = tokenizer.get_vocab()
         for token in REQUIRED_TOKENS:
@@ -46,7 +46,7 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{checkpoint.tokenizer_file} is not a tokenizer ({error}); copy it again") from error
-        config = checkpoint.config.transformer
+        config = sizes(checkpoint.config)
         return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
 
     def encode(self, prompt: str) -> TextTokens:

@@ -96,7 +96,7 @@ class Drawing:
     @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) of the files."""
-        return self.order.form.size_px or (self.engine.config.image_px,) * 2
+        return self.order.form.size_px or (self.engine.config.picture.width_px,) * 2
 
     def events(self) -> Iterator[Event]:
         """Every event, folded into `snapshot`. The generation is cancelled when the client leaves."""
@@ -165,7 +165,7 @@ def _check_pixels(order: Order, engine: Engine) -> None:
         return
     width, height = order.form.size_px
     total = width * height * order.num_images
-    if width * height > engine.config.image_px**2 and total > MAX_PIXELS:
+    if width * height > engine.config.picture.width_px**2 and total > MAX_PIXELS:
         raise InvalidRequest(
             f"size must be smaller for so many pictures: {order.num_images} of {width}x{height} are "
             f"{total:,} pixels, and one request may have {MAX_PIXELS:,}",

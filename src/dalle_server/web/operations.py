@@ -148,9 +148,9 @@ def info() -> dict[str, Any]:
         model=ModelInfo(
             name=engine.config.name,
             weights_digest=engine.digest,
-            image_px=engine.config.image_px,
-            image_tokens=engine.config.transformer.image_length,
-            codebook_size=engine.config.codebook_size,
+            image_px=engine.config.picture.width_px,
+            image_tokens=engine.config.picture.num_tokens,
+            codebook_size=engine.config.picture.codebook_size,
             sampling={name: getattr(sampling, name) for name in sampling.__slots__},
             determinism=engine.determinism,
         ),

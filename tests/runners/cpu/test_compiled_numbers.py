@@ -13,11 +13,11 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.layers import is_of_step, products
-from dalle_server.engine.runners.cpu.packing import pack
+from dalle_server.engine.runners.cpu.packing import pack, products
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
+from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.dalle_bart import DalleBart
 from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
@@ -66,12 +66,12 @@ def rounded(checkpoint: Checkpoint, name: str) -> np.ndarray:
 
 def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
     """The torch model whose decode step computes in int8, for one text."""
-    model = DalleBart(checkpoint.config.transformer)
+    model = DalleBart(sizes(checkpoint.config))
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
     for index, layer in enumerate(model.decoder.layers):
         prefix = f"decoder.layers.{index}"
         num_heads: int = layer.self_attn.num_heads  # type: ignore[assignment]
-        scale = (checkpoint.config.transformer.d_model // num_heads) ** 0.5  # folded into the query
+        scale = (sizes(checkpoint.config).d_model // num_heads) ** 0.5  # folded into the query
         query, key, value = np.split(rounded(checkpoint, f"{prefix}.self_attn.qkv"), 3)
         layer.self_attn.q_proj = Int8Linear(query * scale)
         layer.self_attn.k_proj, layer.self_attn.v_proj = Int8Linear(key, True), Int8Linear(value, True)
@@ -132,7 +132,7 @@ def test_goldens_within_what_int8_allows(name: str) -> None:
     admit_goldens(runner, golden)
     for branch, scale in (("", 1.0), ("_uncond", 0.0)):
         logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
-        expected = golden[f"decoder_logits{branch}"][..., : runner.config.codebook_size]
+        expected = golden[f"decoder_logits{branch}"][..., : runner.config.picture.codebook_size]
         assert rms(logits[:, golden["positions"]] - expected) / expected.std() < 0.04
 
 
@@ -164,11 +164,9 @@ def test_exact_tiles_hold_every_weight_where_the_step_reads_it() -> None:
 def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str) -> None:
     checkpoint = random_checkpoint()
     config, tensors = checkpoint.config, checkpoint.transformer
-    tiles = {
-        name: pack(tensors, p, f"{dtype} tiles")["tiles"] for name, p in products(config).items() if is_of_step(name)
-    }
+    tiles = {name: pack(tensors, p, f"{dtype} tiles")["tiles"] for name, p in products(config).items() if p.of_step}
     keys_values = np.random.default_rng(1).standard_normal((2, 2, 3, 16, 32)).astype(np.float16)
-    embeddings = Embeddings(tensors, config.transformer)
+    embeddings = Embeddings(tensors, sizes(config))
 
     def draw(num_threads: int) -> bytes:
         step = CompiledStep(

@@ -36,7 +36,7 @@ class Picture:
 
 def run(runner: CpuRunner, pictures: list[Picture], reverse: bool = False) -> dict[int, list[bytes]]:
     """Seed → its guided logits' bytes at every position."""
-    length = runner.config.transformer.image_length
+    length = runner.config.picture.num_tokens
     logits: dict[int, list[bytes]] = {picture.seed: [] for picture in pictures}
     for step in range(max(picture.begins for picture in pictures) + length):
         for picture in pictures:
@@ -98,7 +98,7 @@ def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
     (text,) = runner.encode([random_text(2, 20)])
     text.keys_values[:] = np.nan
     runner.admit(sick.slot, text, text)
-    for step in range(runner.config.transformer.image_length):
+    for step in range(runner.config.picture.num_tokens):
         tokens = runner.step([sick.row(step), healthy.row(step)]).result()
         assert tokens[0] == NAN_TOKEN
         assert runner.guided_logits()[1].tobytes() == alone[1][step]
@@ -106,10 +106,10 @@ def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
 
 
 def test_pixels_do_not_depend_on_the_batch(runner: CpuRunner) -> None:
-    length = runner.config.transformer.image_length
-    grids = np.random.default_rng(0).integers(0, runner.config.codebook_size, (3, length)).astype(np.int32)
+    length = runner.config.picture.num_tokens
+    grids = np.random.default_rng(0).integers(0, runner.config.picture.codebook_size, (3, length)).astype(np.int32)
     together = runner.detokenize(grids)
-    assert together.shape == (3, runner.config.image_px, runner.config.image_px, 3)
+    assert together.shape == (3, runner.config.picture.width_px, runner.config.picture.width_px, 3)
     assert len({picture.tobytes() for picture in together}) == 3
     for grid, picture in zip(grids, together, strict=True):
         np.testing.assert_array_equal(runner.detokenize(grid[None])[0], picture)

@@ -14,8 +14,7 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.cpu import packing
-from dalle_server.engine.runners.cpu.layers import products
-from dalle_server.engine.runners.cpu.packing import format_of, kept_packed, pack
+from dalle_server.engine.runners.cpu.packing import format_of, kept_packed, pack, products
 from dalle_server.errors import CheckpointError
 from tests.runners.cpu.cpu_runners import COMPILED, FORMATS, cpu_runner
 from tests.runners.golden_checkpoints import GREEDY, force
@@ -54,7 +53,7 @@ def test_the_first_the_next_and_an_uncached_start_agree(
 def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     kept = kept_packed(checkpoint, dtype, tmp_path)
     for name, product in products(checkpoint.config).items():
-        for part, expected in pack(checkpoint.transformer, product, format_of(name, dtype)).items():
+        for part, expected in pack(checkpoint.transformer, product, format_of(product, dtype)).items():
             for _ in range(2):  # the second time from pages that were given back
                 np.testing.assert_array_equal(kept[name][part], expected)
                 release_pages(kept[name][part])

@@ -54,7 +54,7 @@ def test_logits_of_one_branch(case: Case, branch: str) -> None:
     admit_goldens(runner, golden)
     scale = 1.0 if branch == "" else 0.0
     logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
-    expected = golden[f"decoder_logits{branch}"][..., : runner.config.codebook_size]
+    expected = golden[f"decoder_logits{branch}"][..., : runner.config.picture.codebook_size]
     np.testing.assert_allclose(logits[:, golden["positions"]], expected, rtol=0, atol=FP32_TOLERANCE)
 
 
@@ -63,7 +63,7 @@ def test_guided_logits(case: Case) -> None:
     admit_goldens(runner, golden)
     assert golden["condition_scale"] == SCALE
     logits = force(runner, golden["decoder_input_ids"])[:, golden["positions"]]
-    expected = golden["supercond_logits"][..., : runner.config.codebook_size]
+    expected = golden["supercond_logits"][..., : runner.config.picture.codebook_size]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2 * SCALE * FP32_TOLERANCE)
 
 
@@ -82,7 +82,7 @@ def test_weights_in_min_dalles_form(form: str) -> None:
     num_images = admit_goldens(runner, golden)
     for branch, scale in (("cond", 1.0), ("uncond", 0.0)):
         logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
-        expected = golden[f"decoder_logits_{branch}"][..., : runner.config.codebook_size]
+        expected = golden[f"decoder_logits_{branch}"][..., : runner.config.picture.codebook_size]
         np.testing.assert_allclose(logits, expected, rtol=0, atol=FP32_TOLERANCE)
     np.testing.assert_array_equal(generate(runner, num_images, GREEDY), golden["seq_top1_cs10"][:, 1:])
 

@@ -62,7 +62,7 @@ def test_a_picture_does_not_depend_on_its_company(batch, form, dtype):
 def test_pictures_join_and_leave_at_any_token(batch, form, dtype):
     """Picture i starts at time 5i in slot 7 − i; slots are used again with leftovers of others inside."""
     runner = make_runner(form, dtype)
-    length = runner.config.transformer.image_length
+    length = runner.config.picture.num_tokens
     expected = [alone(runner, picture)[0] for picture in batch]
     decode(runner, batch[::-1])  # leave something behind in every slot
     found = np.zeros_like(expected)
@@ -87,7 +87,7 @@ def test_a_slot_that_skips_steps_goes_on_where_it_was(batch, form):
     for slot in range(2):
         admit(runner, slot, batch[slot])
     found = np.zeros_like(expected)
-    length = runner.config.transformer.image_length
+    length = runner.config.picture.num_tokens
     turns = [(0, p) for p in range(length // 2)] + [(1, p) for p in range(length)]
     for slot, position in turns + [(0, p) for p in range(length // 2, length)]:
         found[slot, position] = runner.step([row(slot, position, batch[slot])]).result()[0]
@@ -184,7 +184,7 @@ def test_texts_encode_alike_in_any_company(batch):
     single = runner.encode([batch[2].conditional])[0]
     assert torch.equal(several[2].cross_keys, single.cross_keys)
     assert torch.equal(several[2].cross_values, single.cross_values)
-    assert single.cross_keys.shape[3] == runner.config.transformer.max_text_length
+    assert single.cross_keys.shape[3] == runner.config.text.max_length
 
 
 def test_pictures_decode_alike_in_any_company():

@@ -48,7 +48,7 @@ def told_by_request(drawing: Drawing, position: int) -> Told:
     sampling = (resolved.top_k, resolved.top_p, resolved.temperature, resolved.condition_scale)
     model = (drawing.engine.digest, config.name, f"dalle-server {__version__}")
     seed = request.images[position].seed
-    settings = _settings(config.transformer.image_length, sampling, seed, drawing.size_px, model)
+    settings = _settings(config.picture.num_tokens, sampling, seed, drawing.size_px, model)
     return Told(request.prompt, request.negative_prompt, seed, settings)
 
 

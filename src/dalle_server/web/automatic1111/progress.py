@@ -19,7 +19,7 @@ class Job:
 
     def __init__(self, drawing: Drawing):
         self.drawing = drawing
-        self.image_length = drawing.engine.config.transformer.image_length
+        self.image_length = drawing.engine.config.picture.num_tokens
         self.started = datetime.now(UTC)
 
     @property

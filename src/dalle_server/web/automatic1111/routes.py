@@ -70,7 +70,7 @@ def txt2img() -> Response:
             seed_each=True,
             sampling=SamplingParams(condition_scale=body.cfg_scale),
             negative_prompt=body.negative_prompt or "",
-            form=Form(size_px=body.size_px(service.engine.config.image_px)),
+            form=Form(size_px=body.size_px(service.engine.config.picture.width_px)),
         )
     )
     job = Job(drawing)
@@ -118,7 +118,7 @@ def _info(job: Job, told: list[Told]) -> dict[str, Any]:
         "height": height,
         "sampler_name": SAMPLER,
         "cfg_scale": job.drawing.generation.sampling.condition_scale,
-        "steps": engine.config.transformer.image_length,
+        "steps": engine.config.picture.num_tokens,
         "batch_size": 1,
         "restore_faces": False,
         "face_restoration_model": None,

@@ -74,5 +74,5 @@ class Backlog:
             return None
         finished = len(job.request.images) - len(request.images)
         generation = self._service.submit(request)
-        offset = finished * engine.config.transformer.image_length
-        return Live(job, generation, row_tokens=engine.config.grid_side, offset=offset)
+        offset = finished * engine.config.picture.num_tokens
+        return Live(job, generation, row_tokens=engine.config.picture.grid_width, offset=offset)

@@ -114,7 +114,7 @@ class Jobs:
             preview=values["preview"],
             created_at=time.time(),
         )
-        live = Live(job, generation, row_tokens=engine.config.grid_side)
+        live = Live(job, generation, row_tokens=engine.config.picture.grid_width)
         with self._lock:  # from its row on, others can see the job: a cancel must find it here
             try:
                 store.add(job)

@@ -54,7 +54,7 @@ def generations() -> ResponseReturnValue:
             first_index=body.image_index,
             sampling=body.sampling,
             negative_prompt=body.negative_prompt or "",
-            preview_every=stream.preview_every(body, engine.config.transformer.image_length),
+            preview_every=stream.preview_every(body, engine.config.picture.num_tokens),
             form=body.form if not as_file else replace(body.form, format=as_file),
         )
     )

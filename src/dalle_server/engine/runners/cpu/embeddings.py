@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 
 class Embeddings:
     """Of a text's ids in front of the encoder, and of picture tokens in front of the decoder."""
 
-    def __init__(self, tensors: Mapping[str, Any], config: TransformerConfig):
+    def __init__(self, tensors: Mapping[str, Any], config: DalleBartConfig):
         self._tables = {
             part: [tensors[f"{part}.{kind}.weight"] for kind in ("embed_tokens", "embed_positions")]
             for part in ("encoder", "decoder")

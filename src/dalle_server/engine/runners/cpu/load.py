@@ -22,6 +22,7 @@ from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, kept_packe
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.sampling import gumbel_max
 from dalle_server.errors import CheckpointError, ConfigError
+from dalle_server.families.dalle_bart import sizes
 
 DTYPES = {"compiled": ("int8", "fp32"), "openvino": tuple(PRECISIONS)}
 WORTH_KEEPING_BYTES = 200 << 20
@@ -50,8 +51,8 @@ def load_cpu_runner(
     config, compiler = checkpoint.config, Compiler(num_threads)
     kept = _kept(checkpoint, (COMPILED if runner == "compiled" else "") + dtype, cache_dir)
     weights = Weights(checkpoint, dtype, kept)
-    embeddings = Embeddings(checkpoint.transformer, config.transformer)
-    texts = OpenVINOTexts(weights, config.transformer, embeddings, compiler, dtype)
+    embeddings = Embeddings(checkpoint.transformer, sizes(config))
+    texts = OpenVINOTexts(weights, sizes(config), embeddings, compiler, dtype)
     _release(kept)
     step: CompiledStep | OpenVINOStep
     if runner == "compiled":

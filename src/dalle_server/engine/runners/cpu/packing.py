@@ -19,9 +19,9 @@ from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
-from dalle_server.engine.runners.cpu.layers import Product, is_of_step, products
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, Quantised, group_shape, quantise
 from dalle_server.errors import CheckpointError
+from dalle_server.models.config import ModelConfig, Product
 
 FILE_NAME = "packed.safetensors"
 FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
@@ -33,12 +33,17 @@ Tensors = Mapping[str, Any]
 Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised; or "tiles": see compiled/tiles
 
 
-def format_of(name: str, layout: str) -> str:
-    """How the named product is packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
+def products(config: ModelConfig) -> dict[str, Product]:
+    """Name → product, of everything that a runner on a CPU computes."""
+    return config.transformer.products(config.picture.codebook_size)
+
+
+def format_of(product: Product, layout: str) -> str:
+    """How a product is packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
     if not layout.startswith(COMPILED):
         return layout
     dtype = layout.removeprefix(COMPILED)
-    return f"{dtype} tiles" if is_of_step(name) else dtype
+    return f"{dtype} tiles" if product.of_step else dtype
 
 
 def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any]]:
@@ -85,13 +90,15 @@ def kept_packed(checkpoint: Checkpoint, layout: str, cache_dir: Path) -> dict[st
     def write() -> None:
         lazy: dict[str, LazyTensor] = {}
         for name, product in wanted.items():
-            lazy |= _lazy(checkpoint.transformer, name, product, format_of(name, layout))
+            lazy |= _lazy(checkpoint.transformer, name, product, format_of(product, layout))
         with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
             write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
 
     file = converted_once(folder, write, FILE_NAME) / FILE_NAME
     found = open_tensors(file, _FILE_DTYPES, private=True)  # OpenVINO takes only writable memory, which it never writes
-    parts = {name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(name, layout))) for name in wanted}
+    parts = {
+        name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(wanted[name], layout))) for name in wanted
+    }
     if found.keys() != {f"{name}.{part}" for name in wanted for part in parts[name]}:
         raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
     return {name: {part: found[f"{name}.{part}"] for part in parts[name]} for name in wanted}

@@ -49,7 +49,7 @@ class CpuRunner:
         self.row_buckets = step.row_buckets
         self._texts, self._step, self._pixels, self._draw = texts, step, pixels, draw
         self._last_tokens = np.zeros(num_slots + 1, np.int32)
-        self._guided = np.zeros((0, config.codebook_size), np.float32)
+        self._guided = np.zeros((0, config.picture.codebook_size), np.float32)
         self._cores = threading.Lock()
 
     def encode(self, texts: Sequence[TextTokens]) -> list[TextCache]:

@@ -40,10 +40,11 @@ class FusedGLU(GLU):
         return F.gelu(gate) * value
 
 
-def fuse(model: DalleBart) -> DalleBart:
-    """Replace the layers in place, one at a time: the extra memory is one layer's."""
+def fuse(model: object) -> None:
+    """Replace a DalleBart's layers in place, one at a time: the extra memory is one layer's. Others stay."""
+    if not isinstance(model, DalleBart):
+        return
     for stack in (model.encoder, model.decoder):
         for layer in stack.layers:
             layer.self_attn = FusedSelfAttention(layer.self_attn)  # type: ignore[arg-type]
             layer.glu = FusedGLU(layer.glu)  # type: ignore[arg-type]
-    return model

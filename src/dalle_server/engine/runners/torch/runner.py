@@ -28,15 +28,6 @@ from dalle_server.engine.runners.torch.weights import load_detokenizer, load_tra
 from dalle_server.models.vqgan import to_pixels
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedText:
-    """One text, ready for a slot: cross-attention keys and values (L, 1, H, T, D), mask (1, T)."""
-
-    cross_keys: Tensor
-    cross_values: Tensor
-    mask: Tensor
-
-
 class _Advance(Protocol):
     def advance(self, inputs: StepInputs) -> tuple[Tensor, Tensor]: ...
 
@@ -82,7 +73,7 @@ class TorchRunner:
         # bf16 has fp32's range, which the VQGAN's unnormalised activations need and fp16 lacks.
         vqgan_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         self._vqgan = load_detokenizer(checkpoint, self._device, vqgan_dtype)
-        self._states = SlotStates(model, self.row_buckets[-1], self.config.codebook_size)
+        self._states = SlotStates(model, self.row_buckets[-1], self.config.picture.codebook_size)
         self._windows_agree = not self._on_device and windows_agree(model, self._states.cache)
         self._step: _Advance = self._states
         self._detokenize_stream: torch.cuda.Stream | None = None
@@ -95,30 +86,16 @@ class TorchRunner:
 
     @memory_errors()
     @torch.inference_mode()
-    def encode(self, texts: Sequence[TextTokens]) -> list[EncodedText]:
-        """One text at a time and without its padding: a text's states then depend on nothing else."""
-        return [self._encode(text) for text in texts]
+    def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
+        return [self._states.model.read_text(self._ids(text)) for text in texts]
 
-    def _encode(self, text: TextTokens) -> EncodedText:
-        model, padding = self._states.model, self.config.transformer.max_text_length - text.length
-        ids = torch.from_numpy(text.ids[: text.length].astype(np.int64))[None].to(self._device)
-        memory = model.encode(ids, torch.ones_like(ids))
-        keys, values = (
-            torch.nn.functional.pad(cross, (0, 0, 0, padding)) for cross in model.decoder.cross_keys_values(memory)
-        )
-        mask = torch.arange(text.length + padding, device=self._device) < text.length
-        return EncodedText(keys, values, mask[None])
+    def _ids(self, text: TextTokens) -> Tensor:
+        return torch.from_numpy(text.ids[: text.length].astype(np.int64)).to(self._device)
 
     @memory_errors()
     @torch.inference_mode()
-    def admit(self, slot: int, conditional: EncodedText, unconditional: EncodedText) -> None:
-        both = (conditional, unconditional)
-        self._states.admit(
-            slot,
-            torch.cat([text.cross_keys for text in both], dim=1),
-            torch.cat([text.cross_values for text in both], dim=1),
-            torch.cat([text.mask for text in both]),
-        )
+    def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
+        self._states.admit(slot, conditional, unconditional)
         self._next_positions[slot] = 0
 
     @memory_errors()
@@ -130,13 +107,13 @@ class TorchRunner:
         positions[slots] = [row.position for row in rows]
         launch = self._launch_on_device if self._on_device else self._launch_sampled_by_host
         pending = launch(rows, StepInputs.pack(rows, positions))
-        last_position = self.config.transformer.image_length - 1
+        last_position = self.config.picture.num_tokens - 1
         self._next_positions[slots] = np.minimum(positions[slots] + 1, last_position)
         return pending
 
     def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
         slots = [row.slot for row in rows]
-        length = self.config.transformer.image_length
+        length = self.config.picture.num_tokens
         if self._windows_agree:
             length = window_length(inputs.positions[slots].numpy(), length)
         inputs = inputs.to(self._device)

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DalleBart:
-    """Weights already of this dtype, on the CPU, are used where the file is mapped: no copy."""
+def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """A `StepModel`. Weights already of this dtype, on the CPU, are used where the file is mapped: no copy."""
     with torch.device("meta"):
-        model = DalleBart(checkpoint.config.transformer)
+        model = checkpoint.config.transformer.torch_module()
     _assign(model, checkpoint.transformer, device, dtype)
     return model
 

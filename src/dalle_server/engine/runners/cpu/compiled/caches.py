@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.parts import TextCache
+from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.config import ModelConfig
 
 _ALIGNMENT = 64  # bytes: a cache line
@@ -28,9 +29,9 @@ class Caches:
     """Keys (L, rows, H, blocks, D, 16) and values (L, rows, H, positions, W), W = D rounded up to 16."""
 
     def __init__(self, config: ModelConfig, num_slots: int, dtype: type[np.floating[Any]]):
-        sizes = config.transformer
-        heads, size = sizes.decoder_attention_heads, sizes.d_model // sizes.decoder_attention_heads
-        layers, rows = sizes.decoder_layers, 2 * num_slots
+        bart = sizes(config)
+        heads, size = bart.decoder_attention_heads, bart.d_model // bart.decoder_attention_heads
+        layers, rows = bart.decoder_layers, 2 * num_slots
         width = -(-size // LANES) * LANES
 
         def make(positions: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -38,8 +39,8 @@ class Caches:
             keys = aligned_zeros((layers, rows, heads, blocks, size, LANES), dtype)
             return keys, aligned_zeros((layers, rows, heads, positions, width), dtype)
 
-        self.keys, self.values = make(sizes.image_length)
-        self.cross_keys, self.cross_values = make(sizes.max_text_length)
+        self.keys, self.values = make(bart.image_length)
+        self.cross_keys, self.cross_values = make(bart.max_text_length)
         self.text_lengths = np.ones(rows, np.int32)
 
     def write_texts(self, slot: int, texts: Sequence[TextCache]) -> None:

@@ -23,7 +23,7 @@ class ProductInputs(Structure):
 
 
 class LayerPointers(Structure):
-    # The compiled step's name → that of cpu/layers.py, and the checkpoint's, behind the layer's prefix.
+    # The compiled step's name → that of families/dalle_bart.py, and the checkpoint's, behind the layer's prefix.
     PRODUCTS: ClassVar = {
         "qkv": "self_attn.qkv",
         "out": "self_attn.out",

@@ -16,11 +16,11 @@ from dalle_server.engine.runners.cpu.compiled import library
 from dalle_server.engine.runners.cpu.compiled.caches import Caches, aligned_zeros
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.layers import is_of_step, products
-from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, format_of, pack
+from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, format_of, pack, products
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE
 from dalle_server.errors import ConfigError
+from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.config import ModelConfig
 
 
@@ -44,9 +44,9 @@ class CompiledStep:
     ) -> CompiledStep:
         """`kept` holds the products packed already, as `packing.COMPILED` lays them out."""
         tiles = {
-            name: kept[name] if kept else pack(checkpoint.transformer, product, format_of(name, COMPILED + dtype))
+            name: kept[name] if kept else pack(checkpoint.transformer, product, format_of(product, COMPILED + dtype))
             for name, product in products(checkpoint.config).items()
-            if is_of_step(name)
+            if product.of_step
         }
         return cls(
             checkpoint.config,
@@ -71,7 +71,7 @@ class CompiledStep:
     ):
         self._library = library.load_library()
         most = self._library.max_positions()
-        if max(config.transformer.image_length, config.transformer.max_text_length) > most:
+        if max(config.picture.num_tokens, config.text.max_length) > most:
             raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner openvino")
         self.config = config
         self.is_exact = is_exact
@@ -101,7 +101,7 @@ class CompiledStep:
         self._library.decode_step(*call)
         for other in others:
             other.result()  # until it has looked at the last phase, it reads these structures
-        return self._logits[:num_images, : self.config.codebook_size].copy()
+        return self._logits[:num_images, : self.config.picture.codebook_size].copy()
 
     def close(self) -> None:
         self._helpers.shutdown()
@@ -109,9 +109,9 @@ class CompiledStep:
     def _describe(
         self, tiles: Mapping[str, NDArray[Any]], tensors: Mapping[str, Any], num_rows: int
     ) -> library.DecoderPointers:
-        sizes = self.config.transformer
+        bart = sizes(self.config)
         products = self._products(tiles)
-        layers = (library.LayerPointers * sizes.decoder_layers)()
+        layers = (library.LayerPointers * bart.decoder_layers)()
         for index, layer in enumerate(layers):
             prefix = f"decoder.layers.{index}."
             for name, source in library.LayerPointers.PRODUCTS.items():
@@ -124,12 +124,12 @@ class CompiledStep:
         groups = max(product.groups for product in products.values())
         self._layers = layers
         return library.DecoderPointers(
-            width=sizes.d_model,
-            ffn_width=sizes.decoder_ffn_dim,
-            heads=sizes.decoder_attention_heads,
-            num_layers=sizes.decoder_layers,
-            image_length=sizes.image_length,
-            text_length=sizes.max_text_length,
+            width=bart.d_model,
+            ffn_width=bart.decoder_ffn_dim,
+            heads=bart.decoder_attention_heads,
+            num_layers=bart.decoder_layers,
+            image_length=bart.image_length,
+            text_length=bart.max_text_length,
             threads=self.num_threads,
             layers=layers,
             embedding_scale=self._vector(tensors["decoder.layernorm_embedding.weight"]),
@@ -137,8 +137,8 @@ class CompiledStep:
             final_bias=self._vector(tensors["decoder.final_ln.bias"]),
             lm_head=products["lm_head"],
             text_lengths=self._caches.text_lengths.ctypes.data,
-            x=self._zeros((num_rows, sizes.d_model)).ctypes.data,
-            mixed=self._zeros((num_rows, sizes.d_model)).ctypes.data,
+            x=self._zeros((num_rows, bart.d_model)).ctypes.data,
+            mixed=self._zeros((num_rows, bart.d_model)).ctypes.data,
             y=self._zeros((num_rows, widest)).ctypes.data,
             inputs=library.ProductInputs(
                 self._zeros((num_rows, groups * GROUP_SIZE)).ctypes.data,
@@ -147,7 +147,7 @@ class CompiledStep:
                 self._zeros((num_rows, groups), np.int32).ctypes.data,
                 self.is_exact,
             ),
-            phases=self._zeros((self._library.phase_bytes(sizes.decoder_layers),), np.uint8).ctypes.data,
+            phases=self._zeros((self._library.phase_bytes(bart.decoder_layers),), np.uint8).ctypes.data,
         )
 
     def _products(self, tiles: Mapping[str, NDArray[Any]]) -> dict[str, library.TiledProduct]:

@@ -22,6 +22,7 @@ from dalle_server.engine.runners.cpu.openvino.ops import (
 from dalle_server.engine.runners.cpu.openvino.slots import SlotCaches
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
+from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.config import ModelConfig
 
 
@@ -40,7 +41,7 @@ class OpenVINOStep:
         compiled = compiler.compile(build_decoder(weights, config), *PRECISIONS[dtype])
         self._embeddings = embeddings
         self._request = compiled.create_infer_request()
-        self._slots = SlotCaches(compiled, self._request, config.transformer, num_slots)
+        self._slots = SlotCaches(compiled, self._request, sizes(config), num_slots)
         self.row_buckets = row_buckets(int(compiled.get_property("INFERENCE_NUM_THREADS")), num_slots)
         self._warm_up(num_slots)
 
@@ -86,9 +87,9 @@ def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
     self- and cross-attention caches; the caches of every layer. R = 2N rows: N conditional, then N unconditional.
     Output: logits (N, C), guided and cut to the codebook.
     """
-    sizes = config.transformer
-    heads = sizes.decoder_attention_heads
-    embeddings = parameter("embeddings", [-1, sizes.d_model], ov.Type.f32)
+    bart = sizes(config)
+    heads = bart.decoder_attention_heads
+    embeddings = parameter("embeddings", [-1, bart.d_model], ov.Type.f32)
     scales = parameter("scales", [-1], ov.Type.f32)
     begins = parameter("begins", [-1], ov.Type.i32)
     own, text = Pages.parameters("self", begins), Pages.parameters("cross", begins)
@@ -96,9 +97,9 @@ def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
 
     norm = "decoder.layernorm_embedding"
     x = layer_norm(embeddings, weights.vector(f"{norm}.bias"), weights.vector(f"{norm}.weight"))
-    for layer in range(sizes.decoder_layers):
+    for layer in range(bart.decoder_layers):
         caches = [
-            cache_parameter(f"{kind}_{layer}", heads, sizes.d_model // heads)
+            cache_parameter(f"{kind}_{layer}", heads, bart.d_model // heads)
             for kind in ("self_keys", "self_values", "cross_keys", "cross_values")
         ]
         inputs += caches

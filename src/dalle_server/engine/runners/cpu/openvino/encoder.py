@@ -13,7 +13,7 @@ from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compile
 from dalle_server.engine.runners.cpu.openvino.ops import Node, glu, layer_norm, parameter, result
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
 from dalle_server.engine.runners.cpu.parts import TextCache
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 TEXT_BUCKET = 16  # texts are padded to a multiple of this: four shapes to prepare instead of 64
 
@@ -22,7 +22,7 @@ class OpenVINOTexts:
     """Implements `Texts` with the compiled graph."""
 
     def __init__(
-        self, weights: Weights, config: TransformerConfig, embeddings: Embeddings, compiler: Compiler, dtype: str
+        self, weights: Weights, config: DalleBartConfig, embeddings: Embeddings, compiler: Compiler, dtype: str
     ):
         precision, cache = PRECISIONS[dtype]
         compiled = compiler.compile(build_encoder(weights, config, cache), precision)
@@ -50,7 +50,7 @@ class OpenVINOTexts:
         """Dropping it is enough."""
 
 
-def build_encoder(weights: Weights, config: TransformerConfig, cache_dtype: ov.Type) -> ov.Model:
+def build_encoder(weights: Weights, config: DalleBartConfig, cache_dtype: ov.Type) -> ov.Model:
     """One text of T positions, padding included; a text is never batched with another, so no company can touch it.
 
     Inputs: embeddings (T, d), token plus position; mask (T,), 0 for a real position and −inf for padding.
@@ -82,7 +82,7 @@ def _self_attention(h: Node, mask: Node, weights: Weights, prefix: str, heads: i
     return weights.multiply(joined, f"{prefix}.out")
 
 
-def _cross_kv(states: Node, weights: Weights, config: TransformerConfig, cache_dtype: ov.Type) -> Node:
+def _cross_kv(states: Node, weights: Weights, config: DalleBartConfig, cache_dtype: ov.Type) -> Node:
     heads = config.decoder_attention_heads
     head_size = config.d_model // heads
     layers = []

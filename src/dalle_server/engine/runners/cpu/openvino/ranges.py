@@ -74,10 +74,10 @@ def usable_ranges(
 
 def random_grids(tensors: Tensors, config: ModelConfig) -> NDArray[np.int32]:
     """(N, I) codes, without those that training never moved: they lie close to zero, and no picture has them."""
-    table = np.asarray(tensors["quantize.embedding.weight"][: config.codebook_size], np.float32)
+    table = np.asarray(tensors["quantize.embedding.weight"][: config.picture.codebook_size], np.float32)
     length = np.linalg.norm(table, axis=1)
     (alive,) = np.nonzero(length > 0.1 * length.max())
-    drawn = np.random.default_rng(_SEED).integers(0, len(alive), (_NUM_PICTURES, config.grid_side**2))
+    drawn = np.random.default_rng(_SEED).integers(0, len(alive), (_NUM_PICTURES, config.picture.num_tokens))
     return alive[drawn].astype(np.int32)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.openvino.ops import BLOCK
 from dalle_server.engine.runners.cpu.parts import TextCache
-from dalle_server.models.config import TransformerConfig
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 Ints = NDArray[np.int32]
 
@@ -26,7 +26,7 @@ class SlotCaches:
     Raises RuntimeError when the plugin's cache layout is not (blocks, H, 32, D).
     """
 
-    def __init__(self, compiled: ov.CompiledModel, request: ov.InferRequest, config: TransformerConfig, num_slots: int):
+    def __init__(self, compiled: ov.CompiledModel, request: ov.InferRequest, config: DalleBartConfig, num_slots: int):
         self.scratch = num_slots
         self._own_blocks = -(-config.image_length // BLOCK)  # a row
         self._text_blocks = -(-config.max_text_length // BLOCK)
@@ -85,7 +85,7 @@ def _write_text(blocks: NDArray[Any], values: NDArray[Any]) -> None:
         block[:, : part.shape[1]] = part
 
 
-def _layout(port: Any, config: TransformerConfig) -> list[int]:
+def _layout(port: Any, config: DalleBartConfig) -> list[int]:
     """(H, 32, D) of a cache input; the number of blocks before it is ours to choose."""
     heads = config.decoder_attention_heads
     expected = [heads, BLOCK, config.d_model // heads]

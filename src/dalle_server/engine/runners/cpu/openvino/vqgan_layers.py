@@ -26,7 +26,7 @@ class Layers:
 
     def __init__(self, tensors: Mapping[str, Any], config: ModelConfig):
         self._tensors = tensors
-        self.height = self.width = config.grid_side
+        self.height, self.width = config.picture.grid_height, config.picture.grid_width
         self.num_groups = config.vqgan.num_groups
         self.num_levels = len(config.vqgan.ch_mult)
         self.num_res_blocks = config.vqgan.num_res_blocks

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset15 as ops
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.cpu.layers import products
-from dalle_server.engine.runners.cpu.packing import Packed, pack
+from dalle_server.engine.runners.cpu.packing import Packed, pack, products
 
 Node = Any  # openvino.Node: the bindings come without types
 
@@ -39,7 +38,7 @@ class Weights:
         return np.asarray(self._tensors[name], np.float32)
 
     def multiply(self, x: Node, name: str) -> Node:
-        """x (rows, in) → (rows, out) by a product of cpu/layers.py."""
+        """x (rows, in) → (rows, out) by a product of the family's."""
         product = self._products[name]
         packed = pack(self._tensors, product, self._dtype) if self._kept is None else self._kept[name]
         make = constant if self._kept is None else shared_constant

@@ -1,0 +1,93 @@
+"""Which runner, device and number format: what the user asked for, or the fastest that is faithful here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+
+from dalle_server.engine.runners.cpu.compiled.library import why_not
+from dalle_server.errors import ConfigError
+
+_SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs, and why: `reason` goes to the log and to /v1/info."""
+
+    runner: str  # "compiled" | "openvino" | "torch"
+    device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
+    dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
+    reason: str
+
+
+def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_weights: int | None = None) -> Choice:
+    """Resolve every "auto" for a transformer of `num_weights` (None: a large one).
+
+    Raises ConfigError for a combination that does not exist, or when torch is wanted and missing.
+    """
+    reasons = []
+    if device == "auto":
+        device = "cpu" if runner in ("compiled", "openvino") else _accelerator() or "cpu"
+        reasons.append(
+            f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
+        )
+    if dtype == "auto":
+        dtype, why = _default_dtype(runner, device, num_weights)
+        reasons.append(f"dtype {dtype}: {why}")
+    if runner == "auto":
+        runner, why = _default_runner(device, dtype)
+        reasons.append(f"runner {runner}: {why}")
+    _check(runner, device, dtype)
+    return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
+
+
+def _accelerator() -> str | None:
+    # A CPU build of torch is not imported just to be asked: that takes seconds.
+    try:
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return None
+    except importlib.metadata.PackageNotFoundError:  # also where a folder `torch/` lies in the working directory
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[str, str]:
+    """The dtype and why."""
+    if runner == "torch" or device != "cpu":
+        return ("fp32", "the exact reference") if device == "cpu" else ("fp16", "the fastest that is faithful here")
+    if num_weights is not None and num_weights < _SMALL_WEIGHTS:
+        return "fp32", "exact, and fast enough for a model this small"
+    return "int8", "the fastest that is faithful here"
+
+
+def _default_runner(device: str, dtype: str) -> tuple[str, str]:
+    """The runner and why."""
+    if device != "cpu":
+        return "torch", "the fastest on this device"
+    if dtype not in ("int8", "fp32"):
+        return "openvino", "the fastest on a CPU in this dtype"
+    missing = why_not()
+    return ("openvino", f"{missing}, which runner compiled needs") if missing else ("compiled", "the fastest on a CPU")
+
+
+def _check(runner: str, device: str, dtype: str) -> None:
+    if runner == "torch":
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
+        if dtype == "int8":
+            raise ConfigError("--dtype int8 is for --runner compiled or openvino; with torch use fp32, bf16 or fp16")
+        return
+    if device != "cpu":
+        raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
+    if runner == "compiled" and dtype not in ("int8", "fp32"):
+        raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner openvino")
+    if runner == "compiled" and (missing := why_not()):
+        raise ConfigError(f"--runner compiled: {missing}; use --runner openvino")
+    if dtype == "fp16":
+        raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")
