@@ -150,8 +150,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return load_engine(settings, observer, on_fatal, progress=_logged_progress())
 
     code = serve(settings, load)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Nothing is left to flush: the server writes its lines itself, and one of these streams may be closed or unread.
     # Not sys.exit: threads inside native code (a load, a step) cannot be joined, and die badly at finalisation.
     os._exit(code)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from waitress import create_server
 
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.web.app import create_app
+from dalle_server.web.http_server import HttpServer
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.service import Service
 from tests.fake_runner import FakeRunner, FakeTokenizer
@@ -41,28 +41,37 @@ def live(data_dir: Path, runner: FakeRunner | None = None, **settings_kw: Any) -
     assert service.wait_until_loaded(10)
     app = create_app(settings, service)
     try:
-        with listening(app) as url:
+        with listening(app, settings) as url:
             yield Live(url, engine, runner)
     finally:
         engine.stop()
 
 
 @contextmanager
-def listening(app: Flask) -> Iterator[str]:
+def listening(app: Flask, settings: Settings | None = None) -> Iterator[str]:
     """The application's address on this machine. Its jobs are closed at the end; its engine is the caller's."""
-    server = create_server(app, host="127.0.0.1", port=0, threads=24, channel_request_lookahead=5)
+    with serving(app, settings or Settings()) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@contextmanager
+def serving(app: Flask, settings: Settings) -> Iterator[HttpServer]:
+    """The server's own HTTP server, in a thread, on a free port of this machine alone."""
+    server = HttpServer(app, settings.model_copy(update={"host": "127.0.0.1", "port": 0}))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.effective_port}"
+        yield server
     finally:
         app.extensions[jobs.EXTENSION].close()
-        server.task_dispatcher.shutdown()
+        (listener,) = server.listeners
+        listener.task_dispatcher.shutdown()
 
-        def close() -> None:  # in the loop's own thread: a descriptor closed under select() would be a fault there
-            server.close()
-            for channel in list(server.active_channels.values()):  # connections that clients keep open
+        def close() -> None:  # in the loop's own thread, which ends when nothing is open any more
+            listener.close()
+            for channel in list(listener.active_channels.values()):
                 channel.handle_close()
 
-        server.trigger.pull_trigger(close)
+        listener.trigger.pull_trigger(close)
         thread.join(5)
+        assert not thread.is_alive()

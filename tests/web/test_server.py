@@ -140,7 +140,9 @@ def test_what_waitress_refuses_is_said_as_the_api_says_it(
     assert message(body) and "waitress" not in str(body)
     request_id = reply.getheader("X-Request-Id")
     assert request_id == "mine-1" if status == 413 else request_id and request_id.startswith("req-")
-    busy.wait_for(lambda: any(f"request={request_id} route={path} status={status}" in line for line in busy.errors))
+    busy.wait_for(
+        lambda: any(f"request={request_id} method=POST route={path} status={status}" in line for line in busy.errors)
+    )
 
 
 def test_bytes_that_are_not_http_are_refused_in_json(busy: ServerProcess) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +19,46 @@ if TYPE_CHECKING:
 
 SPARE_THREADS = 16  # for what ends at once: life signs, refusals, pages, pictures
 ASSUMED_SLOTS = 32  # where num_slots is left to the engine, which is not loaded yet
+SHARE = 0.75  # of the places, that one address may hold: who holds them all shuts everybody out
+MAX_IN_FLIGHT = 480  # each holds a thread
 EXTENSION = "dalle_server.admission"
 _REFUSED = "dalle_server.refused"
 
 
 def max_in_flight(settings: Settings) -> int:
     """Requests that may be open at the same time; the server has SPARE_THREADS more threads than that."""
-    return (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images + settings.max_event_streams
+    wanted = (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images + settings.max_event_streams
+    return min(wanted, MAX_IN_FLIGHT)
 
 
 class Admission:
     """WSGI middleware. A request is in flight until its last byte is handed to the server, streams included.
 
-    Requests over `limit` are not queued behind slow ones: they go through marked, and are refused by the
-    application in the words of the API they called. Life signs are neither counted against nor refused.
+    Requests over `limit`, or over one address's share of it, are not queued behind slow ones: they go through marked,
+    and are refused by the application in the words of the API they called. Life signs are neither counted nor refused.
     """
 
     def __init__(self, app: WSGIApplication, limit: int, vital: frozenset[str]):
         self._app = app
         self._limit = limit
+        self._share = max(1, math.ceil(SHARE * limit))
         self._vital = vital  # paths
         self._in_flight = 0
+        self._by_address: Counter[str] = Counter()
         self._changed = threading.Condition()
 
     @property
     def in_flight(self) -> int:
         return self._in_flight
+
+    def check(self, address: str, num_waiting: int = 0) -> None:
+        """Raises Overloaded when one more would be refused, `num_waiting` being on their way here."""
+        if self._in_flight + num_waiting >= self._limit:
+            raise Overloaded("too many requests are open at the same time; try again shortly", retry_after_s=2)
+        if self._by_address[address] >= self._share:
+            raise Overloaded(
+                "too many requests of one address are open at the same time; wait for them", retry_after_s=2
+            )
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """True when nothing is in flight any more."""
@@ -52,19 +68,31 @@ class Admission:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ.get("PATH_INFO", "") in self._vital:
             return self._app(environ, start_response)
+        address = environ.get("REMOTE_ADDR", "")
         with self._changed:
+            try:
+                self.check(address)
+            except Overloaded as error:
+                environ[_REFUSED] = error.with_traceback(None)
             self._in_flight += 1
-            environ[_REFUSED] = self._in_flight > self._limit
+            self._by_address[address] += 1
+
+        def leave() -> None:
+            self._leave(address)
+
         try:
             body = self._app(environ, start_response)
         except BaseException:
-            self._leave()
+            leave()
             raise
-        return _Body(body, self._leave)
+        return _Body(body, leave)
 
-    def _leave(self) -> None:
+    def _leave(self, address: str) -> None:
         with self._changed:
             self._in_flight -= 1
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
             self._changed.notify_all()
 
 
@@ -97,7 +125,8 @@ def install(app: Flask, limit: int) -> Admission:
 
     @app.before_request
     def refuse() -> None:
-        if request.environ.get(_REFUSED):
-            raise Overloaded("too many requests are open at the same time; try again shortly", retry_after_s=2)
+        refusal: Overloaded | None = request.environ.get(_REFUSED)
+        if refusal is not None:
+            raise refusal
 
     return admission

@@ -1,13 +1,13 @@
-"""What waitress refuses before the application sees it, answered like every other error: JSON, request id, log line."""
+"""What is refused before the application sees it, answered like every other error: in JSON, counted, logged."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from http import HTTPStatus
 
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 from waitress.utilities import Error
 
@@ -15,37 +15,43 @@ from dalle_server.errors import DalleServerError, InvalidRequest, NotSupported, 
 from dalle_server.web.errors import plain_answer
 from dalle_server.web.logging import access, fields, id_for
 
-_FIRST_LINE = re.compile(rb"\s*\S+ (/[^\s?#]*)")
+_FIRST_LINE = re.compile(rb"\s*(\S+) (/[^\s?#]*)")
 
 
-class JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """A body or headers over their limit, bytes that are not HTTP, or an application that crashed."""
+class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """The gate's refusal, bytes that are not HTTP, headers or a body over their limit, an application that crashed."""
 
     def execute(self) -> None:
-        error = _translated(self.request.error, self.channel.adj)
-        path, request_id = self._path(), id_for(self.request.headers.get("X_REQUEST_ID", ""))
-        self.status = f"{error.status} {self.request.error.reason}"
+        verdict = self.request.verdict
+        error = verdict.refusal or _translated(self.request.error, self.channel.adj, verdict.body_limit)
+        method, path = self._asked()
+        request_id = id_for(self.request.headers.get("X_REQUEST_ID", ""))
+        self.status = f"{error.status} {_phrase(error.status)}"
         self.response_headers, body = plain_answer(error, path, request_id)
         self.set_close_on_finish()
         self.write(body)
-        line = {"request": request_id, "route": path, "status": error.status, "client": self.channel.addr[0]}
-        access.log(logging.INFO, fields(**line, total_s=time.time() - self.start_time))
+        self.channel.server.gate.count(verdict.rule, method, error)
+        line = {"request": request_id, "method": method, "route": path, "status": error.status}
+        access.log(
+            logging.INFO,
+            fields(**line, client=verdict.client or self.channel.addr[0], total_s=time.time() - self.start_time),
+        )
 
-    def _path(self) -> str:
-        """Of headers over their limit waitress keeps only the bytes; the path names the API, and so the envelope."""
-        first_line = _FIRST_LINE.match(self.request.header_plus)
-        return first_line[1].decode("latin-1") if first_line else getattr(self.request, "path", "") or "?"
+    def _asked(self) -> tuple[str, str]:
+        """Method and path. Headers over their limit are not read, but the path names the API, and so the envelope."""
+        first_line = _FIRST_LINE.match(self.request.head)
+        if first_line:
+            return first_line[1].decode("latin-1"), first_line[2].decode("latin-1")
+        return getattr(self.request, "command", "") or "other", getattr(self.request, "path", "") or "?"
 
 
-class JsonErrorChannel(HTTPChannel):  # type: ignore[misc]
-    """A connection whose refusals are `JsonErrorTask`s."""
-
-    error_task_class = JsonErrorTask
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Refused"
 
 
-def _translated(refusal: Error, adj: Adjustments) -> DalleServerError:
+def _translated(refusal: Error, adj: Adjustments, body_limit: int) -> DalleServerError:
     if refusal.code == 413:
-        return PayloadTooLarge(f"the body must have less than {adj.max_request_body_size} bytes")
+        return PayloadTooLarge(f"the body has more than the {body_limit} bytes that this route takes")
     if refusal.code == 501:
         return NotSupported(refusal.body)
     if refusal.code >= 500:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
+EXTENSION = "dalle_server.forwarded"
 _ROOT = "dalle_server.root"
 
 
@@ -80,6 +81,7 @@ class Forwarded:
 
 def install(app: Flask, settings: Settings) -> Forwarded:
     forwarded = Forwarded(app.wsgi_app, settings)
+    app.extensions[EXTENSION] = forwarded
     app.wsgi_app = forwarded  # type: ignore[method-assign]
     return forwarded
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
-import queue
 import re
 import secrets
-import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -16,23 +13,21 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from dalle_server.web.routing import current_route
+from dalle_server.web.terminal import Terminal, TerminalHandler
 
 access = logging.getLogger("dalle_server.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BARE = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 
 
-def configure(level: str) -> logging.handlers.QueueListener:
-    """Send every log to standard error through a thread of its own: a blocked pipe must not stop the engine."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: str, terminal: Terminal) -> None:
+    """Send every log to the terminal. Of libraries warnings only: at debug level they write what clients sent."""
+    handler = TerminalHandler(terminal)
     handler.setFormatter(LineFormatter())
-    lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
     root = logging.getLogger()
-    root.handlers = [logging.handlers.QueueHandler(lines)]
-    root.setLevel(level.upper())
-    listener = logging.handlers.QueueListener(lines, handler)
-    listener.start()
-    return listener
+    root.handlers = [handler]
+    root.setLevel("ERROR" if level == "error" else "WARNING")
+    logging.getLogger("dalle_server").setLevel(level.upper())
 
 
 class LineFormatter(logging.Formatter):

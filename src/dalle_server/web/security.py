@@ -13,7 +13,7 @@ from dalle_server.web import origins
 from dalle_server.web.keys import Guesses, Keys, client_name, presented_keys
 from dalle_server.web.origins import Origins
 from dalle_server.web.rates import SlidingWindow
-from dalle_server.web.routing import Route, current_route
+from dalle_server.web.routing import NO_ROUTE, Route, current_route
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -40,6 +40,8 @@ class Guard:
 
     def check(self, environ: WSGIEnvironment, route: Route) -> tuple[str, bytes] | None:
         """Name and bytes of the request's key, where one is asked for. Raises what the request is refused with."""
+        if route is NO_ROUTE:
+            return None
         headers, method = EnvironHeaders(environ), environ["REQUEST_METHOD"]
         self.origins.check(route, method, headers.get("Host", ""), headers.get("Origin"), headers.get("Sec-Fetch-Site"))
         key = None

@@ -11,8 +11,8 @@ import ipaddress
 import logging
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,18 +22,23 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
-from dalle_server.errors import DalleServerError
+from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.saving import sweep_leftovers
 from dalle_server.web import admission
 from dalle_server.web.app import create_app
+from dalle_server.web.directories import prepare
 from dalle_server.web.http_server import HttpServer
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
 from dalle_server.web.service import Service
+from dalle_server.web.sockets import shown
+from dalle_server.web.terminal import Terminal, hold_standard_streams
+from dalle_server.web.workers import translated
 
 WARM_UP_PROMPT = "warm-up"
+ENDING_S = 5.0  # to close everything, after the drain
 LAST_WORDS_S = 2.0  # for errors to reach those who wait, when the engine is gone
 
 LoadEngine = Callable[[Settings, Observer, Callable[[], None]], Engine]  # settings, observer, on_fatal → not started
@@ -44,25 +49,33 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, load_engine: LoadEngine) -> int:
     """Serve until a signal or a fatal fault; returns the exit code. Main thread only.
 
-    Raises ConfigError for keys, addresses or directories that cannot be used.
+    Raises ConfigError for keys, addresses or directories that cannot be used, DalleServerError where the system
+    gives no port or threads.
     """
-    print("--> Starting DALL-E Server. This might take up to two minutes.", flush=True)
-    log_listener = configure(settings.log_level)
+    hold_standard_streams()
+    terminal = Terminal()
     try:
-        return Process(settings, load_engine).run()
+        terminal.start()
+        terminal.say("--> Starting DALL-E Server. This might take up to two minutes.")
+        configure(settings.log_level, terminal)
+        return Process(settings, load_engine, terminal).run()
+    except RuntimeError as error:
+        raise translated(error) from None
     finally:
-        log_listener.stop()
+        terminal.close()
 
 
 class Process:
     """One server process. `stop` may be called from any thread, and from a signal handler."""
 
-    def __init__(self, settings: Settings, load_engine: LoadEngine):
+    def __init__(self, settings: Settings, load_engine: LoadEngine, terminal: Terminal):
         self._settings = settings
+        self._terminal = terminal
         self._load_engine = load_engine
         self._exit_code: int | None = None  # known when the end has begun
         self._over = False
         self._lock = threading.Lock()
+        prepare(settings)
         self._service = Service(settings, self._load)
         self._app: Flask = create_app(settings, self._service)
         self._admission: admission.Admission = self._app.extensions[admission.EXTENSION]
@@ -70,10 +83,11 @@ class Process:
         self._http = HttpServer(self._app, settings)
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):
-            signal.signal(number, self._on_signal)
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):  # the last two: not on every system
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._on_signal)
         _warn_if_open(self._settings)
-        print(f"--> Listening on http://{_shown_host(self._settings.host)}:{self._http.port}", flush=True)
+        self._terminal.say(f"--> Listening on http://{shown(self._settings.host)}:{self._http.port}")
         threading.Thread(target=self._load_and_tell, name="load-and-tell", daemon=True).start()
         self._http.run()
         return self._exit_code or 0
@@ -87,20 +101,19 @@ class Process:
         return engine
 
     def _load_and_tell(self) -> None:
-        self._service.start_loading().join()
-        if self._service.failure is not None:
-            print(f"error: {self._service.failure.message}", file=sys.stderr, flush=True)
-            self.stop(1)
-            return
         try:
+            self._service.start_loading().join()
+            if self._service.failure is not None:
+                raise self._service.failure
             self._jobs.start()
-        except DalleServerError as error:
-            print(f"error: {error.message}", file=sys.stderr, flush=True)
-            self.stop(1)
+        except (DalleServerError, RuntimeError) as error:
+            known = translated(error)
+            self._terminal.complain(f"error: {known.message}")
+            self.stop(2 if isinstance(known, ConfigError) else 1)
             return
         model = self._service.engine.config.name if self._settings.model_dir else self._settings.model_version
-        print("--> DALL-E Server is up and running!", flush=True)
-        print(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}", flush=True)
+        self._terminal.say("--> DALL-E Server is up and running!")
+        self._terminal.say(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}")
         if self._settings.save_to_disk:
             _sweep(self._settings.output_dir)
 
@@ -128,11 +141,23 @@ class Process:
                 return
             self._exit_code = exit_code
         drain_s = self._settings.drain_timeout_s if exit_code == 0 else 0.0
-        threading.Thread(target=self._end, args=(drain_s,), name="drain", daemon=True).start()
+        try:
+            threading.Thread(target=self._end_at_last, args=(drain_s + ENDING_S,), name="last", daemon=True).start()
+            threading.Thread(target=self._end, args=(drain_s,), name="drain", daemon=True).start()
+        except RuntimeError:
+            os._exit(exit_code or 1)  # no threads left, and so no order either
+
+    def _end_at_last(self, seconds: float) -> None:
+        """Whatever a request, a disk or a library does meanwhile."""
+        time.sleep(seconds)
+        logger.error("could not end in order within %g s", seconds)
+        self._terminal.close()
+        os._exit(self._exit_code or 0)
 
     def _end(self, drain_s: float) -> None:
         try:
             self._service.drain()
+            self._http.hurry()
             self._jobs.feed.close()  # watchers come back after the restart, and jobs go on there
             if not self._admission.wait_until_idle(drain_s):
                 logger.warning("%d requests were still open and are cancelled", self._admission.in_flight)
@@ -170,7 +195,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _shown_host(host: str) -> str:
-    return "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

@@ -17,6 +17,7 @@ from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.models.config import ModelConfig
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.metrics import Metrics
+from dalle_server.web.workers import NO_THREADS
 
 State = Literal["loading", "ready", "failed", "draining"]
 EXTENSION = "dalle_server"
@@ -80,7 +81,10 @@ class Service:
             self._fail(error)
         except Exception as error:
             logger.exception("loading the model failed")
-            self._fail(NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more"))
+            if "start new thread" in str(error):
+                self._fail(NO_THREADS)
+            else:
+                self._fail(NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more"))
         else:
             with self._changed:
                 self._engine = engine
@@ -118,6 +122,17 @@ class Service:
         engine = self.engine
         with self.bookkeeping.submitting(request):
             return engine.submit(request)
+
+    def full_for_s(self) -> float | None:
+        """None while the queue has room for a picture, else an estimate of the seconds until it has. Cheap."""
+        engine = self._engine
+        if engine is None:
+            return None
+        stats = engine.stats()
+        if stats.running + stats.waiting + stats.detokenizing < stats.num_slots + self.settings.max_waiting_images:
+            return None
+        picture_s = (stats.step_s or 0.0) * engine.config.picture.num_tokens
+        return max(1.0, picture_s / max(1, stats.num_slots))
 
     def drain(self) -> None:
         """Refuse new work from now on; what is accepted goes on."""

@@ -1,0 +1,353 @@
+"""Connections to clients: waitress's, with what an open network asks of them besides.
+
+- A body is kept only when the gate lets its headers pass; what is refused is answered, and read to its end unkept, so
+  that a client which sends first and reads later gets the answer and no reset.
+- A reader that takes nothing is let go, and so is a sender whose headers never end.
+- One address cannot hold every connection: its idle ones make room for new ones.
+- A client that has closed its sending half (`nc -N`) still waits for its answer; one that left is noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import select
+import socket
+import threading
+import time
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.server import TcpWSGIServer
+from waitress.task import WSGITask
+from waitress.utilities import BadRequest, RequestEntityTooLarge
+
+from dalle_server.web.error_task import RefusalTask
+from dalle_server.web.gate import Gate, Verdict
+from dalle_server.web.security import REFUSAL
+from dalle_server.web.workers import Workers
+
+HEADERS_S = 30.0  # for a request's headers to be complete
+STALL_S = 10.0  # for a reader to take the next bytes
+LINGER_S = 10.0  # for a refused body to end
+HEAD_BYTES = 2048
+LINGER_BYTES = 64 * 1024**2
+_TLS_HELLO = b"\x16\x03"
+_PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # the one interim answer that every client knows to pass over
+
+logger = logging.getLogger(__name__)
+
+
+class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
+    """One request as it comes in."""
+
+    chunked: bool
+    content_length: int
+    body_rcv: Any
+
+    def __init__(self, adj: Adjustments, channel: Channel):
+        super().__init__(adj)
+        self.begun = time.time()
+        self.head = b""  # its first bytes, for a refusal of headers that were not read
+        self.verdict = Verdict()
+        self.is_cut = False  # the verdict leaves its body unread: the connection ends with the answer
+        self._channel = channel
+
+    @property
+    def ends_connection(self) -> bool:
+        return self.is_cut or self.error is not None
+
+    @property
+    def is_told_at_once(self) -> bool:
+        """Needs nothing of the application; a web page's answer needs its CORS headers."""
+        return self.error is not None or (self.verdict.refusal is not None and "ORIGIN" not in self.headers)
+
+    def received(self, data: bytes) -> int:
+        if not self.header_plus and not self.headers_finished and data.startswith(_TLS_HELLO):
+            self.error = BadRequest("this port speaks http, not https; a proxy in front of it can speak https")
+            self.completed = True
+            return len(data)
+        if not self.headers_finished:
+            self.head = (self.head + data)[:HEAD_BYTES]
+        consumed: int = super().received(data)
+        if self.body_bytes_received > self.verdict.body_limit and self.error is None:  # chunked: no length to judge
+            self.error = RequestEntityTooLarge(f"exceeds {self.verdict.body_limit}")
+            self.completed = True
+        # What follows a refused request may be its body: it must never be taken for a request.
+        return len(data) if self.ends_connection else consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        self._check_framing()
+        has_body = self.chunked or self.content_length > 0
+        server = self._channel.server
+        self.verdict = server.gate.judge(
+            self._environ(), has_body=has_body, num_waiting=server.task_dispatcher.num_waiting
+        )
+        if has_body and not self.verdict.reads_body:
+            self.is_cut, self.expect_continue = True, False
+            self.chunked, self.content_length, self.body_rcv = False, 0, None
+
+    def _check_framing(self) -> None:
+        """Raises ParsingError for what two programs could read in two ways (RFC 9112, sections 3.2 and 6.3)."""
+        host = self.headers.get("HOST")
+        if host is None and self.version == "1.1":
+            raise ParsingError("a Host header is needed")
+        if host is not None and "," in host:
+            raise ParsingError("there must be one Host header")
+        if "TRANSFER_ENCODING" in self.headers:  # waitress takes it out where it means something
+            raise ParsingError("Transfer-Encoding needs HTTP/1.1")
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
+
+    def _environ(self) -> dict[str, Any]:
+        """As much of the WSGI environment as headers give."""
+        environ = {f"HTTP_{name}": value for name, value in self.headers.items()}
+        environ |= {
+            "REQUEST_METHOD": self.command,
+            "PATH_INFO": "/" + self.path.lstrip("/"),
+            "REMOTE_ADDR": self._channel.addr[0],
+            "CONTENT_LENGTH": self.headers.get("CONTENT_LENGTH", ""),
+        }
+        return environ
+
+
+class Task(WSGITask):  # type: ignore[misc]
+    """A request that goes to the application, perhaps with a refusal that only wants the application's words."""
+
+    def execute(self) -> None:
+        if self.request.is_cut or self.channel.is_half_closed:
+            self.set_close_on_finish()
+        super().execute()
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        if self.request.verdict.refusal is not None:
+            environ[REFUSAL] = self.request.verdict.refusal
+        return environ
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection. Its methods run in the thread that serves all of them, but for `service` and `write_soon`."""
+
+    task_class = Task
+    error_task_class = RefusalTask
+    close_when_flushed: bool
+
+    def __init__(self, server: Server, sock: socket.socket, addr: Any, adj: Adjustments, map: dict[int, Any]):
+        self.num_served = 0
+        self._taken_at = time.time()  # when the client last took bytes, or had none to take
+        self._is_answering = False  # bytes of the current answer are on their way
+        self.is_half_closed = False
+        self._ends = False  # with the answer to what was refused, whose body may still be coming
+        self._answers_at_once = False
+        self._lingers_until: float | None = None
+        self._lingered_bytes = 0
+        super().__init__(server, sock, addr, adj, map=map)
+        self.parser_class = functools.partial(Request, channel=self)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is being done for its client."""
+        return not self.requests
+
+    def readable(self) -> bool:
+        if self._lingers_until is not None:
+            return True
+        return not self.is_half_closed and bool(super().readable())
+
+    def handle_read(self) -> None:
+        try:
+            data = self.socket.recv(self.adj.recv_bytes)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.handle_close()
+            return
+        if not data:
+            self._at_end()
+        elif self._lingers_until is not None:
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > LINGER_BYTES:
+                self.handle_close()
+        else:
+            self.last_activity = time.time()
+            self.received(data)
+            while self._answers_at_once:
+                self._answers_at_once = False
+                self.service()
+
+    def received(self, data: bytes) -> bool:
+        if not self._ends:
+            super().received(data)
+            self._ends = any(request.ends_connection for request in self.requests)
+        return True
+
+    def answer_at_once(self) -> None:
+        """A refusal costs less than handing it to another thread: `handle_read` says it when its locks are free."""
+        self._answers_at_once = True
+
+    def service(self) -> None:
+        self._is_answering = False
+        request = self.requests[0]
+        if request.is_told_at_once and request.error is None:
+            request.error = BadRequest("")  # this makes it a RefusalTask, which has the refusal's own words
+        super().service()
+        self.num_served += 1
+
+    def write_soon(self, data: Any) -> int:
+        self._is_answering = True
+        written: int = super().write_soon(data)
+        return written
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        sent: int = super().send(data, do_close)
+        if sent:
+            self._taken_at = time.time()
+        return sent
+
+    # -- ends
+
+    def handle_write(self) -> None:
+        lingers = self.close_when_flushed and self._ends and not self.will_close
+        if lingers:
+            self.close_when_flushed = False
+        super().handle_write()
+        if lingers and self.connected:
+            if self.total_outbufs_len:
+                self.close_when_flushed = True
+            else:
+                self._linger()
+
+    def _linger(self) -> None:
+        """Everything is said. Closing now would reset a client that still sends, and it would not hear the answer."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.handle_close()
+        else:
+            self._lingers_until = time.time() + LINGER_S
+
+    def _at_end(self) -> None:
+        """The client will send no more. If it left, the network says so as soon as it is told something."""
+        waits = self.requests and self.requests[0].version == "1.1" and not self._is_answering
+        if not waits or not hasattr(select, "poll"):
+            self.handle_close()
+            return
+        self.is_half_closed = True
+        with self.outbuf_lock:
+            if not self._is_answering:
+                try:
+                    self.socket.send(_PROBE)
+                except OSError:
+                    self.handle_close()
+
+    def check_client_disconnected(self) -> bool:
+        return not self.connected or (self.is_half_closed and self._is_gone())
+
+    def _is_gone(self) -> bool:
+        poll = select.poll()
+        try:
+            poll.register(self.socket, 0)  # errors and hang-ups are told unasked
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def is_over(self, now: float, stall_s: float) -> bool:
+        """Asked every second: whether its client has had its time."""
+        if self._lingers_until is not None:
+            return now > self._lingers_until
+        if not self.total_outbufs_len:
+            self._taken_at = now
+        elif now - self._taken_at > stall_s:
+            logger.info("%s takes nothing of its answer and is let go", self.addr[0])
+            return True
+        if self.requests:
+            return False
+        if self.is_half_closed and not self.total_outbufs_len:
+            return True
+        if self.request is not None and not self.request.headers_finished and now - self.request.begun > HEADERS_S:
+            return True
+        return bool(now - self.last_activity > self.adj.channel_timeout)
+
+    def del_channel(self, map: dict[int, Any] | None = None) -> None:
+        super().del_channel(map)
+        self.server.book.remove(self)
+
+
+class Book:
+    """Open connections by address. Used by one thread."""
+
+    def __init__(self, most: int, most_per_address: int):
+        self._most, self._most_per_address = most, most_per_address
+        self._by_address: dict[str, dict[Channel, None]] = {}
+        self._num = 0
+
+    def make_room(self, address: str, *, is_proxy: bool) -> bool:
+        """Whether there is room for one more of this address; idle connections end for it, unused ones first."""
+        own = self._by_address.get(address, {})
+        if len(own) >= self._most_per_address and not is_proxy:
+            return self._end_one_of(own)
+        if self._num >= self._most:
+            return self._end_one_of(max(self._by_address.values(), key=len)) or self._end_one_of(own)
+        return True
+
+    def _end_one_of(self, channels: dict[Channel, None]) -> bool:
+        idle = [channel for channel in channels if channel.is_idle]
+        if not idle:
+            return False
+        min(idle, key=lambda channel: (channel.num_served > 0, channel.creation_time)).handle_close()
+        return True
+
+    def add(self, channel: Channel) -> None:
+        self._by_address.setdefault(channel.addr[0], {})[channel] = None
+        self._num += 1
+
+    def remove(self, channel: Channel) -> None:
+        own = self._by_address.get(channel.addr[0], {})
+        if channel in own:
+            del own[channel]
+            self._num -= 1
+            if not own:
+                del self._by_address[channel.addr[0]]
+
+
+class Server(TcpWSGIServer):  # type: ignore[misc]
+    """A listening socket."""
+
+    def __init__(
+        self, gate: Gate, book: Book, sock: socket.socket, workers: Workers, adj: Adjustments, map: dict[int, Any]
+    ):
+        self.gate, self.book = gate, book
+        self.stall_s = STALL_S
+        self._thread = 0  # that serves all connections
+        sockinfo = (sock.family, sock.type, sock.proto, sock.getsockname())
+        super().__init__(gate.app, map, True, sock, dispatcher=workers, adj=adj, sockinfo=sockinfo, bind_socket=False)
+
+    def fix_addr(self, addr: Any) -> Any:
+        """An IPv4 client of a socket for both families is known by its own address."""
+        return (addr[0].removeprefix("::ffff:").partition("%")[0], *addr[1:])
+
+    def channel_class(self, server: Server, sock: socket.socket, addr: Any, adj: Adjustments, map: Any) -> None:
+        """Called as a class is, by `handle_accept`."""
+        self._thread = threading.get_ident()
+        if self.book.make_room(addr[0], is_proxy=self.gate.is_proxy(addr[0])):
+            self.book.add(Channel(server, sock, addr, adj, map))
+        else:
+            logger.warning("%s has too many connections in use; one more is refused", addr[0])
+            sock.close()
+
+    def add_task(self, channel: Channel) -> None:
+        """Called when a request is complete: by its channel, in this thread, or by the task before it, in another."""
+        if channel.requests[0].is_told_at_once and threading.get_ident() == self._thread:
+            channel.answer_at_once()
+        else:
+            self.task_dispatcher.add_task(channel)
+
+    def maintenance(self, now: float) -> None:
+        """Every second. Closes at once: waitress would wait until a deaf client's socket can be written."""
+        for channel in list(self.active_channels.values()):
+            if channel.is_over(now, self.stall_s):
+                channel.handle_close()

@@ -1,0 +1,90 @@
+"""Decides about a request when its headers are complete, before a byte of its body is kept.
+
+In the one thread that reads all connections: nothing here may wait, or cost more than a fraction of a millisecond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+from dalle_server.errors import DalleServerError, Overloaded
+from dalle_server.web import admission, forwarded, security
+from dalle_server.web.routing import Route, route_of
+from dalle_server.web.service import EXTENSION, Service
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a request."""
+
+    rule: str = "none"  # the route's, for the counters
+    client: str = ""  # address
+    body_limit: int = 0  # bytes
+    refusal: DalleServerError | None = None
+
+    @property
+    def reads_body(self) -> bool:
+        return self.refusal is None and self.body_limit > 0
+
+
+class Gate:
+    """Asks the application's own guards, so that a request that passes here passes there too."""
+
+    def __init__(self, app: Flask):
+        self.app = app
+        self._routes = app.url_map.bind("")
+        self._service: Service = app.extensions[EXTENSION]
+        self._guard: security.Guard = app.extensions[security.EXTENSION]
+        self._admission: admission.Admission = app.extensions[admission.EXTENSION]
+        self._forwarded: forwarded.Forwarded = app.extensions[forwarded.EXTENSION]
+
+    def is_proxy(self, address: str) -> bool:
+        return self._forwarded.trusts(address)
+
+    def judge(self, environ: WSGIEnvironment, *, has_body: bool, num_waiting: int) -> Verdict:
+        """`environ` has the method, path, address and headers, and may be changed. `num_waiting` requests passed
+        before and have not reached the application yet.
+        """
+        self._forwarded.apply(environ)
+        found = self._find(environ)
+        if found is None:
+            return Verdict()  # whatever it brings is left unread; the application says why
+        (rule, route), address = found, environ["REMOTE_ADDR"]
+        try:
+            if not route.vital:
+                self._admission.check(address, num_waiting)
+            if has_body:
+                self._guard.check(environ, route)
+                self._check_queue(route)
+        except DalleServerError as error:
+            return Verdict(rule, address, refusal=error.with_traceback(None))
+        return Verdict(rule, address, self._guard.body_limit(route))
+
+    def _find(self, environ: WSGIEnvironment) -> tuple[str, Route] | None:
+        path = environ["PATH_INFO"].encode("latin-1", "replace").decode("utf-8", "replace")
+        try:
+            rule, _ = self._routes.match(path, environ["REQUEST_METHOD"], return_rule=True)
+        except (HTTPException, RequestRedirect):
+            return None
+        return rule.rule, route_of(self.app, rule)
+
+    def _check_queue(self, route: Route) -> None:
+        if route.cost == "pictures":
+            retry_after_s = self._service.full_for_s()
+            if retry_after_s is not None:
+                raise Overloaded("the queue is full; try again later", retry_after_s=retry_after_s)
+
+    def count(self, rule: str, method: str, error: DalleServerError) -> None:
+        """Put a refusal that the application never sees into its counters."""
+        metrics = self._service.metrics
+        metrics.http.labels(rule, method, error.status).inc()
+        if isinstance(error, Overloaded):
+            metrics.requests.labels("refused").inc()
