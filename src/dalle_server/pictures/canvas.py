@@ -27,7 +27,8 @@ MASK_RATIO_TOLERANCE = 0.02
 
 Weights = NDArray[np.float32]  # (height, width), 0 keep … 1 repaint
 
-_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# What Pillow raises for files that are damaged.
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 _TURNED = {  # EXIF's eight orientations: what puts each upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,18 +65,19 @@ def read_picture(data: bytes, param: str = "image") -> Picture:
         raise InvalidRequest(f"{param} is empty; send a PNG, JPEG, WebP or GIF file", param=param)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, param)
+            check_size(image.size, param)
             image.load()
             return _reduced(_decoded(_upright(image)))
     except UnidentifiedImageError:
         raise InvalidRequest(f"{param} is no PNG, JPEG, WebP or GIF file, or is damaged", param=param) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PayloadTooLarge(f"{param} has too many pixels; {MAX_PIXELS:,} are the most", param=param) from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{param} cannot be read as a picture: {error}", param=param) from None
 
 
-def _check_size(size: tuple[int, int], param: str) -> None:
+def check_size(size: tuple[int, int], param: str) -> None:
+    """Raises PayloadTooLarge for a picture of more than MAX_PIXELS, which must not be decoded."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise PayloadTooLarge(
@@ -86,7 +88,7 @@ def _check_size(size: tuple[int, int], param: str) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = _TURNED.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _UNREADABLE:  # broken EXIF says nothing, and the picture is there all the same
+    except UNREADABLE:  # broken EXIF says nothing, and the picture is there all the same
         turned = None
     return image if turned is None else image.transpose(turned)
 

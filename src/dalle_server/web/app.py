@@ -17,19 +17,23 @@ from dalle_server.web import (
     security,
 )
 from dalle_server.web.automatic1111 import empty as automatic1111_empty
+from dalle_server.web.automatic1111 import extras as automatic1111_extras
 from dalle_server.web.automatic1111 import models as automatic1111_models
 from dalle_server.web.automatic1111 import routes as automatic1111
 from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.openai import responses as openai_responses
 from dalle_server.web.openai import routes as openai
 from dalle_server.web.service import EXTENSION, Service
 
 APIS = (
     original,
     openai,
+    openai_responses,
     picture_urls,
     automatic1111,
     automatic1111_models,
     automatic1111_empty,
+    automatic1111_extras,
     operations,
     playground,
 )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from threading import Semaphore
 
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady
 from dalle_server.generation import (
@@ -125,21 +127,32 @@ class Drawing:
 
         The wait is part of the request's time. Raises DeadlineExceeded, GenerationCancelled when the client left.
         """
-        form, deadline = self.order.form, self.generation.deadline
-        while True:
-            if self._left():
-                raise GenerationCancelled("the client left")
-            if deadline is not None and time.monotonic() > deadline:
-                limit_s = self.generation.request.timeout_s
-                raise DeadlineExceeded(f"the pictures were not encoded within {limit_s:g} s; ask for fewer or smaller")
-            if self._encoders.acquire(timeout=POLL_S):
-                break
-        try:
+        form = self.order.form
+        with _place(self._encoders, self._left, self.generation.deadline):
             return encode_image(
                 pixels, form.format, metadata=metadata, size_px=form.size_px, quality=form.quality, texts=texts
             )
-        finally:
-            self._encoders.release()
+
+
+@contextmanager
+def _place(places: Semaphore, left: Callable[[], bool], deadline: float | None) -> Iterator[None]:
+    while True:
+        if left():
+            raise GenerationCancelled("the client left")
+        if deadline is not None and time.monotonic() > deadline:
+            raise DeadlineExceeded("the pictures were not read or made in the request's time; ask for fewer or smaller")
+        if places.acquire(timeout=POLL_S):
+            break
+    try:
+        yield
+    finally:
+        places.release()
+
+
+def encoding() -> AbstractContextManager[None]:
+    """A place to decode, resize or encode pictures in, for the current HTTP request. Raises as `Drawing.file` does."""
+    service = current_service()
+    return _place(service.encoders, client_left(), time.monotonic() + service.settings.request_timeout_s)
 
 
 def draw(order: Order) -> Drawing:

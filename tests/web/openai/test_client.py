@@ -104,7 +104,7 @@ def test_a_reader_that_stops_frees_its_slot(server: Live, client: openai.OpenAI)
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names[0] == "fake"
-    assert {"dall-e-2", "dall-e-3", "gpt-image-1"} <= set(names)
+    assert {"dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-2.6-sunburst", "chatgpt-image-latest"} <= set(names)
     assert client.models.retrieve("dall-e-3").id == "dall-e-3"
 
 
@@ -165,3 +165,35 @@ def test_overload_says_when_to_come_back(tmp_path_factory: pytest.TempPathFactor
         patient = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=5)
         running.close()
         assert patient.images.generate(prompt="y").data
+
+
+MODELS_OF_2026 = (
+    "gpt-image-1.5", "gpt-image-2", "gpt-image-2-2026-04-21", "gpt-image-2.5-sunburst", "gpt-image-2.5-flare",
+    "gpt-image-2.5-sunburst-2026-09-08", "gpt-image-2.5-flare-2026-09-08", "gpt-image-2.6-sunburst",
+    "gpt-image-2.6-flare", "gpt-image-1-mini", "chatgpt-image-latest",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS_OF_2026)
+def test_every_name_that_the_client_knows_means_the_loaded_model(client: openai.OpenAI, model: str) -> None:
+    reply = client.images.generate(
+        prompt="x",
+        model=model,
+        quality="high",
+        background="opaque",
+        moderation="low",
+        size="1536x1024",
+        extra_body={"complexity": "high", "safety_identifier": "u-1", "markup": [], "quality": "xhigh"},
+    )
+    assert reply.data is not None
+    assert reply.data[0].url is None and opened(reply.data[0].b64_json).size == (1536, 1024)
+    assert (reply.quality, getattr(reply, "safety_identifier", None)) == ("xhigh", "u-1")
+    assert client.models.retrieve(model).id == model
+
+
+def test_a_picture_of_a_seed_is_made_without_those_before_it(client: openai.OpenAI) -> None:
+    extra = {"seed": 5, "negative_prompt": "fog", "guidance_scale": 4}
+    both = client.images.generate(prompt="x", n=3, response_format="b64_json", extra_body=extra).data
+    alone = client.images.generate(prompt="x", response_format="b64_json", extra_body={**extra, "image_index": 2}).data
+    assert both is not None and alone is not None
+    assert alone[0].b64_json == both[2].b64_json

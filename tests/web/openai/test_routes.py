@@ -253,3 +253,48 @@ def test_a_leaving_client_is_noticed_between_events(client: FlaskClient, engine:
     reply = client.post("/v1/images/generations", json={"prompt": "x"}, environ_overrides=environ)
     assert reply.status_code == 499
     assert [generation.cancel_reason for generation in engine.generations] == ["the client left"] * 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "kind"),
+    [
+        ({}, {"response_format": "file"}, "image/png"),
+        ({}, {"response_format": "file", "output_format": "jpeg"}, "image/jpeg"),
+        ({"Accept": "image/*"}, {}, "image/png"),
+        ({"Accept": "image/webp"}, {}, "image/webp"),
+        ({"Accept": "image/webp"}, {"output_format": "jpeg"}, "image/jpeg"),
+        ({"Accept": "*/*"}, {}, "application/json"),
+        ({"Accept": "image/png"}, {"n": 2}, "application/json"),
+        ({"Accept": "image/png"}, {"response_format": "b64_json"}, "application/json"),
+        ({"Accept": "application/json, image/png"}, {}, "application/json"),
+    ],
+)
+def test_a_bare_picture_is_the_answer_where_it_is_asked_for(
+    client: FlaskClient, headers: dict[str, str], body: dict[str, Any], kind: str
+) -> None:
+    reply = client.post("/v1/images/generations", json={"prompt": "a red apple", "seed": 3, **body}, headers=headers)
+    assert (reply.status_code, reply.mimetype) == (200, kind)
+    if kind != "application/json":
+        assert read_metadata(reply.data).seed == 3
+        assert Image.open(io.BytesIO(reply.data)).get_format_mimetype() == kind
+
+
+@pytest.mark.parametrize("model", ["", None, "SCRIPTED", "gpt-image-7-turbo", "dall-e-4"])
+def test_other_ways_to_say_the_loaded_model(client: FlaskClient, model: str | None) -> None:
+    generate(client, model=model)
+
+
+@pytest.mark.parametrize("name", ["gpt-image", "gpt-image-", "gpt-4o", "xgpt-image-1", "dall-e-3 "])
+def test_names_that_are_near_are_not_found(client: FlaskClient, name: str) -> None:
+    generate(client, 404, model=name)
+
+
+def test_an_empty_size_and_whole_floats_are_taken(client: FlaskClient, engine: ScriptedEngine) -> None:
+    generate(client, size="", n=2.0, seed=7.0, top_k=5.0, output_compression=50.0)
+    assert engine.requests[0].images == (ImageKey(7, 0), ImageKey(7, 1))
+    assert "integer, not 2.5" in generate(client, 400, n=2.5)["error"]["message"]
+
+
+def test_a_stream_tells_the_index_under_which_a_picture_is_found_again(client: FlaskClient) -> None:
+    found = events(client, seed=4, image_index=5, partial_images=1)
+    assert {data["image_index"] for _, data in found if data != "[DONE]"} == {5}

@@ -5,6 +5,7 @@ Its web UI writes it into PNGs as a text chunk named `parameters`; sites and too
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,3 +72,27 @@ def _settings(
         "Model": name,
         "Version": program,
     }
+
+
+_PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+MAX_SETTINGS_CHARS = 4_000  # the line is searched for pairs from each of its characters on
+
+
+def parse_infotext(text: str) -> dict[str, str]:
+    """What another program's infotext says, by name: `Prompt`, `Negative prompt`, and its last line of settings."""
+    if not text.strip():
+        return {}
+    *lines, last = text.strip().split("\n")
+    settings = dict(_PAIR.findall(last)) if len(last) <= MAX_SETTINGS_CHARS else {}
+    if len(settings) < 3:  # a prompt that happens to hold a colon
+        lines, settings = [*lines, last], {}
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **settings}
+
+
+def decode_comment(comment: bytes) -> str:
+    """EXIF's UserComment, as the web UI writes it into JPEGs. The first eight bytes name the character set."""
+    charset, text = comment[:8], comment[8:]
+    if charset == b"UNICODE\0":
+        return text.decode("utf-16-le" if text[1:2] == b"\0" else "utf-16-be", "replace").rstrip("\0")
+    return text.decode("utf-8", "replace").rstrip("\0") if charset in (b"ASCII\0\0\0", b"\0" * 8) else ""

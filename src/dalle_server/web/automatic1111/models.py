@@ -8,6 +8,7 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, RootModel
 
 from dalle_server.errors import NotFound
+from dalle_server.web.automatic1111.extras import UPSCALERS
 from dalle_server.web.automatic1111.infotext import SAMPLER
 from dalle_server.web.automatic1111.schemas import (
     Empty,
@@ -127,4 +128,4 @@ def schedulers() -> Response:
 @blueprint.get("/upscalers")
 @describe("How a picture reaches the asked size", access="key", cost="little", owned=False, reply=UpscalerItems)
 def upscalers() -> Response:
-    return _listed([UpscalerItem(name="None"), UpscalerItem(name="Lanczos"), UpscalerItem(name="Nearest")])
+    return _listed([UpscalerItem(name=name) for name in UPSCALERS])

@@ -8,13 +8,22 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from flask.sansio.blueprints import BlueprintSetupState
-from PIL import Image
+from PIL import ExifTags, Image
 
-from dalle_server.errors import NotSupported
+from dalle_server.errors import InvalidRequest, NotSupported
 from dalle_server.generation import SamplingParams, unwrap
+from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
 from dalle_server.pictures.codec import base64_text
 from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
-from dalle_server.web.automatic1111.infotext import KEYWORD, SAMPLER, Told, told_by_file, told_by_request
+from dalle_server.web.automatic1111.infotext import (
+    KEYWORD,
+    SAMPLER,
+    Told,
+    decode_comment,
+    parse_infotext,
+    told_by_file,
+    told_by_request,
+)
 from dalle_server.web.automatic1111.progress import Job, Jobs
 from dalle_server.web.automatic1111.schemas import (
     Empty,
@@ -25,7 +34,7 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
-from dalle_server.web.drawing import Drawing, Form, Order, await_model, draw
+from dalle_server.web.drawing import Drawing, Form, Order, await_model, draw, encoding
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.security import client_id
@@ -204,17 +213,31 @@ def _stop() -> None:
 def png_info() -> Response:
     data = decode_base64(read_json(PngInfoBody).image, "image")
     metadata = find_metadata(data)
-    with Image.open(io.BytesIO(data)) as image:
-        size_px = image.size
-        texts = {name: text for name, text in image.info.items() if isinstance(name, str) and isinstance(text, str)}
-    if metadata is None:
-        # As the web UI answers for a picture that its own programs did not make.
-        info = texts.pop(KEYWORD, "")
-        return jsonify(PngInfoReply(info=info, items=texts, parameters={}).model_dump())
+    with encoding():
+        size_px, texts = _texts_of(data)
+    if metadata is None:  # of another program: as the web UI answers
+        info = texts.pop(KEYWORD, texts.get("exif comment", ""))
+        return jsonify(PngInfoReply(info=info, items=texts, parameters=parse_infotext(info)).model_dump())
     told = told_by_file(metadata, size_px)
+    texts.pop(KEYWORD, None)
     reply = PngInfoReply(
         info=told.infotext,
         items=texts | {PNG_KEYWORD: metadata.to_json()},
         parameters={"Prompt": told.prompt, "Negative prompt": told.negative_prompt, **told.settings},
     )
     return jsonify(reply.model_dump())
+
+
+def _texts_of(data: bytes) -> tuple[tuple[int, int], dict[str, str]]:
+    """(width, height) and the texts of a picture: a PNG's chunks, wherever they stand, and EXIF's comment."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.size, "image")
+            image.load()  # a text may stand behind the pixels
+            texts = {name: text for name, text in image.info.items() if isinstance(name, str) and isinstance(text, str)}
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except UNREADABLE as error:
+        raise InvalidRequest(f"image cannot be read as a picture: {error}", param="image") from None
+    if isinstance(comment, bytes) and (decoded := decode_comment(comment)):
+        texts["exif comment"] = decoded
+    return image.size, texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -143,7 +143,7 @@ class SchedulerItem(BaseModel):
 
 
 class UpscalerItem(BaseModel):
-    name: Literal["None", "Lanczos", "Nearest"]
+    name: str
     model_name: str | None = None
     model_path: str | None = None
     model_url: str | None = None

@@ -1,0 +1,253 @@
+"""POST /v1/responses with the tool `image_generation`: the text of the input is the prompt, one picture the output.
+
+A thin shim over the Images API (https://platform.openai.com/docs/guides/tools-image-generation): there is no language
+model behind it, no conversation is kept, and `model`, which names one, is only echoed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from flask import Blueprint, jsonify
+from flask.typing import ResponseReturnValue
+from pydantic import BaseModel, Field
+
+from dalle_server.errors import DalleServerError, GenerationCancelled, InvalidRequest
+from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, Preview, require_words
+from dalle_server.pictures.codec import base64_text
+from dalle_server.web import sse
+from dalle_server.web.drawing import Drawing, Order, draw
+from dalle_server.web.errors import openai_error
+from dalle_server.web.openai.names import resolve_model
+from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, OutputBody
+from dalle_server.web.openai.stream import preview_every
+from dalle_server.web.routing import describe
+from dalle_server.web.schemas import Body, read_json
+from dalle_server.web.service import current_service
+
+blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
+TOOL = "image_generation"
+Json = dict[str, Any]
+
+
+class Tool(OutputBody):
+    """Of `image_generation` all fields count, ours included; other tools are ignored."""
+
+    type: str
+
+
+class ContentPart(Body):
+    type: str
+    text: str | None = None
+
+
+class InputItem(Body):
+    """A message; its text may stand alone or in parts. What else an input may hold is ignored."""
+
+    role: str | None = None
+    content: str | list[ContentPart] | None = None
+
+
+class ResponsesBody(Body):
+    """POST /v1/responses."""
+
+    input: str | list[InputItem] = Field(description="the last message of the user is the prompt")
+    tools: list[Tool] = Field(description="must hold one of the type image_generation")
+    model: str | None = Field(None, description="echoed")
+    stream: bool | None = None
+    previous_response_id: str | None = None
+
+    @property
+    def tool(self) -> Tool:
+        """Raises InvalidRequest."""
+        found = next((tool for tool in self.tools if tool.type == TOOL), None)
+        if found is None:
+            raise InvalidRequest(f"tools must hold one of the type {TOOL!r}: this server only paints", param="tools")
+        return found
+
+    @property
+    def prompt(self) -> str:
+        """Raises InvalidRequest where there is none, and for what this server cannot follow."""
+        if self.previous_response_id:
+            raise InvalidRequest(
+                "previous_response_id cannot be followed: no conversation is kept; send the whole prompt",
+                param="previous_response_id",
+            )
+        text = self.input if isinstance(self.input, str) else _last_words(self.input)
+        require_words(text, "input")
+        if len(text) > MAX_PROMPT_CHARS:
+            raise InvalidRequest(f"input must have at most {MAX_PROMPT_CHARS} characters", param="input")
+        return text
+
+
+def _last_words(items: list[InputItem]) -> str:
+    users = [item for item in items if item.role == "user"]
+    content = users[-1].content if users else None
+    if content is None or isinstance(content, str):
+        return content or ""
+    if any(part.type == "input_image" for part in content):
+        raise InvalidRequest("input pictures are not read here; send them to /v1/images/edits", param="input")
+    return "\n".join(part.text for part in content if part.type == "input_text" and part.text)
+
+
+class ImageCall(BaseModel):
+    """The one item of the output."""
+
+    id: str
+    type: Literal["image_generation_call"] = "image_generation_call"
+    status: Literal["in_progress", "generating", "completed"]
+    result: str | None = None  # base64
+    revised_prompt: str | None = None
+    size: str
+    output_format: str
+    quality: str = "auto"
+    background: Literal["opaque"] = "opaque"
+
+
+class ResponseReply(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed"]
+    model: str
+    output: list[ImageCall]
+    tools: list[dict[str, str]] = Field(default_factory=lambda: [{"type": TOOL}])
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = False
+    error: None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Response:
+    """One answer, as it grows."""
+
+    def __init__(self, drawing: Drawing, tool: Tool, model: str):
+        self.drawing, self._tool, self._model = drawing, tool, model
+        self._id, self.item_id = f"resp_{secrets.token_hex(12)}", f"ig_{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def item(self, status: Literal["in_progress", "generating", "completed"], result: str | None = None) -> ImageCall:
+        width, height = self.drawing.size_px
+        return ImageCall(
+            id=self.item_id,
+            status=status,
+            result=result,
+            revised_prompt=self.drawing.order.prompt if result else None,
+            size=f"{width}x{height}",
+            output_format=self.drawing.order.form.format.value,
+            quality=self._tool.quality or "auto",
+        )
+
+    def whole(self, done: ImageCall | None = None) -> Json:
+        text_tokens = self.drawing.generation.text_token_count
+        image_tokens = self.drawing.engine.config.picture.num_tokens
+        usage = {
+            "input_tokens": text_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": image_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": text_tokens + image_tokens,
+        }
+        reply = ResponseReply(
+            id=self._id,
+            created_at=self._created,
+            status="completed" if done else "in_progress",
+            model=self._model,
+            output=[done] if done else [],
+            usage=usage if done else None,
+        )
+        return reply.model_dump()
+
+
+@blueprint.post("/responses")
+@describe(
+    "Make a picture with the tool image_generation",
+    access="key",
+    cost="pictures",
+    owned=False,
+    body=ResponsesBody,
+    reply=ResponseReply,
+    streams=True,
+)
+def responses() -> ResponseReturnValue:
+    body = read_json(ResponsesBody)
+    engine, tool = current_service().engine, body.tool
+    resolve_model(tool.model, engine)
+    tool = tool.model_copy(update={"stream": body.stream})
+    drawing = draw(
+        Order(
+            prompt=body.prompt,
+            seed=tool.seed,
+            first_index=tool.image_index,
+            sampling=tool.sampling,
+            negative_prompt=tool.negative_prompt or "",
+            preview_every=preview_every(tool, engine.config.picture.num_tokens),
+            form=tool.form,
+        )
+    )
+    response = _Response(drawing, tool, body.model or engine.config.name)
+    if body.stream:
+        return sse.stream(drawing.generation, _Translator(response, tool.partial_images or 0).translate)
+    (image,) = drawing.images()
+    return jsonify(response.whole(response.item("completed", base64_text(drawing.file(image)))))
+
+
+class _Translator:
+    """Events of the drawing → the API's events, numbered."""
+
+    def __init__(self, response: _Response, max_partials: int):
+        self._response, self._max_partials = response, max_partials
+        self._number = self._partials = 0
+        self._begun = self._over = False
+
+    def translate(self, event: Event) -> Iterator[str]:
+        if not self._begun:
+            self._begun = True
+            yield self._event("response.created", response=self._response.whole())
+            yield self._event("response.in_progress", response=self._response.whole())
+            item = self._response.item("in_progress").model_dump()
+            yield self._event("response.output_item.added", output_index=0, item=item)
+            yield self._call("in_progress")
+            yield self._call("generating")
+        if not self._over:
+            try:
+                yield from self._translated(event)
+            except DalleServerError as error:  # the picture could not be made into a file
+                self._response.drawing.generation.cancel(error.message)
+                yield self._failure(error)
+
+    def _translated(self, event: Event) -> Iterator[str]:
+        drawing = self._response.drawing
+        match event:
+            case Preview() if self._partials < self._max_partials:
+                self._partials += 1
+                shown = base64_text(drawing.preview_file(event.pixels))
+                yield self._call("partial_image", partial_image_index=self._partials - 1, partial_image_b64=shown)
+            case ImageReady(image):
+                item = self._response.item("completed", base64_text(drawing.file(image)))
+                yield self._call("completed")
+                yield self._event("response.output_item.done", output_index=0, item=item.model_dump())
+                yield self._event("response.completed", response=self._response.whole(item))
+                self._over = True
+            case Failed(error):
+                yield self._failure(error)
+            case Cancelled(reason):
+                yield self._failure(GenerationCancelled(reason))
+            case Done():
+                pass
+
+    def _failure(self, error: DalleServerError) -> str:
+        self._over = True
+        told = openai_error(error)
+        return self._event("error", code=told["code"], message=told["message"], param=told["param"])
+
+    def _call(self, kind: str, **data: Any) -> str:
+        name = f"response.image_generation_call.{kind}"
+        return self._event(name, output_index=0, item_id=self._response.item_id, **data)
+
+    def _event(self, name: str, **data: Any) -> str:
+        number, self._number = self._number, self._number + 1
+        return sse.format_event(name, {"type": name, "sequence_number": number, **data})
