@@ -1,71 +1,128 @@
-"""Compiles the CPU decode step while the package is built: no compiler need be on the machine.
+"""Compiles the C code of the CPU runner while the package is built: no compiler need be on the machine.
 
 The C compiler is the one inside the `ziglang` wheel, a requirement of the build alone: pip fetches and forgets it.
-Other processors than x86-64 get a wheel without the compiled step; the server says at start what it runs instead.
+DALLE_BUILD in the environment may be 0 (compile nothing) or the name of another system below (cross-compile for it).
 
     python hatch_build.py     compiles in place, for a checkout that runs without being installed
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILER = "ziglang==0.17.1"
-FOLDER = Path(__file__).parent / "src" / "dalle_server" / "engine" / "runners" / "cpu" / "compiled"
-LIBRARY = FOLDER / "decode_step.so"  # by this name on every system
-# What the oldest supported system of each kind calls itself, for the compiler and for the wheel.
-TARGETS = {
-    "Linux": ("x86_64-linux-gnu.2.17", "manylinux_2_17_x86_64"),
-    "Darwin": ("x86_64-macos", "macosx_11_0_x86_64"),
-    "Windows": ("x86_64-windows-gnu", "win_amd64"),
+ROOT = Path(__file__).parent
+
+
+def _builds() -> Any:
+    """The package's own list, read without importing the package, which is not installed yet."""
+    path = ROOT / "src/dalle_server/engine/runners/cpu/compiled/builds.py"
+    spec = importlib.util.spec_from_file_location("builds", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builds = _builds()
+
+
+class System(NamedTuple):
+    """What a kind of system is called by the compiler and by the wheel: the oldest of its kind that is supported."""
+
+    processor: str
+    compiler_target: str
+    wheel_platform: str
+
+
+SYSTEMS = {
+    "linux-x86_64": System("x86_64", "x86_64-linux-gnu.2.17", "manylinux_2_17_x86_64"),
+    "linux-aarch64": System("aarch64", "aarch64-linux-gnu.2.17", "manylinux_2_17_aarch64"),
+    "linux-musl-x86_64": System("x86_64", "x86_64-linux-musl", "musllinux_1_1_x86_64"),
+    "linux-musl-aarch64": System("aarch64", "aarch64-linux-musl", "musllinux_1_1_aarch64"),
+    "darwin-x86_64": System("x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64"),
+    "darwin-aarch64": System("aarch64", "aarch64-macos.11.0", "macosx_11_0_arm64"),
+    "windows-x86_64": System("x86_64", "x86_64-windows-gnu", "win_amd64"),
 }
 
 
-def target() -> tuple[str, str] | None:
-    """The compiler's and the wheel's name of this system; None where the step is not compiled."""
-    return TARGETS.get(platform.system()) if platform.machine() in ("x86_64", "AMD64") else None
+def this_system() -> str:
+    """The name that it has, or would have, among SYSTEMS."""
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+    libc = "-musl" if "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "") else ""
+    return f"{platform.system().lower()}{libc}-{processor}"
 
 
-def compile_decode_step(compiler_target: str) -> None:
-    """Raises CalledProcessError, the compiler's messages on stderr."""
+def compile_builds(system: System) -> list[Path]:
+    """Every build for the system's processor. Raises CalledProcessError, the compiler's messages on stderr."""
+    names = builds.BUILDS[system.processor]
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / LIBRARY.name
-        options = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-g0", "-s", "-fvisibility=hidden"]
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", compiler_target, "-shared", "-fPIC", *options]
-        caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
-        subprocess.run([*command, "-o", made, FOLDER / "decode_step.c"], check=True, env={**os.environ, **caches})
-        part = LIBRARY.with_suffix(".part")
-        try:
-            part.write_bytes(made.read_bytes())
-            part.replace(LIBRARY)  # a server that runs keeps the old file
-        finally:
-            part.unlink(missing_ok=True)
+        # The compiler's own library is compiled for a target once, which takes longer than our code.
+        caches = {"ZIG_GLOBAL_CACHE_DIR": f"{scratch}/global", "ZIG_LOCAL_CACHE_DIR": f"{scratch}/local"}
+        for name in names:
+            made = Path(scratch) / builds.library_of(name).name
+            defines = [f"-DBUILD={builds.define_of(name)}", f'-DSOURCES="{builds.sources_digest()}"']
+            compiler = [sys.executable, "-m", "ziglang", "cc", "-target", system.compiler_target, "-shared", "-fPIC"]
+            command = [*compiler, *builds.OPTIONS, *defines, "-o", str(made), str(builds.FOLDER / "library.c")]
+            subprocess.run(command, check=True, env={**caches, **os.environ})
+            _put(made, builds.library_of(name))
+    return [builds.library_of(name) for name in names]
 
 
-class DecodeStepHook(BuildHookInterface[Any]):
+def _put(made: Path, library: Path) -> None:
+    part = library.with_suffix(".part")
+    try:
+        part.write_bytes(made.read_bytes())
+        part.replace(library)  # a server that runs keeps the old file
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def wanted_system() -> System | None:
+    """None where nothing is to be compiled."""
+    named = os.environ.get("DALLE_BUILD", "")
+    if named == "0":
+        return None
+    if named and named not in SYSTEMS:
+        sys.exit(f"DALLE_BUILD={named} is neither 0 nor one of {', '.join(SYSTEMS)}")
+    return SYSTEMS.get(named or this_system())
+
+
+class CompiledHook(BuildHookInterface[Any]):
     """Called by hatchling for a wheel and for an editable install."""
 
     def dependencies(self) -> list[str]:
-        return [COMPILER] if target() else []
+        return [COMPILER] if wanted_system() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if found := target():
-            compiler_target, wheel_platform = found
-            compile_decode_step(compiler_target)
-            build_data["artifacts"].append(LIBRARY.relative_to(self.root).as_posix())
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{wheel_platform}"
+        if not (system := wanted_system()):
+            return
+        try:
+            libraries = compile_builds(system)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if os.environ.get("DALLE_BUILD"):
+                raise
+            self.app.display_warning(
+                f"the CPU code was not compiled ({error}): on a CPU the server will use OpenVINO, two to three times"
+                " slower, and a seed will give other pictures than with the compiled code"
+            )
+            return
+        build_data["artifacts"] += [library.relative_to(self.root).as_posix() for library in libraries]
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{system.wheel_platform}"
 
 
 if __name__ == "__main__":
-    if not (here := target()):
-        sys.exit(f"the decode step is compiled for x86-64 only, not for {platform.machine()}")
-    compile_decode_step(here[0])
+    if not (here := wanted_system()):
+        sys.exit(f"nothing to compile for {this_system()} (DALLE_BUILD={os.environ.get('DALLE_BUILD', '')})")
+    compile_builds(here)

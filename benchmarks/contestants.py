@@ -86,9 +86,12 @@ def padded(ids: list[int]) -> TextTokens:
 def ours(runner: str, dtype: str) -> Build:
     def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
         weights = open_checkpoint(checkpoint)
-        options = {"num_slots": num_images, "num_threads": num_threads}
         # With a cache, as the server has one: int8 keeps there what it needs to paint in int8, too.
-        return RunnerContestant(choose_runner(weights, runner, dtype, device="cpu", cache_dir=WORK, **options))
+        return RunnerContestant(
+            choose_runner(
+                weights, runner, dtype, device="cpu", num_slots=num_images, num_threads=num_threads, cache_dir=WORK
+            )
+        )
 
     return build
 

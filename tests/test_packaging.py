@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dalle_server.engine.runners.cpu.compiled.builds import BUILDS, library_of
+
 ROOT = Path(__file__).parent.parent
 MAX_WHEEL_BYTES = 40 * 2**20
 
@@ -38,10 +40,14 @@ def test_wheel_holds_the_embedded_checkpoint_and_the_playground(wheel: zipfile.Z
     assert sum(info.file_size for info in wheel.infolist()) < MAX_WHEEL_BYTES
 
 
-def test_wheel_holds_the_compiled_step_of_its_platform(wheel: zipfile.ZipFile) -> None:
-    is_compiled = platform.machine() in ("x86_64", "AMD64")
-    assert ("dalle_server/engine/runners/cpu/compiled/decode_step.so" in wheel.namelist()) == is_compiled
-    assert str(wheel.filename).endswith("-py3-none-any.whl") != is_compiled
+def test_wheel_holds_every_build_for_its_processor(wheel: zipfile.ZipFile) -> None:
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+    folder = "dalle_server/engine/runners/cpu/compiled/"
+    packed = {
+        name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder) and name.endswith(".so")
+    }
+    assert packed == {library_of(name).name for name in BUILDS.get(processor, ())}
+    assert str(wheel.filename).endswith("-py3-none-any.whl") != bool(packed)
 
 
 def test_wheel_carries_licences_and_needs_no_torch(wheel: zipfile.ZipFile) -> None:

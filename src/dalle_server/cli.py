@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODEL_FLAGS = ("model_version", "model_dir", "cache_dir", "runner", "device", "dtype", "num_threads", "num_slots")
+MODEL_FLAGS = (
+    "model_version",
+    "model_dir",
+    "cache_dir",
+    "runner",
+    "device",
+    "dtype",
+    "num_threads",
+    "cpu_build",
+    "num_slots",
+)
 
 
 class Parser(argparse.ArgumentParser):

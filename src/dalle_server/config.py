@@ -141,7 +141,10 @@ class Settings(BaseModel):
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",
         description="Number format of the weights; auto takes the fastest that is faithful on the device.")
     num_threads: Count = Field(None,
-        description="CPU threads of the engine; auto takes one for each physical core.")
+        description="CPU threads of the engine; auto takes one for each physical core that it may use all the time.")
+    cpu_build: Annotated[Literal["auto", "avx512vnni", "avxvnni", "avx2", "x86-64-v2", "dotprod", "aarch64"],
+        BeforeValidator(_lower)] = Field("auto",
+        description="Instruction set of the compiled runner; auto takes the best that the CPU has. All draw the same.")
     num_slots: Count = Field(None,
         description="Pictures written at the same time; auto follows the device's memory.")
     max_waiting_images: Integer = Field(64, ge=1, le=4096,

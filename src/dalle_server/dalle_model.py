@@ -66,6 +66,7 @@ def load_engine(
             device=settings.device,
             num_slots=settings.num_slots,
             num_threads=settings.num_threads,
+            cpu_build=settings.cpu_build,
             cache_dir=settings.cache_dir,
         )
 

@@ -8,6 +8,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,7 +35,8 @@ def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> Non
 
 def with_compiled(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
     """As if the compiled step could run here, or could not because of `missing`."""
-    monkeypatch.setattr(choosing, "why_not", lambda: missing)
+    monkeypatch.setattr(choosing, "why_not", lambda build: missing)
+    monkeypatch.setattr(choosing, "load_library", lambda build: SimpleNamespace(build="avx2"))
 
 
 def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +157,7 @@ def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -
     assert runner.info.runner == "openvino" and runner.info.dtype == "fp32" and runner.num_slots == 3
     (line,) = [record.getMessage() for record in caplog.records]
     assert "openvino on cpu in fp32, 3 slots" in line and runner.info.reason in line
+    assert "1 threads (as asked for)" in line
 
 
 @needs_compiled
@@ -172,3 +175,11 @@ def test_a_folder_called_torch_is_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert choosing._accelerator() is None
+
+
+def test_a_build_may_be_named_and_one_that_is_not_there_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--runner compiled: this installation has no build sse9 of the compiled code"
+    ):
+        choose("compiled", "cpu", "int8", cpu_build="sse9")
+    assert choose(device="cpu", dtype="int8", cpu_build="sse9").runner == "openvino"

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
-from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.packing import pack, products
-from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
+from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
 from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.dalle_bart import DalleBart
-from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
+from tests.runners.cpu.cpu_runners import RUNNABLE, cpu_runner, needs_compiled, without_pixels
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -144,7 +142,7 @@ def test_tiles_hold_every_weight_where_the_step_reads_it() -> None:
         group, inside = divmod(column, GROUP_SIZE)
         block = tiles[output // LANES, group]
         byte = inside // 4 * 64 + output % LANES * 4 + inside % 4
-        assert int(block[byte]) - 128 == weight.values[output, group, inside]
+        assert int(block[byte]) == weight.values[output, group, inside]
         scales = block[LANES * GROUP_SIZE :].view(np.float32)
         assert scales[output % LANES] == weight.scales[output, group, 0]
 
@@ -163,26 +161,17 @@ def test_exact_tiles_hold_every_weight_where_the_step_reads_it() -> None:
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str) -> None:
     checkpoint = random_checkpoint()
-    config, tensors = checkpoint.config, checkpoint.transformer
-    tiles = {name: pack(tensors, p, f"{dtype} tiles")["tiles"] for name, p in products(config).items() if p.of_step}
-    keys_values = np.random.default_rng(1).standard_normal((2, 2, 3, 16, 32)).astype(np.float16)
-    embeddings = Embeddings(tensors, sizes(config))
+    tokens = np.random.default_rng(2).integers(0, START, (2, 20)).astype(np.int32)
 
-    def draw(num_threads: int) -> bytes:
-        step = CompiledStep(
-            config, tiles, tensors, embeddings, is_exact=dtype == "fp32", num_slots=3, num_threads=num_threads
-        )
-        step.admit(1, TextCache(keys_values, 11), TextCache(keys_values, 2))
-        slot, guidance = np.array([1], np.int32), np.array([5], np.float32)
-        tokens = np.random.default_rng(2).integers(0, START, (20, 1)).astype(np.int32)
-        logits = [
-            step.logits(StepBatch(slot, np.array([position], np.int32), token, guidance))
-            for position, token in enumerate(tokens)
-        ]
-        step.close()
-        return np.stack(logits).tobytes()
+    def logits(num_threads: int) -> bytes:
+        runner = without_pixels(checkpoint, dtype, RUNNABLE[0], num_slots=3, num_threads=num_threads)
+        for slot in range(2):
+            runner.admit(slot, *runner.encode([random_text(slot, 11), random_text(2, 2)]))
+        found = force(runner, tokens, replace(GREEDY, condition_scale=5.0))
+        runner.close()
+        return found.tobytes()
 
-    assert draw(num_threads) == draw(1)
+    assert logits(num_threads) == logits(1)
 
 
 def test_a_grid_too_long_for_the_step_is_refused() -> None:

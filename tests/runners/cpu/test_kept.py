@@ -53,7 +53,7 @@ def test_the_first_the_next_and_an_uncached_start_agree(
 def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     kept = kept_packed(checkpoint, dtype, tmp_path)
     for name, product in products(checkpoint.config).items():
-        for part, expected in pack(checkpoint.transformer, product, format_of(product, dtype)).items():
+        for part, expected in pack(checkpoint.transformer, product, format_of(dtype)).items():
             for _ in range(2):  # the second time from pages that were given back
                 np.testing.assert_array_equal(kept[name][part], expected)
                 release_pages(kept[name][part])

@@ -34,6 +34,7 @@ class RunnerInfo:
     reason: str
     versions: dict[str, str]
     num_threads: int | None = None  # that compute; None: what the library takes by itself
+    build: str | None = None  # of the compiled code, by instruction set; None where it does not run
 
 
 @dataclass(frozen=True, slots=True)

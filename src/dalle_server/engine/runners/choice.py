@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
-from dalle_server.engine.runners.cpu.compiled.library import why_not
+from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
 from dalle_server.errors import ConfigError
 
 _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
@@ -22,7 +22,13 @@ class Choice:
     reason: str
 
 
-def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_weights: int | None = None) -> Choice:
+def choose(
+    runner: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    num_weights: int | None = None,
+    cpu_build: str = "auto",
+) -> Choice:
     """Resolve every "auto" for a transformer of `num_weights` (None: a large one).
 
     Raises ConfigError for a combination that does not exist, or when torch is wanted and missing.
@@ -37,9 +43,9 @@ def choose(runner: str = "auto", device: str = "auto", dtype: str = "auto", num_
         dtype, why = _default_dtype(runner, device, num_weights)
         reasons.append(f"dtype {dtype}: {why}")
     if runner == "auto":
-        runner, why = _default_runner(device, dtype)
+        runner, why = _default_runner(device, dtype, cpu_build)
         reasons.append(f"runner {runner}: {why}")
-    _check(runner, device, dtype)
+    _check(runner, device, dtype, cpu_build)
     return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
 
 
@@ -66,17 +72,18 @@ def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[s
     return "int8", "the fastest that is faithful here"
 
 
-def _default_runner(device: str, dtype: str) -> tuple[str, str]:
+def _default_runner(device: str, dtype: str, cpu_build: str) -> tuple[str, str]:
     """The runner and why."""
     if device != "cpu":
         return "torch", "the fastest on this device"
     if dtype not in ("int8", "fp32"):
         return "openvino", "the fastest on a CPU in this dtype"
-    missing = why_not()
-    return ("openvino", f"{missing}, which runner compiled needs") if missing else ("compiled", "the fastest on a CPU")
+    if missing := why_not(cpu_build):
+        return "openvino", f"{missing}, which runner compiled needs"
+    return "compiled", f"the fastest on a CPU, build {load_library(cpu_build).build}"
 
 
-def _check(runner: str, device: str, dtype: str) -> None:
+def _check(runner: str, device: str, dtype: str, cpu_build: str) -> None:
     if runner == "torch":
         if importlib.util.find_spec("torch") is None:
             raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
@@ -87,7 +94,7 @@ def _check(runner: str, device: str, dtype: str) -> None:
         raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
     if runner == "compiled" and dtype not in ("int8", "fp32"):
         raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner openvino")
-    if runner == "compiled" and (missing := why_not()):
+    if runner == "compiled" and (missing := why_not(cpu_build)):
         raise ConfigError(f"--runner compiled: {missing}; use --runner openvino")
     if dtype == "fp16":
         raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")

@@ -8,6 +8,7 @@ from pathlib import Path
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.choice import Choice, choose
+from dalle_server.engine.runners.cpu.threads import usable_threads
 from dalle_server.engine.runners.sizing import default_num_slots
 from dalle_server.errors import ConfigError
 
@@ -22,26 +23,35 @@ def choose_runner(
     device: str = "auto",
     num_slots: int | None = None,
     num_threads: int | None = None,
+    cpu_build: str = "auto",
     cache_dir: Path | None = None,
 ) -> Runner:
-    """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory.
-    `cache_dir` may keep what makes the next start faster.
+    """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory;
+    `num_threads` None: as many as this process may use all the time. `cpu_build` names a build of the compiled code,
+    and `cache_dir` may keep what makes the next start faster.
 
     Raises ConfigError for an impossible choice, and for one that does not fit in memory.
     """
-    choice = choose(runner, device, dtype, checkpoint.config.num_weights)
+    choice = choose(runner, device, dtype, checkpoint.config.num_weights, cpu_build)
     slots = num_slots or default_num_slots(checkpoint.config, choice)
+    threads, why = (num_threads, "as asked for") if num_threads else usable_threads()
     logger.info(
-        "runner: %s on %s in %s, %d slots (%s)", choice.runner, choice.device, choice.dtype, slots, choice.reason
-    )
+        "runner: %s on %s in %s, %d slots (%s), %d threads (%s)",
+        choice.runner, choice.device, choice.dtype, slots, choice.reason, threads, why,
+    )  # fmt: skip
     try:
-        return _load(checkpoint, choice, slots, num_threads, cache_dir)
+        return _load(checkpoint, choice, slots, threads, cpu_build, cache_dir)
     except MemoryError as error:
         raise ConfigError(f"the model and {slots} pictures at a time do not fit in memory; lower num_slots") from error
 
 
 def _load(
-    checkpoint: Checkpoint, choice: Choice, num_slots: int, num_threads: int | None, cache_dir: Path | None
+    checkpoint: Checkpoint,
+    choice: Choice,
+    num_slots: int,
+    num_threads: int,
+    cpu_build: str,
+    cache_dir: Path | None,
 ) -> Runner:
     # Imported here: neither library is touched, or need be installed, where the other one runs.
     if choice.runner != "torch":
@@ -53,6 +63,7 @@ def _load(
             dtype=choice.dtype,
             num_slots=num_slots,
             num_threads=num_threads,
+            cpu_build=cpu_build,
             cache_dir=cache_dir,
             reason=choice.reason,
         )

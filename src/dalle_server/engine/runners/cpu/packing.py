@@ -24,10 +24,10 @@ from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig, Product
 
 FILE_NAME = "packed.safetensors"
-FILE_VERSION = 1  # of what `products` stacks and how `quantise` rounds
-COMPILED = "compiled "  # before a dtype: laid out for the compiled step where that reads it
+FILE_VERSION = 2  # of what `products` stacks and how `quantise` rounds
+COMPILED = "compiled "  # before a dtype: laid out for the compiled code
 _FLOATS = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-_FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
+_FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8)}
 
 Tensors = Mapping[str, Any]
 Packed = Mapping[str, NDArray[Any]]  # "values" and, for int8, "scales": see Quantised; or "tiles": see compiled/tiles
@@ -38,12 +38,9 @@ def products(config: ModelConfig) -> dict[str, Product]:
     return config.transformer.products(config.picture.codebook_size)
 
 
-def format_of(product: Product, layout: str) -> str:
-    """How a product is packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
-    if not layout.startswith(COMPILED):
-        return layout
-    dtype = layout.removeprefix(COMPILED)
-    return f"{dtype} tiles" if product.of_step else dtype
+def format_of(layout: str) -> str:
+    """How a layout's products are packed: "fp32", "bf16", "int8", "fp32 tiles" or "int8 tiles"."""
+    return f"{layout.removeprefix(COMPILED)} tiles" if layout.startswith(COMPILED) else layout
 
 
 def pack(tensors: Tensors, product: Product, form: str) -> dict[str, NDArray[Any]]:
@@ -90,15 +87,13 @@ def kept_packed(checkpoint: Checkpoint, layout: str, cache_dir: Path) -> dict[st
     def write() -> None:
         lazy: dict[str, LazyTensor] = {}
         for name, product in wanted.items():
-            lazy |= _lazy(checkpoint.transformer, name, product, format_of(product, layout))
+            lazy |= _lazy(checkpoint.transformer, name, product, format_of(layout))
         with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
             write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
 
     file = converted_once(folder, write, FILE_NAME) / FILE_NAME
     found = open_tensors(file, _FILE_DTYPES, private=True)  # OpenVINO takes only writable memory, which it never writes
-    parts = {
-        name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(wanted[name], layout))) for name in wanted
-    }
+    parts = {name: tuple(_shapes(checkpoint.transformer, wanted[name], format_of(layout))) for name in wanted}
     if found.keys() != {f"{name}.{part}" for name in wanted for part in parts[name]}:
         raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
     return {name: {part: found[f"{name}.{part}"] for part in parts[name]} for name in wanted}
@@ -118,7 +113,7 @@ def _shapes(tensors: Tensors, product: Product, form: str) -> dict[str, tuple[tu
     shapes = [tensors[part].shape for part in product.names]
     rows, inputs = product.rows or sum(shape[0] for shape in shapes), shapes[0][1]
     if form == "int8 tiles":
-        return {"tiles": ((*tile_shape(rows, inputs), INT8_BYTES), np.dtype(np.uint8))}
+        return {"tiles": ((*tile_shape(rows, inputs), INT8_BYTES), np.dtype(np.int8))}
     if form == "fp32 tiles":
         return {"tiles": ((*tile_shape(rows, inputs), LANES * GROUP_SIZE), np.dtype(np.float32))}
     if form != "int8":

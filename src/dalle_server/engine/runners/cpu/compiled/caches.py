@@ -1,4 +1,4 @@
-"""What the compiled decode step remembers of every slot: keys and values, laid out as attention.h reads them."""
+"""Keys and values laid out as attention.h reads them, and what the decode step remembers of every slot."""
 
 from __future__ import annotations
 
@@ -8,39 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.parts import TextCache
-from dalle_server.families.dalle_bart import sizes
-from dalle_server.models.config import ModelConfig
-
-_ALIGNMENT = 64  # bytes: a cache line
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros that begin on a cache line."""
-    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    zeros: NDArray[Any] = raw[start : start + num_bytes].view(dtype).reshape(shape)
-    return zeros
+def cache_arrays(
+    heads: tuple[int, ...], head_size: int, positions: int, dtype: type[np.floating[Any]]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Keys (…, blocks, D, 16) and values (…, positions, W), W = D rounded up to 16; … is `heads`."""
+    blocks, width = -(-positions // LANES), -(-head_size // LANES) * LANES
+    keys = aligned_zeros((*heads, blocks, head_size, LANES), dtype)
+    return keys, aligned_zeros((*heads, positions, width), dtype)
 
 
 class Caches:
-    """Keys (L, rows, H, blocks, D, 16) and values (L, rows, H, positions, W), W = D rounded up to 16."""
+    """Keys and values of (L, rows, H) heads, over the picture and over the text; two rows a slot."""
 
-    def __init__(self, config: ModelConfig, num_slots: int, dtype: type[np.floating[Any]]):
-        bart = sizes(config)
-        heads, size = bart.decoder_attention_heads, bart.d_model // bart.decoder_attention_heads
-        layers, rows = bart.decoder_layers, 2 * num_slots
-        width = -(-size // LANES) * LANES
-
-        def make(positions: int) -> tuple[NDArray[Any], NDArray[Any]]:
-            blocks = -(-positions // LANES)
-            keys = aligned_zeros((layers, rows, heads, blocks, size, LANES), dtype)
-            return keys, aligned_zeros((layers, rows, heads, positions, width), dtype)
-
-        self.keys, self.values = make(bart.image_length)
-        self.cross_keys, self.cross_values = make(bart.max_text_length)
+    def __init__(self, config: DalleBartConfig, num_slots: int, dtype: type[np.floating[Any]]):
+        heads, rows = config.decoder_attention_heads, 2 * num_slots
+        shape, head_size = (config.decoder_layers, rows, heads), config.d_model // heads
+        self.keys, self.values = cache_arrays(shape, head_size, config.image_length, dtype)
+        self.cross_keys, self.cross_values = cache_arrays(shape, head_size, config.max_text_length, dtype)
         self.text_lengths = np.ones(rows, np.int32)
 
     def write_texts(self, slot: int, texts: Sequence[TextCache]) -> None:

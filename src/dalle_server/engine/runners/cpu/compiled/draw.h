@@ -5,14 +5,14 @@
  * is at most −log(1 − u), which the leading ones of the random word bound.
  */
 #pragma once
-#include <math.h>
-#include <stdint.h>
 #include "vectors.h"
 
 typedef struct {
     uint64_t seed;
     uint32_t image_index, step;
 } NoiseKey;
+
+BEGIN_TARGET
 
 /* The first word for each of 16 ids. */
 static void philox(const int64_t *ids, NoiseKey key, uint32_t words[LANES]) {
@@ -36,21 +36,38 @@ static void philox(const int64_t *ids, NoiseKey key, uint32_t words[LANES]) {
     for (int i = 0; i < LANES; i++) words[i] = c0[i];
 }
 
-static double noise_of(uint32_t word) { return -log(-log((word + 0.5) * 0x1p-32)); }
+/* ln x for a normal x > 0, within 2 units in the last place: ln(m · 2^n) = 2 artanh((m − 1)/(m + 1)) + n ln 2 with m
+ * near 1, by the series of artanh. A library's logarithm may be another one on the next machine.
+ */
+static double logarithm(double x) {
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const int64_t sqrt_half = 0x3FE6A09E667F3BCD;
+    const int64_t n = (bits - sqrt_half) >> 52;
+    bits -= n << 52; /* m between √½ and √2 */
+    double m, y = 1.0 / 23;
+    memcpy(&m, &bits, sizeof m);
+    const double s = (m - 1) / (m + 1), squared = s * s;
+    for (int odd = 21; odd > 1; odd -= 2) y = y * squared + 1.0 / odd;
+    return (double)n * 0x1.62e42fefa38p-1 + (2 * s + (2 * s * squared * y + (double)n * 0x1.ef35793c7673p-45));
+}
+
+static double noise_of(uint32_t word) { return -logarithm(-logarithm((word + 0.5) * 0x1p-32)); }
 
 /* 1 − u is at least 2^−(leading ones + 1); a little more, because of what the logarithms round. */
-static __m512 most_noise(const uint32_t words[LANES]) {
-    const __m512i inverted = _mm512_xor_si512(_mm512_loadu_si512(words), _mm512_set1_epi32(-1));
-    const __m512 ones = _mm512_cvtepi32_ps(_mm512_lzcnt_epi32(inverted));
-    return _mm512_fmadd_ps(ones, _mm512_set1_ps(0.69316f), _mm512_set1_ps(0.69316f));
+INLINED Floats most_noise(const uint32_t words[LANES]) {
+    Floats ones;
+    for (int i = 0; i < LANES; i++) ones[i] = ~words[i] ? (float)__builtin_clz(~words[i]) : 32.0f;
+    return ones * 0.69316f + 0.69316f;
 }
 
 static int place_of_largest(const float *x, int count) {
-    __m512 largest = _mm512_set1_ps(-INFINITY);
+    Floats largest = filled(-__builtin_inff());
     for (int i = 0; i < count; i += LANES) {
-        largest = _mm512_mask_max_ps(largest, lanes_left(count - i), largest, load(x + i, count - i));
+        const Floats some = load(x + i, count - i);
+        largest = (first_lanes(count - i) & (some > largest)) ? some : largest;
     }
-    const float bar = _mm512_reduce_max_ps(largest);
+    const float bar = largest_of(largest);
     int place = 0;
     while (x[place] != bar) place++;
     return place;
@@ -67,12 +84,12 @@ static int best_of(const float *logits, const int64_t *ids, int count, NoiseKey 
         const int left = count - start;
         for (int i = 0; i < LANES && i < left; i++) block[i] = ids[start + i];
         philox(block, key, words);
-        const __m512 most = _mm512_add_ps(load(logits + start, left), most_noise(words));
         /* Rounded to float32 the bar may rise by half a last bit: a nudge down makes up for it, and for the sum's. */
-        const float bar = (float)(score - 1e-6 * (fabs(score) + 32));
-        unsigned contenders = _mm512_mask_cmp_ps_mask(lanes_left(left), most, _mm512_set1_ps(bar), _CMP_GE_OQ);
-        for (; contenders; contenders &= contenders - 1) {
-            const int lane = __builtin_ctz(contenders);
+        const float bar = (float)(score - 1e-6 * (__builtin_fabs(score) + 32));
+        const Ints may_win = first_lanes(left) & (load(logits + start, left) + most_noise(words) >= bar);
+        if (!__builtin_reduce_or(may_win)) continue;
+        for (int lane = 0; lane < LANES; lane++) {
+            if (!may_win[lane]) continue;
             const double found = (double)logits[start + lane] + noise_of(words[lane]);
             if (found > score || (found == score && start + lane < best)) {
                 score = found;
@@ -82,3 +99,5 @@ static int best_of(const float *logits, const int64_t *ids, int count, NoiseKey 
     }
     return best;
 }
+
+END_TARGET

@@ -1,17 +1,16 @@
-"""The compiled decode step (the C files beside this one) and the structures that it shares with Python.
+"""The compiled code (the C files beside this one): which build runs here, and the structures shared with Python.
 
-The package's build compiles it (hatch_build.py); it exists on x86-64 only and runs on CPUs with AVX-512 VNNI.
+The package's build compiles it (hatch_build.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
-from pathlib import Path
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any, ClassVar
 
-LIBRARY = Path(__file__).with_name("decode_step.so")
+from dalle_server.engine.runners.cpu.compiled.builds import NAMES, library_of, sources_digest
 
 
 class TiledProduct(Structure):
@@ -19,11 +18,11 @@ class TiledProduct(Structure):
 
 
 class ProductInputs(Structure):
-    _fields_ = (*((name, c_void_p) for name in ("floats", "values", "scales", "offsets")), ("is_exact", c_int32))
+    _fields_ = (*((name, c_void_p) for name in ("floats", "values", "scales", "sums")), ("is_exact", c_int32))
 
 
 class LayerPointers(Structure):
-    # The compiled step's name → that of families/dalle_bart.py, and the checkpoint's, behind the layer's prefix.
+    # The compiled code's name → that of families/dalle_bart.py, and the checkpoint's, behind the layer's prefix.
     PRODUCTS: ClassVar = {
         "qkv": "self_attn.qkv",
         "out": "self_attn.out",
@@ -46,49 +45,93 @@ class LayerPointers(Structure):
     _fields_ = (*((name, TiledProduct) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
 
 
-class DecoderPointers(Structure):
-    SIZES = ("width", "ffn_width", "heads", "num_layers", "image_length", "text_length", "threads")
+class StackPointers(Structure):
     _fields_ = (
-        *((name, c_int32) for name in SIZES),
+        *((name, c_int32) for name in ("width", "ffn_width", "heads", "num_layers", "threads")),
         ("layers", POINTER(LayerPointers)),
-        *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias")),
-        ("lm_head", TiledProduct),
-        *((name, c_void_p) for name in ("text_lengths", "x", "mixed", "y")),
+        *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias", "x", "mixed", "y")),
         ("inputs", ProductInputs),
         ("phases", c_void_p),
     )
 
 
+class DecoderPointers(Structure):
+    _fields_ = (
+        ("stack", StackPointers),
+        ("image_length", c_int32),
+        ("text_length", c_int32),
+        ("lm_head", TiledProduct),
+        ("text_lengths", c_void_p),
+    )
+
+
 class StepArguments(Structure):
     _fields_ = (
+        ("decoder", POINTER(DecoderPointers)),
         ("images", c_int32),
         *((name, c_void_p) for name in ("slots", "positions", "guidance", "embeddings", "logits")),
     )
 
 
+class EncoderPointers(Structure):
+    _fields_ = (
+        ("stack", StackPointers),
+        *((name, c_int32) for name in ("text_length", "cross_layers", "cross_heads")),
+        ("cross_kv", POINTER(TiledProduct)),
+    )
+
+
+class TextArguments(Structure):
+    _fields_ = (
+        ("encoder", POINTER(EncoderPointers)),
+        ("length", c_int32),
+        *((name, c_void_p) for name in ("embeddings", "states", "keys_values")),
+    )
+
+
+STRUCTURES = (LayerPointers, DecoderPointers, StepArguments, EncoderPointers, TextArguments)
+
+
 @functools.cache
-def load_library() -> Any:
-    """The library. Raises OSError, with the reason, where there is none or this CPU cannot run it."""
-    if not LIBRARY.exists():
-        raise OSError("this installation has no compiled decode step (it is built for x86-64 only)")
-    library = ctypes.CDLL(str(LIBRARY))
-    if not library.is_supported():
-        raise OSError("this CPU has no AVX-512 VNNI instructions")
-    if library.layout() != sizeof(LayerPointers) + sizeof(DecoderPointers) + sizeof(StepArguments):
-        raise OSError("the compiled decode step is of another version than the package; install the package again")
-    library.decode_step.argtypes = (POINTER(DecoderPointers), POINTER(StepArguments))
-    library.decode_step.restype = None
-    library.begin_step.argtypes = (POINTER(DecoderPointers),)
-    library.begin_step.restype = None
-    library.phase_bytes.argtypes = (c_int,)
+def load_library(build: str = "auto") -> Any:
+    """The named build, or the best one that this CPU runs; its `build` says which.
+
+    Raises OSError, with the reason and the remedy, where there is none, or it is of other sources than the package's.
+    """
+    existing = [name for name in (NAMES if build == "auto" else (build,)) if library_of(name).exists()]
+    if not existing:
+        which = "compiled code" if build == "auto" else f"build {build} of the compiled code"
+        raise OSError(f"this installation has no {which}; install the package again, without DALLE_BUILD=0")
+    for name in existing:
+        library: Any = ctypes.CDLL(str(library_of(name)))
+        if library.is_supported():
+            _check(library, name)
+            library.build = name
+            return _with_types(library)
+    raise OSError(f"this CPU has not the instructions of {', '.join(existing)}, the compiled code's builds here")
+
+
+def _check(library: Any, name: str) -> None:
+    library.sources.restype = c_char_p
+    if library.sources().decode() != sources_digest():
+        remedy = "build it again (python hatch_build.py in a checkout) or install the package again"
+        raise OSError(f"{library_of(name).name} was not made from this package's sources; {remedy}")
+    if library.layout() != sum(map(sizeof, STRUCTURES)):
+        raise OSError(f"{library_of(name).name} and library.py describe their structures differently; mend library.py")
+
+
+def _with_types(library: Any) -> Any:
+    library.decode_step.argtypes, library.decode_step.restype = (POINTER(StepArguments),), None
+    library.encode_text.argtypes, library.encode_text.restype = (POINTER(TextArguments),), None
+    library.phase_bytes.argtypes = (c_int, c_int)
     library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)
     return library
 
 
-def why_not() -> str | None:
-    """Why the compiled step cannot run here; None if it can."""
+def why_not(build: str = "auto") -> str | None:
+    """Why the compiled code cannot run here; None if it can."""
     try:
-        load_library()
+        load_library(build)
     except OSError as error:
         return str(error)
     return None

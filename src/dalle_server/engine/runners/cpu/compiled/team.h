@@ -3,18 +3,17 @@
  * at most, and if it never comes the others finish without it.
  */
 #pragma once
-#include <immintrin.h>
 #include <stdatomic.h>
-#include <stdint.h>
+#include "target.h"
 #ifdef _WIN32
 #include <windows.h>
 #define give_way() SwitchToThread()
 #else
-#include <sched.h>
-#define give_way() sched_yield()
+#include <time.h>
+#define give_way() nanosleep(&(struct timespec){0, 50000}, 0)
 #endif
 
-#define SPINS 2000 /* about 40 µs: longer than a phase between products, shorter than a time slice */
+#define SPINS 1000 /* 10 to 50 µs: longer than a phase between products. Then the core is somebody else's. */
 
 typedef struct {
     _Alignas(64) atomic_int taken; /* a cache line each: everybody writes here */
@@ -22,6 +21,8 @@ typedef struct {
 } Phase;
 
 typedef void (*Work)(const void *context, int chunk);
+
+BEGIN_TARGET
 
 /* Take part in `*phase` until it is over, and go on to the one behind it. */
 static void share(Phase **phase, int chunks, Work work, const void *context) {
@@ -32,7 +33,9 @@ static void share(Phase **phase, int chunks, Work work, const void *context) {
         atomic_fetch_add_explicit(&now->done, 1, memory_order_release);
     }
     for (int spins = 0; atomic_load_explicit(&now->done, memory_order_acquire) < chunks; spins++) {
-        if (spins < SPINS) _mm_pause();
+        if (spins < SPINS) pause_briefly();
         else give_way();
     }
 }
+
+END_TARGET

@@ -1,4 +1,4 @@
-"""Weights in the order in which the compiled step reads them (product.h)."""
+"""Weights in the order in which the compiled code reads them (product.h): one order for every build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, Quantised
 LANES = 16  # outputs in a tile
 QUAD = 4  # inputs that one instruction multiplies and adds
 INT8_BYTES = LANES * (GROUP_SIZE + 4)  # a group's weights, then its scales in float32
-_OFFSET = 128  # the instruction takes weights as unsigned bytes
 
 
 def tile_shape(num_outputs: int, num_inputs: int) -> tuple[int, int]:
@@ -20,7 +19,7 @@ def tile_shape(num_outputs: int, num_inputs: int) -> tuple[int, int]:
     return -(-num_outputs // LANES), -(-num_inputs // GROUP_SIZE)
 
 
-def tile_int8(weight: Quantised) -> NDArray[np.uint8]:
+def tile_int8(weight: Quantised) -> NDArray[np.int8]:
     """→ (tiles, groups, INT8_BYTES); outputs that fill up the last tile are zero."""
     outputs, groups, group = weight.values.shape
     tiles = -(-outputs // LANES)
@@ -28,11 +27,11 @@ def tile_int8(weight: Quantised) -> NDArray[np.uint8]:
     values[:outputs, :, :group] = weight.values
     scales = np.zeros((tiles * LANES, groups), np.float32)
     scales[:outputs] = weight.scales[:, :, 0]
-    laid_out = np.empty((tiles, groups, INT8_BYTES), np.uint8)
+    laid_out = np.empty((tiles, groups, INT8_BYTES), np.int8)
     quads = values.reshape(tiles, LANES, groups, GROUP_SIZE // QUAD, QUAD).transpose(0, 2, 3, 1, 4)
-    laid_out[:, :, : LANES * GROUP_SIZE] = (quads.reshape(tiles, groups, -1) + np.int16(_OFFSET)).astype(np.uint8)
+    laid_out[:, :, : LANES * GROUP_SIZE] = quads.reshape(tiles, groups, -1)
     by_group = np.ascontiguousarray(scales.reshape(tiles, LANES, groups).transpose(0, 2, 1))
-    laid_out[:, :, LANES * GROUP_SIZE :] = by_group.view(np.uint8)
+    laid_out[:, :, LANES * GROUP_SIZE :] = by_group.view(np.int8)
     return laid_out
 
 

@@ -1,0 +1,101 @@
+/* One token of every running image: the decoder at one new position a row, each row at a position of its own.
+ *
+ * An image has two rows, conditional and unconditional: rows 0…N−1 and N…2N−1 of a step, rows 2s and 2s + 1 of the
+ * caches for an image in slot s. Every thread calls `run_step` with the same arguments.
+ */
+#pragma once
+#include "layers.h"
+
+typedef struct {
+    Stack stack;
+    int32_t image_length, text_length;
+    Product lm_head;
+    const int32_t *text_lengths; /* of each row of the caches */
+} Decoder;
+
+typedef struct {
+    const Decoder *decoder;
+    int32_t images;
+    const int32_t *slots, *positions; /* (images) */
+    const float *guidance;            /* (images) */
+    const float *embeddings;          /* (images, width), token plus position */
+    float *logits;                    /* (images, 16 · lm_head.tiles), guided */
+} Step;
+
+BEGIN_TARGET
+
+static void embed(const void *context, int row) {
+    const Context *c = context;
+    const Step *step = c->call;
+    put_embedded(c, row, step->embeddings + (size_t)(row % step->images) * c->stack->width);
+}
+
+static int cache_row(const Step *step, int row) { return 2 * step->slots[row % step->images] + (row >= step->images); }
+
+static HeadCache head_cache(const Context *c, char *keys, char *values, int row, int head, int positions) {
+    const size_t index = (size_t)cache_row(c->call, row) * c->stack->heads + head;
+    return head_of(keys, values, index, positions, c->stack->width / c->stack->heads, c->stack->inputs.is_exact);
+}
+
+static void attend_self(const void *context, int chunk) {
+    const Context *c = context;
+    const Step *step = c->call;
+    const int row = chunk / c->stack->heads, head = chunk % c->stack->heads, width = c->stack->width;
+    const int position = step->positions[row % step->images];
+    const HeadCache cache = head_cache(c, c->layer->keys, c->layer->values, row, head, step->decoder->image_length);
+    const float *query = y_of(c, row) + (size_t)head * cache.head_size;
+    write_key_value(cache, position, query + width, query + 2 * width);
+    attend(cache, position + 1, query, mixed_of(c, row) + (size_t)head * cache.head_size);
+}
+
+static void attend_cross(const void *context, int chunk) {
+    const Context *c = context;
+    const Step *step = c->call;
+    const int row = chunk / c->stack->heads, head = chunk % c->stack->heads;
+    const HeadCache cache =
+        head_cache(c, c->layer->cross_keys, c->layer->cross_values, row, head, step->decoder->text_length);
+    const size_t at = (size_t)head * cache.head_size;
+    attend(cache, step->decoder->text_lengths[cache_row(step, row)], y_of(c, row) + at, mixed_of(c, row) + at);
+}
+
+/* lm_head has no bias, so mixing the hidden states gives the mixed logits at half the work. */
+static void guide(const void *context, int image) {
+    const Context *c = context;
+    const Step *step = c->call;
+    const int width = c->stack->width;
+    finish(c, image);
+    finish(c, step->images + image);
+    const float *conditional = x_of(c, image), *unconditional = x_of(c, step->images + image);
+    float *guided = mixed_of(c, image);
+    for (int i = 0; i < width; i += LANES) {
+        const Floats base = load(unconditional + i, width - i);
+        const Floats away = load(conditional + i, width - i) - base;
+        store(guided + i, base + away * step->guidance[image], width - i);
+    }
+    put_input(c, image, guided, width);
+}
+
+static void run_step(const Step *step) {
+    const Decoder *decoder = step->decoder;
+    const Stack *stack = &decoder->stack;
+    Context c = {.stack = stack, .call = step, .phase = stack->phases};
+    const int rows = 2 * step->images, heads = rows * stack->heads;
+    for (int index = 0; index < stack->num_layers; index++) {
+        const Layer *layer = c.layer = &stack->layers[index];
+        in_chunks(&c, rows, index ? enter_layer : embed);
+        multiply_shared(&c, &layer->qkv, rows, stack->y);
+        in_chunks(&c, heads, attend_self);
+        in_chunks(&c, rows, leave_attention);
+        multiply_shared(&c, &layer->out, rows, stack->y);
+        in_chunks(&c, rows, enter_cross_attention);
+        multiply_shared(&c, &layer->cross_q, rows, stack->y);
+        in_chunks(&c, heads, attend_cross);
+        in_chunks(&c, rows, leave_attention);
+        multiply_shared(&c, &layer->cross_out, rows, stack->y);
+        feed_forward(&c, rows);
+    }
+    in_chunks(&c, step->images, guide);
+    multiply_shared(&c, &decoder->lm_head, step->images, step->logits);
+}
+
+END_TARGET

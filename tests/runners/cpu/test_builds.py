@@ -1,0 +1,102 @@
+"""Every build of the compiled code that this CPU runs computes the same bits."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from functools import cache
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from dalle_server.config import Settings
+from dalle_server.engine.runners.base import StepRow
+from dalle_server.engine.runners.cpu.compiled.builds import NAMES
+from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
+from dalle_server.generation import ImageKey, SamplingParams
+from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled, without_pixels
+from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
+from tests.runners.random_checkpoint import random_checkpoint, random_text
+
+pytestmark = needs_compiled
+
+DTYPES = ("int8", "fp32")
+SAMPLING = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=10.0)
+OTHERS = RUNNABLE[1:]
+
+
+def test_every_build_may_be_asked_for() -> None:
+    assert get_args(Settings.model_fields["cpu_build"].annotation) == ("auto", *NAMES)
+
+
+def test_there_are_builds_to_compare() -> None:
+    """Named in the summary of the run, for the others were not looked at."""
+    missing = sorted(set(NAMES) - set(RUNNABLE))
+    warnings.warn(f"builds compared here: {', '.join(RUNNABLE)}; not run: {', '.join(missing)}", stacklevel=1)
+    assert RUNNABLE
+
+
+@cache
+def golden_logits(name: str, dtype: str, build: str) -> bytes:
+    """Of the texts, and of every position of every golden picture."""
+    runner, golden = (
+        without_pixels(open_golden(name), dtype, build, num_slots=4),
+        goldens(GOLDENS[name]),
+    )
+    admit_goldens(runner, golden)
+    assert isinstance(runner._texts, CompiledTexts)
+    states = runner._texts.states()
+    logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=10.0))
+    runner.close()
+    return states.tobytes() + logits.tobytes()
+
+
+@pytest.mark.parametrize("build", OTHERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GOLDENS)
+def test_goldens(name: str, dtype: str, build: str) -> None:
+    assert golden_logits(name, dtype, build) == golden_logits(name, dtype, RUNNABLE[0])
+
+
+@cache
+def drawn(dtype: str, build: str, num_images: int) -> bytes:
+    """Logits and tokens of pictures at positions of their own, sampled from the whole codebook."""
+    # Sizes that fill no vector, and texts of one token and of many.
+    runner = without_pixels(random_checkpoint(66, 3, 100, 25), dtype, build, num_slots=16)
+    for slot in range(num_images):
+        runner.admit(slot, *runner.encode([random_text(slot, 1 + 3 * slot), random_text(99, 2)]))
+    found = []
+    for step in range(25 + num_images):
+        rows = [StepRow(n, step - n, ImageKey(7, n), SAMPLING) for n in range(num_images) if 0 <= step - n < 25]
+        if rows:
+            found += [runner.step(rows).result(), runner.guided_logits()]
+    runner.close()
+    return b"".join(part.tobytes() for part in found)
+
+
+@pytest.mark.parametrize("build", OTHERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_images", range(1, 17))
+def test_any_number_of_pictures(num_images: int, dtype: str, build: str) -> None:
+    assert drawn(dtype, build, num_images) == drawn(dtype, RUNNABLE[0], num_images)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e-42, 3e38])
+def test_numbers_at_the_edge(value: float, dtype: str) -> None:
+    """What is no number stays none, and the rest is the same: numbers below the normal ones, sums that overflow."""
+
+    def logits(build: str) -> np.ndarray:
+        checkpoint = random_checkpoint()
+        table = np.array(checkpoint.transformer["decoder.embed_tokens.weight"], np.float32)
+        table[3, ::5] = value
+        checkpoint.transformer["decoder.embed_tokens.weight"] = table
+        runner = without_pixels(checkpoint, dtype, build, num_slots=1)
+        runner.admit(0, *runner.encode([random_text(1, 9), random_text(2, 2)]))
+        return force(runner, np.array([[0, 3, 1, 3]]), GREEDY)
+
+    found = {build: logits(build) for build in RUNNABLE}
+    assert np.isfinite(found[RUNNABLE[0]]).all() == (abs(value) < 1)
+    for build in OTHERS:
+        np.testing.assert_array_equal(found[build], found[RUNNABLE[0]])
