@@ -24,6 +24,7 @@ def test_a_wrong_key_is_told_and_a_right_one_is_kept(
     page = make_page(start_server(api_keys=(f"me:{KEY}",)), wait=False)
     dialog = page.locator("#connection-dialog")
     expect(dialog).to_contain_text("asks for an API key")
+    expect(page.locator("#api_key-receiver")).to_have_text(page.url.split("/")[2])
     expect(page.locator("#submit")).to_be_disabled()
     page.fill("#api_key", "not-the-right-one")
     page.press("#api_key", "Enter")
@@ -39,7 +40,7 @@ def test_a_wrong_key_is_told_and_a_right_one_is_kept(
     page.reload()
     expect(page.locator("article.card")).to_have_count(1)
     page.get_by_role("button", name="Open picture 1").click()
-    expect(page.locator("#snippet-text")).to_contain_text("Authorization: Bearer $DALLE_API_KEY")
+    expect(page.locator("#snippet-text")).to_contain_text("Authorization: Bearer $API_KEY")
     assert KEY not in page.locator("#snippet-text").inner_text()
     expected(witness, "401")
 
@@ -115,4 +116,18 @@ def test_a_key_is_sent_only_to_the_server_it_was_given_for(
     page.locator("#submit:enabled").wait_for()
     assert sent
     assert not any("authorization" in headers for headers in sent)
+    expected(witness, "401")
+
+
+def test_the_dialog_names_the_host_that_gets_the_key(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    """An address that somebody sent may name another server: who types a key must see whose it is."""
+    home = start_server(name="home")
+    other = start_server(name="other", api_keys=(f"me:{KEY}",), cors_origins=(home.url,))
+    page = make_page(home, query=f"?backendUrl={other.url}", wait=False)
+    host = other.url.removeprefix("http://")
+    expect(page.locator("#connection-error")).to_have_text(f"{host} asks for an API key.")
+    for place in ("#api_key-host", "#api_key-receiver"):
+        expect(page.locator(place)).to_have_text(host)
     expected(witness, "401")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
+from dalle_server.web.jobs.routes import EXTENSION as JOBS
+from dalle_server.web.jobs.rows import Query
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
+from tests.web.waits import until
 
 
 def draw(page: Page, prompt: str, num_images: int = 1) -> Locator:
@@ -77,6 +81,70 @@ def test_cancel_stops_within_a_token(slow_server: Server, make_page: Callable[..
     expect(card).to_have_attribute("data-status", "cancelled", timeout=2_000)
     assert slow_server.engine.stats().running == 0
     expect(card.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_a_cancel_that_comes_too_late_keeps_the_pictures(
+    slow_server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    """The job ends between the press of the button and its arrival: that must delete nothing."""
+    page = make_page(slow_server)
+    card = draw(page, "just in time")
+    expect(card).to_have_attribute("data-status", "running")
+
+    def arrive_late(route: Route) -> None:
+        slow_server.runner.step_s = 0
+        rows = slow_server.app.extensions[JOBS].store.rows
+        until(lambda: rows.find("", Query())[0].status == "done")
+        route.continue_()
+
+    page.route("**/v1/jobs/job-*", arrive_late)
+    page.route("**/v1/jobs/job-*/cancel", arrive_late)
+    with page.expect_response(lambda reply: reply.request.method in ("POST", "DELETE")) as answered:
+        card.get_by_role("button", name="Cancel").click()
+    assert answered.value.json()["status"] == "done"
+    expect(card).to_have_attribute("data-status", "done")
+    expect(card.locator("img.final")).to_be_visible()
+    assert len(slow_server.app.extensions[JOBS].store.rows.find("", Query())[0].pictures) == 1
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 - 1])
+def test_a_seed_beyond_what_javascript_counts_is_exact(page: Page, seed: int) -> None:
+    page.fill("#seed", str(seed))
+    with page.expect_request("**/v1/jobs") as sent:
+        card = draw(page, "a large seed")
+    assert sent.value.post_data is not None and f'"seed":{seed}' in sent.value.post_data
+    expect(card).to_have_attribute("data-status", "done")
+    page.fill("#seed", "")
+    card.get_by_role("button", name=f"Use seed {seed}").click()
+    expect(page.locator("#seed")).to_have_value(str(seed))
+    card.get_by_role("button", name="Open picture 1").click()
+    expect(page.locator("#viewer .facts")).to_contain_text(str(seed))
+    for language in ("curl", "Python", "openai"):
+        page.get_by_role("tab", name=language).click()
+        expect(page.locator("#snippet-text")).to_contain_text(f'"seed": {seed}')
+    page.reload()
+    expect(page.get_by_role("button", name=f"Use seed {seed}")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [(str(2**63), f"at most {2**63 - 1}"), ("1" * 40, "at most"), ("12a", "digits only"), ("-1", "digits only")],
+)
+def test_a_seed_that_is_none_is_told_and_not_cut(page: Page, typed: str, told: str) -> None:
+    page.fill("#prompt", "a red apple")
+    page.locator("#seed").press_sequentially(typed)
+    expect(page.locator("#seed")).to_have_value(typed)
+    page.press("#prompt", "Enter")
+    expect(page.locator("#form-error")).to_contain_text(told)
+    expect(page.locator("#seed")).to_be_focused()
+    expect(page.locator("article.card")).to_have_count(0)
+
+
+def test_zeros_before_a_seed_say_nothing(page: Page) -> None:
+    page.fill("#seed", "007")
+    with page.expect_request("**/v1/jobs") as sent:
+        draw(page, "licensed")
+    assert sent.value.post_data_json["seed"] == 7
 
 
 def test_an_answer_that_events_overtook_changes_nothing(slow_server: Server, make_page: Callable[..., Page]) -> None:

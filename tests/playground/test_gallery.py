@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.routes import EXTENSION as JOBS
@@ -141,3 +143,34 @@ def test_a_picture_made_again_from_the_page_is_the_same(gallery: Page, server: S
         [store.read(picture) for picture in job.pictures] for job in store.rows.find("", Query(words=("apple",)))
     )
     assert again == first
+
+
+def test_code_of_a_strange_answer_runs_nothing(gallery: Page, server: Server) -> None:
+    """Another server's words, copied into a shell or a program, stay words."""
+    evil = "'$(touch hit)`touch hit`\"; import os #"
+
+    def answer(route: Route) -> None:
+        listed = route.fetch()
+        body = listed.json()
+        for job in body["data"]:
+            job |= {
+                "prompt": evil,
+                "model": evil,
+                "format": 'png"); evil("',
+                "seed_text": "1); evil(",
+                "top_k": "2); evil(",
+            }
+        route.fulfill(response=listed, json=body)
+
+    gallery.route("**/v1/jobs?*", answer)
+    gallery.reload()
+    gallery.get_by_role("button", name="Open picture 1").first.click()
+    curl = gallery.locator("#snippet-text").inner_text()
+    words = shlex.split(curl.replace("\\\n", " "))
+    assert words[0] == "curl" and words[-2] == "--json" and len(words) == 4
+    assert json.loads(words[-1])["prompt"] == evil
+    for language in ("Python", "openai"):
+        gallery.get_by_role("tab", name=language).click()
+        tree = ast.parse(gallery.locator("#snippet-text").inner_text())
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not any("evil" in name for name in called)

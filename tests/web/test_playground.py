@@ -41,7 +41,8 @@ def test_a_backend_of_another_server_enters_the_policy(client: FlaskClient) -> N
         ("http://bücher.example", "http://xn--bcher-kva.example"),
         ("https://user:secret@example.org/x/?q#f", "https://example.org/x"),
         ("http://[::1]:8000", "http://[::1]:8000"),
-        ("http://x/'; script-src *", "http://x/';%20script-src%20*"),
+        ("http://x/a-b/c_d~1/%20", "http://x/a-b/c_d~1/%20"),
+        ('http://h/`id`/"', "http://h/%60id%60/%22"),
     ],
 )
 def test_backend_addresses_are_normalised(url: str, origin: str) -> None:
@@ -52,7 +53,8 @@ def test_backend_addresses_are_normalised(url: str, origin: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["javascript:alert(1)", "//example.org", "example.org", "http://", "http://a b", "http://a;script-src *",
-     "http://a:99999", "http://a,b", "file:///etc/passwd", "http://[::1"],
+     "http://a:99999", "http://a,b", "http://h/$(touch${IFS}x)", "http://h/'", "http://h/;id",
+     "http://h/a&b", "http://x/'; script-src *", "file:///etc/passwd", "http://[::1"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(client: FlaskClient, url: str) -> None:
     with pytest.raises(InvalidRequest, match="backendUrl"):

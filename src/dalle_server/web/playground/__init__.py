@@ -18,6 +18,7 @@ from dalle_server.web.routing import describe
 
 STATIC = Path(__file__).parent / "static"
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_PATH = re.compile(r"[A-Za-z0-9._~%/-]*")  # people copy it into a shell
 
 blueprint = Blueprint(
     "playground",
@@ -56,6 +57,8 @@ def backend_origin(url: str) -> str:
         parts = HttpUrl(url)
         if not _HOST.fullmatch(parts.host or ""):
             raise ValueError("a host that would mean something else in a policy")
+        if not _PATH.fullmatch(parts.path or ""):
+            raise ValueError("a path that would mean something else in a shell")
     except ValueError:  # pydantic's is one
         raise InvalidRequest(
             f"backendUrl must be the http(s) address of a server, such as http://localhost:8000, not {url[:100]!r}",

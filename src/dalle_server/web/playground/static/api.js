@@ -1,9 +1,13 @@
 // The server: where it is, with which key, and what it answers.
 
+import { toJSON } from "./seeds.js";
+
 const root = document.documentElement;
 
 /** Of another server, when the page's address names one; "" for the one that served this page. */
 export const backend = root.dataset.backend;
+/** Where requests and keys go. */
+export const host = new URL(backend || location.href).host;
 /** Absolute, with a slash at the end; a server behind a path prefix works too. */
 export const base = backend ? `${backend}/` : new URL(".", location.href).href;
 
@@ -28,11 +32,11 @@ export async function request(path, { method = "GET", body, headers = {}, signal
   let response;
   try {
     response = await fetch(new URL(path.replace(/^\//, ""), base), {
-      method, headers: sent, signal, body: body && JSON.stringify(body), credentials: "same-origin",
+      method, headers: sent, signal, body: body && toJSON(body), credentials: "same-origin",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(`no answer from ${new URL(base).host}`);
+    throw new ApiError(`no answer from ${host}`);
   }
   if (!response.ok) throw await failure(response);
   return response;

@@ -1,6 +1,7 @@
 // The form: what to draw, and how. It remembers itself, and reuses what a past job had.
 
 import { $, announce, h, setError } from "./dom.js";
+import { plainSeed, seedFault } from "./seeds.js";
 
 const NUMBERS = ["condition_scale", "temperature", "top_k", "top_p"];
 const SAVED = ["num_images", "format", "negative_prompt", ...NUMBERS];
@@ -76,12 +77,18 @@ export class Composer {
   /** The body of POST /v1/jobs: nothing that was left empty. */
   fields() {
     const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
-    for (const name of [...NUMBERS, "seed"]) if ($(name).value !== "") fields[name] = Number($(name).value);
+    for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+    if (this.#seed()) fields.seed = plainSeed(this.#seed());
     if ($("negative_prompt").value.trim()) fields.negative_prompt = $("negative_prompt").value.trim();
     return fields;
   }
 
+  #seed() {
+    return $("seed").value.trim();
+  }
+
   #valid() {
+    $("seed").setCustomValidity(seedFault(this.#seed()));
     const wrong = [...this.form.elements].find((element) => element.willValidate && !element.checkValidity());
     if (!wrong) {
       if ($("prompt").value.trim()) return true;

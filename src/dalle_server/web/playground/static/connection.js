@@ -1,6 +1,6 @@
 // The dialog for the API key, and for driving another server.
 
-import { backend, getKey, setKey } from "./api.js";
+import { backend, getKey, host, setKey } from "./api.js";
 import { $, setError } from "./dom.js";
 
 /** onChange() after a new key. Another server means another address of this page, and a reload. */
@@ -14,6 +14,7 @@ export class Connection {
   }
 
   open(message = "") {
+    for (const name of ["api_key-host", "api_key-receiver"]) $(name).textContent = host;
     $("api_key").value = getKey();
     $("backend").value = backend;
     setError($("connection-error"), message);

@@ -43,14 +43,16 @@ export class Jobs extends EventTarget {
     return { jobs: data.map((job) => this.get(job.id)), hasMore };
   }
 
-  /** Cancels an unfinished job, deletes a finished one. */
+  /** Whatever happened meanwhile, the pictures that it has stay. */
+  async cancel(job) {
+    this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
+  }
+
+  /** Deletes a job that has ended, with its pictures. */
   async remove(job) {
-    const over = isOver(job);
     await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
-    if (over) {
-      this.#jobs.delete(job.id);
-      this.#tell("removed", { job });
-    }
+    this.#jobs.delete(job.id);
+    this.#tell("removed", { job });
   }
 
   /** Ask again about everything unfinished: after a lost connection an end may have been missed. */
@@ -81,6 +83,7 @@ export class Jobs extends EventTarget {
   }
 
   #put(fresh, { quiet = false } = {}) {
+    fresh.seed = fresh.seed_text ?? String(fresh.seed); // as text: the number may have been rounded
     const known = this.#jobs.get(fresh.id);
     if (known && isStale(fresh, known)) return;
     const wasOver = known ? isOver(known) : true;

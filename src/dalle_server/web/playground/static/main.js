@@ -1,6 +1,6 @@
 // Puts the page together.
 
-import { ApiError, getKey } from "./api.js";
+import { ApiError, getKey, host } from "./api.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { $, announce } from "./dom.js";
@@ -22,7 +22,7 @@ const actions = {
   reuse: (job) => composer.reuse(job),
   reuseSeed: (job) => composer.reuseSeed(job),
   retry: (job) => { composer.reuse(job); composer.submit(); },
-  cancel: (job) => attempt(() => jobs.remove(job)),
+  cancel: (job) => attempt(() => jobs.cancel(job)),
   remove: async (job) => {
     if (job.images.length && !(await confirmDeletion(job))) return;
     viewer.closeIfShows(job);
@@ -47,7 +47,7 @@ const status = new Status({
   onWaiting: (state) => composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"),
   onUnauthorized: (error) => {
     composer.setReady(false, "Key needed");
-    connection.open(getKey() ? error.message : "This server asks for an API key.");
+    connection.open(getKey() ? `${host}: ${error.message}` : `${host} asks for an API key.`);
   },
 });
 

@@ -1,6 +1,6 @@
 // What serves: the model line, and the banner that says what is wrong and what to do about it.
 
-import { backend, base, getJSON } from "./api.js";
+import { backend, base, getJSON, host } from "./api.js";
 import { $, h, icon } from "./dom.js";
 
 const RETRY_MS = 2_000;
@@ -14,7 +14,7 @@ export class Status {
 
   constructor({ onReady, onWaiting, onUnauthorized }) {
     Object.assign(this, { onReady, onWaiting, onUnauthorized, model: null });
-    this.host = new URL(base).host;
+    this.host = host;
   }
 
   check() {
