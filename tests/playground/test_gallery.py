@@ -172,5 +172,7 @@ def test_code_of_a_strange_answer_runs_nothing(gallery: Page, server: Server) ->
     for language in ("Python", "openai"):
         gallery.get_by_role("tab", name=language).click()
         tree = ast.parse(gallery.locator("#snippet-text").inner_text())
-        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not any("evil" in name for name in called)
+        called = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert called <= {"open", "OpenAI", "enumerate"}

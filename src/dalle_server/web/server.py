@@ -87,6 +87,7 @@ class Process:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._on_signal)
         _warn_if_open(self._settings)
+        self._jobs.start()  # a data_dir that can never work is told before anything is loaded
         self._terminal.say(f"--> Listening on http://{shown(self._settings.host)}:{self._http.port}")
         threading.Thread(target=self._load_and_tell, name="load-and-tell", daemon=True).start()
         self._http.run()
@@ -105,7 +106,6 @@ class Process:
             self._service.start_loading().join()
             if self._service.failure is not None:
                 raise self._service.failure
-            self._jobs.start()
         except (DalleServerError, RuntimeError) as error:
             known = translated(error)
             self._terminal.complain(f"error: {known.message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dalle_server.web.jobs.routes import EXTENSION
 from dalle_server.web.jobs.rows import SqlRows
 from tests.web.jobs.test_routes import Viewer, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.server_process import ServerProcess
 
 
 @pytest.mark.parametrize("where", ["database", "take_up"])
@@ -84,3 +86,14 @@ def test_a_data_dir_that_vanishes_fails_its_jobs_and_no_others(
     until(lambda: "has gone" in str(client.get("/ready").json["reason"]))
     assert client.post("/dalle", json={"text": "a red apple", "num_images": 1}).status_code == 200
     app.extensions[EXTENSION].close()
+
+
+def test_jobs_of_a_newer_program_stop_the_start_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    connection = sqlite3.connect(tmp_path / "data" / "jobs.sqlite3")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with ServerProcess(tmp_path, "--model_version", "nano", real=True) as server:
+        assert server.exit_code() == 2
+        assert not any("Listening" in line for line in server.lines)
+        assert "run the newer program, or choose another directory (--data_dir)" in "\n".join(server.errors)
