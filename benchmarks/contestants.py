@@ -73,7 +73,7 @@ class RunnerContestant:
         tokens = np.zeros((num_images, NUM_STEPS), np.int32)
         for position in np.linspace(0, NUM_STEPS - 1, num_steps).astype(int).tolist():
             rows = [StepRow(slot, position, ImageKey(7, slot), SAMPLING) for slot in range(num_images)]
-            tokens[:, position] = self.runner.step(rows).result()
+            tokens[:, position] = self.runner.step(rows).result().tokens
             times.append(clock())
         self.runner.detokenize(tokens)
         return _timing(start, times, clock())

@@ -29,7 +29,7 @@ from benchmarks.random_checkpoint import draw
 from benchmarks.sizes import SIZES
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
-from dalle_server.engine.runners.base import PendingTokens, StepRow
+from dalle_server.engine.runners.base import PendingStep, StepRow
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.families.dalle_bart import DalleBartConfig, sizes
@@ -116,13 +116,13 @@ def draw_pictures(
     for slot in range(num_images):
         runner.admit(slot, conditional, unconditional)
     times, tokens = [time.perf_counter()], []
-    ahead: list[PendingTokens] = []
+    ahead: list[PendingStep] = []
     for position in range(runner.config.picture.num_tokens):
         ahead.append(runner.step([StepRow(s, position, ImageKey(7, s), SAMPLING) for s in range(num_images)]))
         if len(ahead) > runner.lookahead:
-            tokens.append(ahead.pop(0).result())
+            tokens.append(ahead.pop(0).result().tokens)
             times.append(time.perf_counter())
-    tokens += [pending.result() for pending in ahead]
+    tokens += [pending.result().tokens for pending in ahead]
     return (1000 * np.diff(times)).tolist(), np.stack(tokens, axis=1)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.rng import MASK32, philox4x32
-from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
-from dalle_server.engine.sampling import guide, sample
+from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo, StepResult, StepRow, TextTokens
+from dalle_server.engine.sampling import guide, log_probabilities, sample
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import ImageKey
 from dalle_server.models.config import ModelConfig, VQGANConfig
@@ -88,13 +88,13 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    tokens: NDArray[np.int32]
+    written: StepResult
     delay_s: float
 
-    def result(self) -> NDArray[np.int32]:
+    def result(self) -> StepResult:
         if self.delay_s:
             time.sleep(self.delay_s)
-        return self.tokens
+        return self.written
 
 
 class FakeRunner:
@@ -111,13 +111,22 @@ class FakeRunner:
         row_buckets: Sequence[int] | None = None,
     ):
         self.config = config or fake_config()
-        self.info = RunnerInfo("fake", "cpu", "no device", "fp32", "asked for by a test", {"numpy": np.__version__})
+        self.info = RunnerInfo(
+            "fake",
+            "cpu",
+            "no device",
+            "fp32",
+            "asked for by a test",
+            {"numpy": np.__version__},
+            features=(LOGPROBS, TOKENIZE),
+        )
         self.num_slots = num_slots
         self.lookahead = lookahead
         self.row_buckets: tuple[int, ...] = tuple(row_buckets or sorted({min(2**i, num_slots) for i in range(8)}))
         self.step_s, self.detokenize_s = step_s, detokenize_s
         self.on_step: Callable[[Sequence[StepRow]], None] = lambda rows: None  # may raise or block
         self.on_encode: Callable[[Sequence[TextTokens]], None] = lambda texts: None
+        self.on_tokenize: Callable[[NDArray[np.uint8]], None] = lambda pixels: None
         self.on_detokenize: Callable[[NDArray[np.int32]], None] = lambda grids: None
         self.nan_at: dict[ImageKey, int] = {}  # the position from which an image's logits are NaN
         self.own_class: set[int] = set()  # buckets whose logits differ in the last bit
@@ -147,9 +156,18 @@ class FakeRunner:
                 state = self._slots[row.slot]
                 state.history = zlib.crc32(int(token).to_bytes(4, "little", signed=True), state.history)
                 state.next_position += 1
-            return _Ready(tokens, self.step_s)
+            return _Ready(StepResult(tokens, self._logprobs(rows, tokens)), self.step_s)
         finally:
             self._stepping.release()
+
+    def _logprobs(self, rows: Sequence[StepRow], tokens: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        if not any(row.wants for row in rows):
+            return None
+        told = [
+            log_probabilities(conditional, guided, row.sampling, int(token)) if LOGPROBS in row.wants else [np.nan] * 2
+            for conditional, guided, row, token in zip(self._conditional, self._logits, rows, tokens, strict=True)
+        ]
+        return np.array(told, np.float32)
 
     def _forward(self, rows: Sequence[StepRow]) -> NDArray[np.float32]:
         states = [self._slots[row.slot] for row in rows]
@@ -169,9 +187,8 @@ class FakeRunner:
             )
         )
         scale = np.array([[row.sampling.condition_scale] for row in rows], np.float32)
-        logits = guide(
-            (conditional / MASK32 * 4).astype(np.float32), (unconditional / MASK32 * 4).astype(np.float32), scale
-        )
+        self._conditional = (conditional / MASK32 * 4).astype(np.float32)
+        logits = guide(self._conditional, (unconditional / MASK32 * 4).astype(np.float32), scale)
         if self._bucket(len(rows)) in self.own_class:
             logits = np.nextafter(logits, np.float32(np.inf))
         logits[[state.poisoned for state in states]] = np.nan
@@ -199,6 +216,16 @@ class FakeRunner:
         weight = np.tile(np.minimum.outer(shade, shade), (side, side))[None, :, :, None]
         pixels: NDArray[np.uint8] = (squares * weight).astype(np.uint8)
         return pixels
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """The inverse of `detokenize`: a square's last pixel has its whole colour."""
+        self.on_tokenize(pixels)
+        px = self.config.vqgan.scale_factor
+        every = np.arange(self.config.picture.codebook_size, dtype=np.int32)
+        colours = np.stack([(every * step + 40) % 256 for step in (37, 91, 151)], axis=-1)
+        found = pixels[:, px - 1 :: px, px - 1 :: px].reshape(len(pixels), -1, 1, 3).astype(np.int32)
+        ids: NDArray[np.int32] = np.abs(found - colours).sum(-1).argmin(-1).astype(np.int32)
+        return ids
 
     def close(self) -> None:
         self.closed = True

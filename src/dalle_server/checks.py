@@ -63,6 +63,13 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def true_or_false(name: str, value: Any) -> bool:
+    """Raises InvalidRequest for anything but a bool."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be true or false, not {shown(value)}", param=name)
+    return value
+
+
 def is_blank(value: str) -> bool:
     """Whether nothing of the text can be seen: white space, controls, zero-width characters, fillers."""
     return _SEEN.search(value) is None

@@ -30,6 +30,9 @@ FREE = -1  # in forced_tokens: this position is sampled
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 Tokens = NDArray[np.int32]  # (I,) codebook ids in reading order
+# (I, 2) natural logarithms of how likely each token was: over the whole codebook at temperature 1 and guidance 1, and
+# under the sampling that was used (−inf for a given token that the filters would not have let through).
+LogProbs = NDArray[np.float32]
 
 
 # Field, lowest, highest; whole where the bounds are.
@@ -108,6 +111,7 @@ class GenerationRequest:
     negative_prompt: str = ""  # the unconditional row's text; empty = the reference's [<s>, </s>]
     forced_tokens: tuple[int, ...] = ()  # empty, or I ids with FREE where the model chooses
     preview_every: int = 0  # tokens between previews; 0 = none
+    logprobs: bool = False  # tell how likely each token was: GeneratedImage.logprobs
     timeout_s: float | None = None
     client: str = ""  # whom fairness counts against: a key or an address
     id: str = field(default_factory=lambda: f"gen-{secrets.token_hex(8)}")
@@ -134,6 +138,7 @@ class GenerationRequest:
         object.__setattr__(
             self, "preview_every", checks.whole_number("preview_every", self.preview_every, 0, MAX_TOKEN_ID)
         )
+        checks.true_or_false("logprobs", self.logprobs)
         if self.timeout_s is not None:
             object.__setattr__(self, "timeout_s", checks.number("timeout_s", self.timeout_s, 1e-9, MAX_TIMEOUT_S))
 
@@ -148,6 +153,7 @@ class GenerationRequest:
         negative_prompt: str = "",
         forced_tokens: tuple[int, ...] = (),
         preview_every: int = 0,
+        logprobs: bool = False,
         timeout_s: float | None = None,
         client: str = "",
     ) -> GenerationRequest:
@@ -166,6 +172,7 @@ class GenerationRequest:
             negative_prompt=negative_prompt,
             forced_tokens=forced_tokens,
             preview_every=preview_every,
+            logprobs=logprobs,
             timeout_s=timeout_s,
             client=client,
         )
@@ -210,6 +217,7 @@ class GeneratedImage:
     key: ImageKey
     pixels: Pixels
     tokens: Tokens
+    logprobs: LogProbs | None = None  # when the request asked for them
 
 
 # -- events: queued → started → (progress | preview | image)* → exactly one of done, failed, cancelled
@@ -286,15 +294,28 @@ class Generation:
         self.request = request
         self.sampling = sampling  # resolved: no None left
         self.text_token_count = text_token_count
-        # Tokens between previews, read by the engine at every step. The consumer may change it while the
-        # generation runs: a preview costs a decode to pixels, wasted when nobody watches.
-        self.preview_every = request.preview_every
+        self.preview_every = request.preview_every  # tokens between previews, as last wanted; the engine reads it
         self.submitted_at = time.monotonic()
         self.cancel_reason: str | None = None
         self.terminal: Done | Failed | Cancelled | None = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wake: Callable[[], None] = lambda: None
+        self._on_previews: Callable[[int], None] = lambda every: None
+
+    def want_previews(self, every: int) -> None:
+        """Consumer side, any thread: `every` tokens between previews from now on, 0 for none.
+
+        A preview costs a decode to pixels, wasted when nobody watches.
+        """
+        every = checks.whole_number("preview_every", every, 0, MAX_TOKEN_ID)
+        if every != self.preview_every:
+            self.preview_every = every
+            self._on_previews(every)
+
+    def on_want_previews(self, listener: Callable[[int], None]) -> None:
+        """Engine side, for one that cannot see this object: called with every change of what is wanted."""
+        self._on_previews = listener
 
     def on_cancel(self, wake: Callable[[], None]) -> None:
         """Engine side: called when a cancel arrives, to wake a sleeping loop."""

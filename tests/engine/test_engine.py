@@ -210,7 +210,7 @@ def test_previews_can_be_switched_on_while_it_runs(make_engine):
     generation = engine.submit(GenerationRequest.of("a", seed=1))
     for _ in range(9):
         engine.step()
-    generation.preview_every = 5
+    generation.want_previews(5)
     run(engine)
     assert [event.tokens_done for event in events_of(generation) if isinstance(event, Preview)] == [10, 15]
 

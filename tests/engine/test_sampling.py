@@ -1,6 +1,7 @@
 """The filters are dalle-mini's, to the last kept id; the draw is a row's own business."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_top_p_keeps_the_crossing_token_and_at_least_one():
         assert filter_logits(logits, sampling)[0].tolist() == kept
 
 
-def rows_of(num_rows: int, sampling: SamplingParams = KEEP_ALL, **changes: int) -> list[StepRow]:
+def rows_of(num_rows: int, sampling: SamplingParams = KEEP_ALL, **changes: Any) -> list[StepRow]:
     return [StepRow(slot=i, position=3, key=ImageKey(i, i % 3), sampling=sampling, **changes) for i in range(num_rows)]
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 from dalle_server.engine.fair_queue import FairQueue
-from dalle_server.engine.runners.base import TextTokens
+from dalle_server.engine.runners.base import StepResult, TextTokens
 from dalle_server.engine.scheduler import Scheduler
 from dalle_server.engine.sequence import Job
-from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.stats import Counters, Observer
 from dalle_server.engine.tracker import RequestTracker
 from dalle_server.generation import Cancelled, Generation, GenerationRequest, Progress
 
@@ -86,7 +86,7 @@ def test_the_rehearsal_is_exact():
 
 
 def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
-    stats = EngineStats(num_slots=1, step_s=2.0, detokenize_s=1.0)
+    stats = Counters(num_slots=1, step_s=2.0, detokenize_s=1.0)
     tracker = RequestTracker(1, stats, Observer(), max_waiting_images=9, progress_every_s=0.0)
     running, waiting = make_job(2, "a"), make_job(1, "b")
     tracker.accept(running)
@@ -94,7 +94,7 @@ def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
     sequence, _ = tracker.admit_next()  # type: ignore[misc]
     tracker.started(running)
     sequences, rows = tracker.rows_to_launch()
-    tracker.write(sequences, rows, [5])
+    tracker.write(sequences, rows, StepResult(np.array([5], np.int32)))
     tracker.finish(running, Cancelled("enough"))
     (progress,) = (event for event in running.handle.events() if isinstance(event, Progress))
     steps = (NUM_TOKENS - 1) + NUM_TOKENS + NUM_TOKENS  # this picture, the other client's turn, the second picture

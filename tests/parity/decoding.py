@@ -51,5 +51,5 @@ def decode(runner: Runner, batch: Sequence[Picture]) -> tuple[np.ndarray, np.nda
     for position in range(runner.config.picture.num_tokens):
         pending = runner.step([row(slot, position, picture) for slot, picture in enumerate(batch)])
         logits.append(runner.guided_logits())
-        tokens.append(pending.result())
+        tokens.append(pending.result().tokens)
     return np.stack(tokens, axis=1), np.stack(logits, axis=1)

@@ -67,7 +67,7 @@ def generate(runner: Runner, num_images: int, sampling: SamplingParams) -> np.nd
     """(N, I) ids."""
     length = runner.config.picture.num_tokens
     steps = [
-        runner.step([StepRow(n, position, ImageKey(7, n), sampling) for n in range(num_images)]).result()
+        runner.step([StepRow(n, position, ImageKey(7, n), sampling) for n in range(num_images)]).result().tokens
         for position in range(length)
     ]
     return np.stack(steps, axis=1)

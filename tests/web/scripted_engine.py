@@ -92,6 +92,11 @@ class ScriptedEngine:
         threading.Thread(target=self._play, args=(generation,), daemon=True).start()
         return generation
 
+    def tokenize(self, pixels: Pixels) -> Tokens:
+        """The inverse of `paint`."""
+        tokens: Tokens = (pixels[:, ::4, ::4, 0].reshape(len(pixels), -1) // 16).astype(np.int32)
+        return tokens
+
     def _play(self, generation: Generation) -> None:
         self._tell(generation)
         assert isinstance(generation.terminal, TERMINAL)

@@ -31,5 +31,10 @@ class Checkpoint:
     digest: str  # sha256 over config and tensor files: names the weights in metadata
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the VQGAN can turn pixels into tokens: all of its encoder is there, or nothing."""
+        return "quant_conv.weight" in self.vqgan
+
+    @property
     def tokenizer_file(self) -> Path:
         return self.path / "tokenizer.json"

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.detokenizer import Detokenizer
 from dalle_server.engine.encoded_texts import EncodedTexts
-from dalle_server.engine.runners.base import PendingTokens, Runner, StepRow
+from dalle_server.engine.runners.base import PendingStep, Runner, StepRow
 from dalle_server.engine.sequence import ImageSequence, Job
-from dalle_server.engine.stats import EngineStats, Observer, notify
+from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.engine.tracker import RequestTracker
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Failed
@@ -33,14 +33,14 @@ class LaunchedStep:
 
     sequences: Sequence[ImageSequence]
     rows: Sequence[StepRow]
-    pending: PendingTokens
+    pending: PendingStep
 
 
 class DecodeLoop:
     """`submit` may be called from any thread; `step` from one."""
 
     def __init__(
-        self, runner: Runner, tracker: RequestTracker, stats: EngineStats, observer: Observer, *, detokenize_batch: int
+        self, runner: Runner, tracker: RequestTracker, counters: Counters, observer: Observer, *, detokenize_batch: int
     ):
         self.runner = runner
         self.tracker = tracker
@@ -54,7 +54,7 @@ class DecodeLoop:
         )
         self.step_begun: float | None = None  # time.monotonic() while a step is under way, for the watchdog
         self.is_abandoned = False  # after a fault; the engine has another loop by then, or none
-        self._stats, self._observer = stats, observer
+        self._counters, self._observer = counters, observer
         self._texts = EncodedTexts(runner)
         self._launched: deque[LaunchedStep] = deque()
 
@@ -121,20 +121,20 @@ class DecodeLoop:
 
     def _read(self, launched: LaunchedStep, begun: float) -> None:
         """Wait for a step's tokens, write them down, and send what is finished or asked for on to pixels."""
-        tokens = [int(token) for token in launched.pending.result()]
-        for sequence in self.tracker.write(launched.sequences, launched.rows, tokens):
+        written = launched.pending.result()
+        for sequence in self.tracker.write(launched.sequences, launched.rows, written):
             if sequence.is_complete:
                 self.detokenizer.add_final(sequence)
             elif sequence.preview_is_due:
                 self.detokenizer.add_preview(sequence)
         seconds = time.monotonic() - begun
-        self._stats.count_step(len(launched.sequences), seconds)
+        self._counters.count_step(len(launched.sequences), seconds)
         notify(self._observer.on_step, len(launched.sequences), seconds)
 
     def _detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
         begun = time.monotonic()
         pixels = self.runner.detokenize(grids)
-        self._stats.count_detokenize(time.monotonic() - begun)
+        self._counters.count_detokenize(time.monotonic() - begun)
         return pixels
 
     def _lose_pixels(self, sequences: Sequence[ImageSequence], error: Exception) -> None:
@@ -147,7 +147,5 @@ class DecodeLoop:
         begun = [b for b in (self.step_begun, self.detokenizer.begun) if b is not None]
         return time.monotonic() - min(begun) if begun else 0.0
 
-    def update_stats(self) -> None:
-        """Refresh the counts that are of this moment."""
-        self.tracker.update_stats()
-        self._stats.detokenizing = self.detokenizer.backlog
+    def stats(self) -> EngineStats:
+        return self.tracker.stats(self.detokenizer.backlog)

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dalle_server.engine.decode_loop import DecodeLoop
-from dalle_server.engine.runners.base import Runner, TextTokens
+from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, TOKENIZE, Runner, TextTokens
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import Job
-from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import RequestTracker
-from dalle_server.errors import EngineFault, InvalidRequest, NotReady
+from dalle_server.errors import EngineFault, InvalidRequest, NotReady, NotSupported, Overloaded
 from dalle_server.generation import FREE, Cancelled, Failed, Generation, GenerationRequest
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
@@ -73,32 +76,32 @@ class Engine:
         self._progress_every_s = progress_every_s
         self._step_timeout_s = step_timeout_s
         self._make_runner = make_runner
-        self._stats = EngineStats(num_slots=runner.num_slots)
+        self._counters = Counters(num_slots=runner.num_slots)
         self._lifecycle = threading.RLock()  # guards the four below
         self._state: State = "ready"
         self._loop = self._make_loop(runner)
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._tokenizing = threading.Lock()
 
     def _make_loop(self, runner: Runner) -> DecodeLoop:
         self.determinism = check_determinism(runner)
         tracker = RequestTracker(
             runner.num_slots,
-            self._stats,
+            self._counters,
             self.observer,
             max_waiting_images=self._max_waiting_images,
             progress_every_s=self._progress_every_s,
         )
-        return DecodeLoop(runner, tracker, self._stats, self.observer, detokenize_batch=self._detokenize_batch)
+        return DecodeLoop(runner, tracker, self._counters, self.observer, detokenize_batch=self._detokenize_batch)
 
     @property
     def state(self) -> State:
         return self._state
 
     def stats(self) -> EngineStats:
-        """Live counters: read, don't write."""
-        self._loop.update_stats()
-        return self._stats
+        """As of this moment."""
+        return self._loop.stats()
 
     # -- requests
 
@@ -124,17 +127,44 @@ class Engine:
         return handle
 
     def _check(self, request: GenerationRequest) -> None:
-        most = self._stats.num_slots + self._max_waiting_images
+        most = self._counters.num_slots + self._max_waiting_images
         if len(request.images) > most:
             given = len(request.images)
             raise InvalidRequest(f"num_images must be at most {most} on this server, not {given}", param="num_images")
         tokens, size = request.forced_tokens, self.config.picture.num_tokens
         if tokens and len(tokens) != size:
             raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
+        if request.logprobs and LOGPROBS not in self.info.features:
+            raise NotSupported(
+                f"the {self.info.runner} runner does not tell logprobs; leave them out", param="logprobs"
+            )
         for token in tokens:
             if token != FREE and not 0 <= token < self.config.picture.codebook_size:
                 ids = f"0…{self.config.picture.codebook_size - 1}, or {FREE} where the model chooses"
                 raise InvalidRequest(f"forced_tokens: {token} is no codebook id; use {ids}", param="forced_tokens")
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """(N, height, width, 3) pixels of the model's own size → (N, I) ids. Any thread; drawing goes on beside it.
+
+        Raises InvalidRequest for another shape, NotSupported for a checkpoint that cannot read pictures, NotReady.
+        """
+        picture = self.config.picture
+        expected = (picture.height_px, picture.width_px, 3)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise InvalidRequest(
+                f"pictures for this model are N × {' × '.join(map(str, expected))} bytes, not {pixels.dtype}"
+                f" {pixels.shape}; resize them first",
+                param="image",
+            )
+        if TOKENIZE not in self.info.features:
+            raise NotSupported(NO_ENCODER, param="image")
+        with self._tokenizing:  # a runner reads for one thread at a time
+            if self._state != "ready":
+                raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
+            try:
+                return self._loop.runner.tokenize(pixels)
+            except MemoryError as error:
+                raise Overloaded("not enough memory to read this picture; try again later") from error
 
     def step(self) -> bool:
         """One token for every running picture. False when nothing is left to do. Faults are handled here."""
@@ -208,8 +238,8 @@ class Engine:
             if loop is not self._loop or loop.is_abandoned or self._state in ("failed", "stopped"):
                 return  # another thread was first
             loop.is_abandoned = True
-            self._stats.faults += 1
-            may_restart = self._state == "ready" and self._stats.faults == 1
+            self._counters.faults += 1
+            may_restart = self._state == "ready" and self._counters.faults == 1
             self._state = "restarting" if may_restart else "failed"
         loop.tracker.finish_all(Failed(EngineFault("the engine failed while drawing this picture; try again")))
         loop.tracker.wake()  # so that the abandoned thread ends, when it can
@@ -248,7 +278,7 @@ class Engine:
                 loop.runner.close()
                 return
             self._loop, self._state = loop, "ready"
-            self._stats.num_slots = loop.runner.num_slots
+            self._counters.num_slots = loop.runner.num_slots
             if self._thread is not None:
                 self._start_threads()
         logger.warning("the engine was restarted after a fault; the next one will be fatal")
@@ -258,5 +288,5 @@ class Engine:
             if self._state != "stopped":
                 self._state = "failed"
         self._stopped.set()
-        logger.critical("the engine is down after %d faults; the last one: %s", self._stats.faults, what)
+        logger.critical("the engine is down after %d faults; the last one: %s", self._counters.faults, what)
         self.on_fatal()

@@ -6,6 +6,7 @@ depends on its own logits and its own (seed, image index, step) alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -142,3 +143,20 @@ def sample(logits: Logits, rows: Sequence[StepRow], draw: Draw = gumbel_max) -> 
     if drawn:
         tokens[drawn] = draw([rows[i] for i in drawn], survivors)
     return tokens
+
+
+def log_probabilities(conditional: Logits, guided: Logits, sampling: SamplingParams, token: int) -> tuple[float, float]:
+    """How likely `token` was, (C,) logits each: over the whole codebook at temperature 1 and guidance 1, and under
+    `sampling`. Natural logarithms in float64; NaN where logits are not finite.
+    """
+    if token < 0 or not (np.isfinite(conditional).all() and np.isfinite(guided).all()):
+        return math.nan, math.nan
+    ids, scaled = filter_logits(guided, sampling)
+    place = int(np.searchsorted(ids, token))
+    is_kept = place < len(ids) and ids[place] == token
+    return _log_softmax(conditional, token), _log_softmax(scaled, place) if is_kept else -math.inf
+
+
+def _log_softmax(logits: Logits, index: int) -> float:
+    exact = logits.astype(np.float64) - logits.max()
+    return float(exact[index] - np.log(np.exp(exact).sum()))

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dalle_server.engine.runners.base import StepRow, TextTokens
+from dalle_server.engine.runners.base import LOGPROBS, StepRow, TextTokens
 from dalle_server.errors import DalleServerError
-from dalle_server.generation import FREE, GeneratedImage, Generation, ImageKey, Tokens
+from dalle_server.generation import FREE, GeneratedImage, Generation, ImageKey, LogProbs, Tokens
+
+NOTHING: frozenset[str] = frozenset()
+ONLY_LOGPROBS = frozenset({LOGPROBS})
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +23,7 @@ class ImageSequence:
     index: int  # position in the request
     key: ImageKey
     tokens: Tokens  # (I,), FREE where nothing is written yet
+    logprobs: LogProbs | None = None  # (I, 2), NaN where nothing is written yet; None: nobody asked
     launched: int = 0
     written: int = 0
     slot: int | None = None  # while it runs
@@ -42,14 +46,18 @@ class ImageSequence:
         assert self.slot is not None, "only a running picture can be launched"
         position = self.launched
         self.launched += 1
-        return StepRow(self.slot, position, self.key, self.job.handle.sampling, forced=int(self.tokens[position]))
+        forced = int(self.tokens[position])
+        wants = NOTHING if self.logprobs is None else ONLY_LOGPROBS
+        return StepRow(self.slot, position, self.key, self.job.handle.sampling, forced, wants)
 
     def awaits(self, row: StepRow) -> bool:
         """Whether the answer to this row is still wanted: not after a cancel, or an eviction."""
         return self.slot == row.slot and self.written == row.position
 
-    def write(self, token: int) -> None:
+    def write(self, token: int, logprobs: LogProbs | None = None) -> None:
         self.tokens[self.written] = token
+        if self.logprobs is not None and logprobs is not None:
+            self.logprobs[self.written] = logprobs
         self.written += 1
 
     def restart(self) -> None:
@@ -76,7 +84,8 @@ class Job:
         job = cls(handle, conditional, unconditional)
         given = handle.request.forced_tokens or (FREE,) * num_tokens
         for index, key in enumerate(handle.request.images):
-            job.sequences.append(ImageSequence(job, index, key, np.array(given, np.int32)))
+            logprobs = np.full((num_tokens, 2), np.nan, np.float32) if handle.request.logprobs else None
+            job.sequences.append(ImageSequence(job, index, key, np.array(given, np.int32), logprobs))
         if job.is_replay:
             for sequence in job.sequences:
                 sequence.launched = sequence.written = num_tokens
@@ -92,8 +101,9 @@ class Job:
 
     @property
     def is_replay(self) -> bool:
-        """All tokens were given: there is nothing to decode."""
-        return FREE not in (self.handle.request.forced_tokens or (FREE,))
+        """All tokens were given, and nobody asks how likely they are: there is nothing to decode."""
+        request = self.handle.request
+        return FREE not in (request.forced_tokens or (FREE,)) and not request.logprobs
 
     @property
     def tokens_done(self) -> int:

@@ -1,11 +1,12 @@
-"""Counters of a running engine, for metrics. Written by the engine's threads, read by anyone without a lock."""
+"""Counters of a running engine, for metrics, and the snapshots of them that everyone else reads."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ParamSpec
 
 from dalle_server.generation import Cancelled, Done, Failed, Generation
@@ -29,9 +30,12 @@ class Observer:
         """An accepted request ended."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since start; `running`, `waiting` and `detokenizing` are of this moment, in pictures."""
+    """Counts since start, as they were at one moment; `running`, `waiting` and `detokenizing` are pictures.
+
+    A copy that never changes: an engine may live in another process than those who ask.
+    """
 
     num_slots: int
     running: int = 0
@@ -43,10 +47,35 @@ class EngineStats:
     images: int = 0
     previews: int = 0
     faults: int = 0
-    requests: Counter[str] = field(default_factory=Counter)  # "done" | "failed" | "cancelled" → requests
-    batch_images: Counter[int] = field(default_factory=Counter)  # pictures in a step → steps
+    requests: Mapping[str, int] = field(default_factory=dict)  # "done" | "failed" | "cancelled" → requests
+    batch_images: Mapping[int, int] = field(default_factory=dict)  # pictures in a step → steps
     step_s: float | None = None  # moving average of one step, whatever it held
     detokenize_s: float | None = None  # moving average of one batch of grids to pixels
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine's threads count; `snapshot` is what others see of it."""
+
+    num_slots: int
+    steps: int = 0
+    image_tokens: int = 0
+    images: int = 0
+    previews: int = 0
+    faults: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    batch_images: Counter[int] = field(default_factory=Counter)
+    step_s: float | None = None
+    detokenize_s: float | None = None
+
+    def snapshot(self, *, running: int, waiting: int, detokenizing: int, live_requests: int) -> EngineStats:
+        # dict() of a Counter is one operation of the interpreter: no thread can count in the middle of it.
+        counted = {name: getattr(self, name) for name in self.__slots__}
+        counted["requests"] = MappingProxyType(dict(self.requests))
+        counted["batch_images"] = MappingProxyType(dict(self.batch_images))
+        return EngineStats(
+            running=running, waiting=waiting, detokenizing=detokenizing, live_requests=live_requests, **counted
+        )
 
     def count_step(self, num_images: int, seconds: float) -> None:
         self.steps += 1

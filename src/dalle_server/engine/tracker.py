@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
+from dalle_server.engine.runners.base import NAN_TOKEN, StepResult, StepRow
 from dalle_server.engine.scheduler import Scheduler
 from dalle_server.engine.sequence import ImageSequence, Job
-from dalle_server.engine.stats import EngineStats, Observer, notify
+from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.errors import DalleServerError, DeadlineExceeded, GenerationFailed, Overloaded
 from dalle_server.generation import (
     Cancelled,
@@ -37,7 +37,7 @@ class RequestTracker:
     def __init__(
         self,
         num_slots: int,
-        stats: EngineStats,
+        counters: Counters,
         observer: Observer,
         *,
         max_waiting_images: int,
@@ -45,7 +45,7 @@ class RequestTracker:
     ):
         self._scheduler = Scheduler(num_slots)
         self._jobs: set[Job] = set()  # accepted and not ended
-        self._stats, self._observer = stats, observer
+        self._counters, self._observer = counters, observer
         self._max_waiting_images = max_waiting_images
         self._progress_every_s = progress_every_s
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
@@ -117,20 +117,23 @@ class RequestTracker:
             return sequences, [sequence.launch() for sequence in sequences]
 
     def write(
-        self, sequences: Sequence[ImageSequence], rows: Sequence[StepRow], tokens: Sequence[int]
+        self, sequences: Sequence[ImageSequence], rows: Sequence[StepRow], written: StepResult
     ) -> list[ImageSequence]:
         """Put a step's tokens into their grids; the pictures written. Those that left their slot are passed over."""
         with self._changed:
-            answers = [(s, t) for s, row, t in zip(sequences, rows, tokens, strict=True) if s.awaits(row)]
-            for sequence, token in answers:
+            awaited = [place for place, row in enumerate(rows) if sequences[place].awaits(row)]
+            good: list[ImageSequence] = []
+            for place in awaited:
+                sequence, token = sequences[place], int(written.tokens[place])
                 if token == NAN_TOKEN:
                     self.lose(sequence, GenerationFailed("the model's numbers were not finite; try another seed"))
-                else:
-                    sequence.write(token)
-                    if sequence.is_complete:
-                        self._scheduler.release(sequence)
-            self._tell_progress({sequence.job for sequence, _ in answers})
-            return [sequence for sequence, token in answers if token != NAN_TOKEN]
+                    continue
+                sequence.write(token, None if written.logprobs is None else written.logprobs[place])
+                good.append(sequence)
+                if sequence.is_complete:
+                    self._scheduler.release(sequence)
+            self._tell_progress({sequences[place].job for place in awaited})
+            return good
 
     def shrink(self, num_slots: int) -> None:
         """Use the first `num_slots` slots only, until nothing is left to do. Pictures in the others wait again."""
@@ -142,15 +145,15 @@ class RequestTracker:
     def deliver(self, sequence: ImageSequence, pixels: Pixels) -> None:
         with self._changed:
             job = sequence.job
-            image = GeneratedImage(sequence.index, sequence.key, pixels, sequence.tokens)
+            image = GeneratedImage(sequence.index, sequence.key, pixels, sequence.tokens, sequence.logprobs)
             if job.handle.emit(ImageReady(image)):
-                self._stats.images += 1
+                self._counters.images += 1
                 job.images[sequence.index] = image
                 self._finish_when_settled(job)
 
     def deliver_preview(self, sequence: ImageSequence, tokens_done: int, pixels: Pixels) -> None:
         if sequence.job.handle.emit(Preview(sequence.index, tokens_done, pixels)):
-            self._stats.previews += 1
+            self._counters.previews += 1
             notify(self._observer.on_preview, sequence.job.handle)
 
     # -- out
@@ -188,7 +191,7 @@ class RequestTracker:
             self._jobs.remove(job)
             self._scheduler.remove(job)
             job.sequences = []  # each names its job: a cycle, in which the pictures would wait for the collector
-            self._stats.requests[type(event).__name__.lower()] += 1
+            self._counters.requests[type(event).__name__.lower()] += 1
             job.handle.emit(event)
             self._tell_positions()
             self._changed.notify_all()
@@ -216,11 +219,11 @@ class RequestTracker:
         steps = self._scheduler.steps_until_done() if due else {}
         for job in due:
             job.reported_at = now
-            eta_s = self._seconds(steps.get(job, 0)) + (self._stats.detokenize_s or 0.0)
-            job.handle.emit(Progress(job.tokens_done, job.num_tokens, None if self._stats.step_s is None else eta_s))
+            eta_s = self._seconds(steps.get(job, 0)) + (self._counters.detokenize_s or 0.0)
+            job.handle.emit(Progress(job.tokens_done, job.num_tokens, None if self._counters.step_s is None else eta_s))
 
     def _seconds(self, steps: int) -> float:
-        return steps * (self._stats.step_s or 0.0)
+        return steps * (self._counters.step_s or 0.0)
 
     # -- waiting
 
@@ -253,9 +256,11 @@ class RequestTracker:
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs, timeout_s)
 
-    def update_stats(self) -> None:
-        """Refresh the counts that are of this moment."""
+    def stats(self, num_detokenizing: int) -> EngineStats:
         with self._changed:
-            self._stats.running = len(self._scheduler.running)
-            self._stats.waiting = len(self._scheduler.waiting)
-            self._stats.live_requests = len(self._jobs)
+            return self._counters.snapshot(
+                running=len(self._scheduler.running),
+                waiting=len(self._scheduler.waiting),
+                detokenizing=num_detokenizing,
+                live_requests=len(self._jobs),
+            )

@@ -166,10 +166,10 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.n_embed, config.embed_dim)
 
-    def nearest(self, z: Tensor) -> Tensor:
-        """(B, E, h, w) → (B, h·w) ids of the closest codebook entries, row by row."""
+    def nearest(self, z: Tensor, num_codes: int | None = None) -> Tensor:
+        """(B, E, h, w) → (B, h·w) ids of the closest of the first `num_codes` codebook entries, row by row."""
         z = z.flatten(2).transpose(1, 2)  # (B, h·w, E)
-        codebook = self.embedding.weight  # (C, E)
+        codebook = self.embedding.weight[:num_codes]  # (C, E)
         # |z − e|² without |z|², which is the same for every e
         distance = codebook.square().sum(1) - 2 * z @ codebook.T
         return distance.argmin(-1)
@@ -205,9 +205,9 @@ class VQGAN(nn.Module):
         """(B, 3, H, W) in [0, 1] → (B, E, h, w), before the nearest codebook entry is looked up."""
         return self.quant_conv(self.encoder(images))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → (B, h·w) ids in reading order."""
-        return self.quantize.nearest(self.encode_embeddings(images))
+    def encode(self, images: Tensor, num_codes: int | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → (B, h·w) ids in reading order, of the first `num_codes` entries."""
+        return self.quantize.nearest(self.encode_embeddings(images), num_codes)
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ class RunnerDescription(BaseModel):
     dtype: str
     reason: str
     versions: dict[str, str]
+    num_threads: int | None
+    features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs"
 
 
 class Limits(BaseModel):

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import numpy as np
 from flask import current_app
+from numpy.typing import NDArray
 
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import RunnerInfo
@@ -40,6 +42,8 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     def submit(self, request: GenerationRequest) -> Generation: ...
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
     def stop(self, drain_s: float = 0.0) -> None: ...
 

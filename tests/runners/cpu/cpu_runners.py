@@ -41,4 +41,7 @@ class NoPixels:
     def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
         raise AssertionError("no pixels are asked for")
 
+    def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
+        raise AssertionError("no picture is given")
+
     def close(self) -> None: ...

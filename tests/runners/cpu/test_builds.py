@@ -70,7 +70,7 @@ def drawn(dtype: str, build: str, num_images: int) -> bytes:
     for step in range(25 + num_images):
         rows = [StepRow(n, step - n, ImageKey(7, n), SAMPLING) for n in range(num_images) if 0 <= step - n < 25]
         if rows:
-            found += [runner.step(rows).result(), runner.guided_logits()]
+            found += [runner.step(rows).result().tokens, runner.guided_logits()]
     runner.close()
     return b"".join(part.tobytes() for part in found)
 

@@ -99,7 +99,7 @@ def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
     text.keys_values[:] = np.nan
     runner.admit(sick.slot, text, text)
     for step in range(runner.config.picture.num_tokens):
-        tokens = runner.step([sick.row(step), healthy.row(step)]).result()
+        tokens = runner.step([sick.row(step), healthy.row(step)]).result().tokens
         assert tokens[0] == NAN_TOKEN
         assert runner.guided_logits()[1].tobytes() == alone[1][step]
     assert run(runner, [Picture(3, slot=1)])[3] == alone[3]

@@ -76,7 +76,7 @@ def test_pictures_join_and_leave_at_any_token(batch, form, dtype):
                 rows.append(row(7 - i, position, picture))
                 images.append((i, position))
         if rows:
-            for (i, position), token in zip(images, runner.step(rows).result(), strict=True):
+            for (i, position), token in zip(images, runner.step(rows).result().tokens, strict=True):
                 found[i, position] = token
     np.testing.assert_array_equal(found, expected)
 
@@ -90,7 +90,7 @@ def test_a_slot_that_skips_steps_goes_on_where_it_was(batch, form):
     length = runner.config.picture.num_tokens
     turns = [(0, p) for p in range(length // 2)] + [(1, p) for p in range(length)]
     for slot, position in turns + [(0, p) for p in range(length // 2, length)]:
-        found[slot, position] = runner.step([row(slot, position, batch[slot])]).result()[0]
+        found[slot, position] = runner.step([row(slot, position, batch[slot])]).result().tokens[0]
     np.testing.assert_array_equal(found, expected)
 
 
@@ -125,7 +125,7 @@ def test_nan_spoils_one_picture_and_not_the_slots_next(batch, form):
         admit(runner, slot, batch[slot])
     runner.admit(1, broken, broken)
     for position in range(expected.shape[1]):
-        tokens = runner.step([row(slot, position, batch[slot]) for slot in range(3)]).result()
+        tokens = runner.step([row(slot, position, batch[slot]) for slot in range(3)]).result().tokens
         assert tokens.tolist() == [expected[0, position], NAN_TOKEN, expected[2, position]]
     again, _ = decode(runner, batch[:3])
     np.testing.assert_array_equal(again, expected)
@@ -136,8 +136,8 @@ def test_rows_answer_in_their_own_order(batch, form):
     for slot in range(3):
         admit(runner, slot, batch[slot])
     rows = [row(slot, 0, batch[slot]) for slot in range(3)]
-    forward, forward_logits = runner.step(rows).result(), runner.guided_logits()
-    backward, backward_logits = runner.step(rows[::-1]).result(), runner.guided_logits()
+    forward, forward_logits = runner.step(rows).result().tokens, runner.guided_logits()
+    backward, backward_logits = runner.step(rows[::-1]).result().tokens, runner.guided_logits()
     np.testing.assert_array_equal(backward[::-1], forward)
     np.testing.assert_array_equal(backward_logits[::-1], forward_logits)
 

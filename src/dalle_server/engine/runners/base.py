@@ -14,6 +14,15 @@ from dalle_server.models.config import ModelConfig
 
 NAN_TOKEN = -1  # a step's answer for an image whose logits were not finite
 
+# What a runner may do beyond drawing: in RunnerInfo.features, and asked for in StepRow.wants.
+TOKENIZE = "tokenize"  # pixels to tokens: needs a checkpoint whose VQGAN has its encoder
+LOGPROBS = "logprobs"  # how likely each token was
+
+NO_ENCODER = (
+    "this checkpoint's VQGAN has no encoder, so it cannot read pictures; serve weights that were converted from the"
+    " published VQGAN (docs/checkpoints.md), not from min-dalle's"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class TextTokens:
@@ -35,6 +44,7 @@ class RunnerInfo:
     versions: dict[str, str]
     num_threads: int | None = None  # that compute; None: what the library takes by itself
     build: str | None = None  # of the compiled code, by instruction set; None where it does not run
+    features: tuple[str, ...] = ()  # of TOKENIZE, LOGPROBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +60,31 @@ class StepRow:
     key: ImageKey
     sampling: SamplingParams  # resolved
     forced: int = -1
+    wants: frozenset[str] = frozenset()  # LOGPROBS: costs this row a second pass; free for the others
 
 
-class PendingTokens(Protocol):
-    """The tokens of a launched step."""
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step wrote, in the order of its rows."""
 
-    def result(self) -> NDArray[np.int32]:
-        """(N,) ids in the order of the step's rows; NAN_TOKEN where the logits were not finite. May block."""
+    tokens: NDArray[np.int32]  # (N,) ids; NAN_TOKEN where the logits were not finite
+    # (N, 2) natural logarithms of how likely each token was, forced ones included: over the whole codebook at
+    # temperature 1 and guidance 1, and as sampled, under guidance, temperature and filters (−inf: filtered out).
+    # NaN for rows that did not want them; None when no row did.
+    logprobs: NDArray[np.float32] | None = None
+
+
+class PendingStep(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepResult:
+        """May block."""
         ...
 
 
 class Runner(Protocol):
-    """Two rows a slot: one conditional, one unconditional. Called by the engine's thread only,
-    except `detokenize`, which one other thread may call at the same time."""
+    """Two rows a slot: one conditional, one unconditional. Called by the engine's thread only, except `detokenize` and
+    `tokenize`: each may be called by one other thread at the same time."""
 
     config: ModelConfig
     info: RunnerInfo
@@ -81,7 +103,7 @@ class Runner(Protocol):
         """
         ...
 
-    def step(self, rows: Sequence[StepRow]) -> PendingTokens:
+    def step(self, rows: Sequence[StepRow]) -> PendingStep:
         """Launch one token for each row: embed, decode, guide, cut to the codebook, filter, sample.
 
         Raises MemoryError (also for an accelerator's own out-of-memory error) before any slot has changed:
@@ -102,6 +124,10 @@ class Runner(Protocol):
 
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
         """(N, I) ids → (N, height, width, 3) pixels, clipped and truncated as the reference does."""
+        ...
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """(N, height, width, 3) pixels → (N, I) ids, the codebook's nearest. Raises NotSupported without an encoder."""
         ...
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ class Job:
 
     def want_previews(self) -> None:
         """Paint previews from now on: somebody asked how it looks."""
-        self.drawing.generation.preview_every = max(1, self.image_length // PREVIEWS_PER_IMAGE)
+        self.drawing.generation.want_previews(max(1, self.image_length // PREVIEWS_PER_IMAGE))
 
     def stop(self) -> None:
         self.drawing.interrupt()

@@ -105,7 +105,7 @@ class Running:
     def steer_previews(self, live: Live) -> None:
         """One preview for each finished row of the grid, while the job wants them and somebody looks."""
         wanted = live.job.preview and self._feed.watched(live.job.id, live.job.owner)
-        live.generation.preview_every = live.row_tokens if wanted else 0
+        live.generation.want_previews(live.row_tokens if wanted else 0)
 
     def _fold(self, store: Store, live: Live, event: Event) -> None:
         job_id, feed = live.job.id, self._feed

@@ -9,7 +9,7 @@ import numpy as np
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
 from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.stack import tiles_of
@@ -74,6 +74,7 @@ def load_cpu_runner(
         versions={"openvino": VERSION, "numpy": np.__version__},
         num_threads=threads,
         build=build,
+        features=(LOGPROBS, TOKENIZE) if checkpoint.has_encoder else (LOGPROBS,),
     )
     return CpuRunner(config, info, num_slots, texts, step, pixels, draw)
 

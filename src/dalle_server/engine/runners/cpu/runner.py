@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.runners.base import RunnerInfo, StepRow, TextTokens
+from dalle_server.engine.runners.base import LOGPROBS, RunnerInfo, StepResult, StepRow, TextTokens
 from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, TextCache, Texts
-from dalle_server.engine.sampling import Draw, gumbel_max, sample
+from dalle_server.engine.sampling import Draw, gumbel_max, log_probabilities, sample
 from dalle_server.models.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The tokens of a step that is over."""
+    """A step that is over."""
 
-    tokens: NDArray[np.int32]
+    written: StepResult
 
-    def result(self) -> NDArray[np.int32]:
-        return self.tokens
+    def result(self) -> StepResult:
+        return self.written
 
 
 class CpuRunner:
@@ -60,16 +60,30 @@ class CpuRunner:
         self._step.admit(slot, conditional, unconditional)
 
     def step(self, rows: Sequence[StepRow]) -> Ready:
+        wanted = [place for place, row in enumerate(rows) if LOGPROBS in row.wants]
+        # First, since it reads the same last tokens; the step proper then writes the same keys and values once more.
+        conditional = self._logits([rows[place] for place in wanted], guidance=1.0) if wanted else None
+        self._guided = self._logits(rows)
+        tokens = sample(self._guided, rows, self._draw)
+        self._last_tokens[[row.slot for row in rows]] = tokens
+        if conditional is None:
+            return Ready(StepResult(tokens))
+        logprobs = np.full((len(rows), 2), np.nan, np.float32)
+        for logits, place in zip(conditional, wanted, strict=True):
+            row, token = rows[place], int(tokens[place])
+            logprobs[place] = log_probabilities(logits, self._guided[place], row.sampling, token)
+        return Ready(StepResult(tokens, logprobs))
+
+    def _logits(self, rows: Sequence[StepRow], guidance: float | None = None) -> NDArray[np.float32]:
+        """(N, C), at each row's own guidance or at the one that is given."""
         padding = next((bucket for bucket in self.row_buckets if bucket >= len(rows)), len(rows)) - len(rows)
         slots = np.array([row.slot for row in rows] + [self.num_slots] * padding, np.int32)
         positions = np.array([row.position for row in rows] + [0] * padding, np.int32)
-        guidance = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
+        scales = np.array([row.sampling.condition_scale for row in rows] + [1.0] * padding, np.float32)
+        if guidance is not None:
+            scales[:] = guidance
         with self._cores:
-            guided = self._step.logits(StepBatch(slots, positions, self._last_tokens[slots], guidance))
-        self._guided = guided[: len(rows)]
-        tokens = sample(self._guided, rows, self._draw)
-        self._last_tokens[slots[: len(rows)]] = tokens
-        return Ready(tokens)
+            return self._step.logits(StepBatch(slots, positions, self._last_tokens[slots], scales))[: len(rows)]
 
     def guided_logits(self) -> NDArray[np.float32]:
         return self._guided
@@ -83,6 +97,13 @@ class CpuRunner:
     def _paint(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
         with self._cores:
             return self._pixels.decode(grid)
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        return np.stack([self._read(picture) for picture in pixels])
+
+    def _read(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
+        with self._cores:
+            return self._pixels.encode(picture)
 
     def close(self) -> None:
         # The engine holds this object until there is another, and two models may be more than fits.

@@ -42,6 +42,12 @@ class StepInputs:
         inputs = cls.pack([], np.zeros(num_images, np.int64))
         return cls(inputs.integers.to(device), inputs.floats.to(device))
 
+    def at_guidance_1(self) -> StepInputs:
+        """The same step without guidance, of which nothing is remembered."""
+        integers, floats = self.integers.clone(), self.floats.clone()
+        integers[1], floats[2] = 0, 1.0
+        return StepInputs(integers, floats)
+
     def to(self, device: torch.device) -> StepInputs:
         return StepInputs(self.integers.to(device), self.floats.to(device))
 

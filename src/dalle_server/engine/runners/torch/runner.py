@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +18,24 @@ from torch import Tensor
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine import sampling
-from dalle_server.engine.runners.base import PendingTokens, StepRow, TextTokens
+from dalle_server.engine.runners.base import (
+    LOGPROBS,
+    NO_ENCODER,
+    TOKENIZE,
+    PendingStep,
+    StepResult,
+    StepRow,
+    TextTokens,
+)
 from dalle_server.engine.runners.torch.device import checked_device, checked_dtype, describe, memory_errors
 from dalle_server.engine.runners.torch.fused import fuse
 from dalle_server.engine.runners.torch.graphs import CudaGraphs
 from dalle_server.engine.runners.torch.inputs import StepInputs
+from dalle_server.engine.runners.torch.sampling import log_probabilities
 from dalle_server.engine.runners.torch.step import MIN_ROWS, SlotStates, window_length, windows_agree
-from dalle_server.engine.runners.torch.weights import load_detokenizer, load_transformer
-from dalle_server.models.vqgan import to_pixels
+from dalle_server.engine.runners.torch.weights import load_detokenizer, load_tokenizer, load_transformer
+from dalle_server.errors import NotSupported
+from dalle_server.models.vqgan import VQGAN, to_pixels
 
 
 class _Advance(Protocol):
@@ -55,7 +65,10 @@ class TorchRunner:
             torch.set_num_threads(num_threads)
         self.config = checkpoint.config
         self.num_slots = num_slots
-        self.info = describe(self._device, dtype, reason)
+        self._checkpoint = checkpoint
+        features = (LOGPROBS, TOKENIZE) if checkpoint.has_encoder else (LOGPROBS,)
+        self.info = replace(describe(self._device, dtype, reason), features=features)
+        self._tokenizer: VQGAN | None = None
         self.lookahead = 1 if self._device.type == "cuda" else 0
         # A CPU's fp32 products want MIN_ROWS rows, two of which are an image's; the rest stands in empty slots.
         smallest = MIN_ROWS // 2 if self._device.type == "cpu" and dtype == "fp32" else 1
@@ -100,7 +113,7 @@ class TorchRunner:
 
     @memory_errors()
     @torch.inference_mode()
-    def step(self, rows: Sequence[StepRow]) -> PendingTokens:
+    def step(self, rows: Sequence[StepRow]) -> PendingStep:
         slots = [row.slot for row in rows]
         bucket = next(bucket for bucket in self.row_buckets if bucket > max(slots))
         positions = self._next_positions[:bucket].copy()
@@ -111,31 +124,47 @@ class TorchRunner:
         self._next_positions[slots] = np.minimum(positions[slots] + 1, last_position)
         return pending
 
-    def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
+    def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingStep:
         slots = [row.slot for row in rows]
         length = self.config.picture.num_tokens
         if self._windows_agree:
             length = window_length(inputs.positions[slots].numpy(), length)
         inputs = inputs.to(self._device)
+        wanted = any(LOGPROBS in row.wants for row in rows)
+        conditional = self._states.logits(inputs.at_guidance_1(), length)[slots].cpu().numpy() if wanted else None
         logits = self._states.logits(inputs, length)
         self._last_logits = logits, slots
-        tokens = sampling.sample(logits[slots].cpu().numpy(), rows)
+        guided = logits[slots].cpu().numpy()
+        tokens = sampling.sample(guided, rows)
         all_tokens = torch.zeros(len(logits), dtype=torch.long)
         all_tokens[slots] = torch.from_numpy(tokens.astype(np.int64))
         self._states.remember(all_tokens.to(self._device), inputs)
-        return _Ready(tokens)
+        if conditional is None:
+            return _Ready(StepResult(tokens))
+        told = [
+            sampling.log_probabilities(conditional[n], guided[n], row.sampling, int(tokens[n]))
+            for n, row in enumerate(rows)
+        ]
+        return _Ready(StepResult(tokens, _masked(np.array(told, np.float32), rows)))
 
-    def _launch_on_device(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingTokens:
+    def _launch_on_device(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingStep:
         slots = [row.slot for row in rows]
+        wanted = any(LOGPROBS in row.wants for row in rows)
+        # Copied: the step proper overwrites the answers of the one before.
+        conditional = self._step.advance(inputs.at_guidance_1())[1].clone() if wanted else None
         tokens, logits = self._step.advance(inputs)
         self._last_logits = logits, slots
+        answers = [tokens]
+        if conditional is not None:
+            answers.append(log_probabilities(conditional, logits, tokens, inputs.to(self._device)))
         if self._device.type != "cuda":
-            return _Ready(tokens[slots].cpu().numpy().astype(np.int32))
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        host.copy_(tokens, non_blocking=True)
+            return _Ready(_result([answer.cpu() for answer in answers], rows))
+        hosts = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in answers]
+        for host, answer in zip(hosts, answers, strict=True):
+            host.copy_(answer, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
-        return _Copying(host, slots, copied)
+        return _Copying(hosts, rows, copied)
 
     def guided_logits(self) -> NDArray[np.float32]:
         if self._last_logits is None:
@@ -155,11 +184,25 @@ class TorchRunner:
             pixels = [to_pixels(self._vqgan.decode(grid[None])).cpu().numpy() for grid in ids]
         return np.concatenate(pixels)
 
+    @memory_errors()
+    @torch.inference_mode()
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """One picture at a time, as in `detokenize`. The encoder is loaded with the first: most servers read none."""
+        if self._tokenizer is None:
+            if TOKENIZE not in self.info.features:
+                raise NotSupported(NO_ENCODER)
+            self._tokenizer = load_tokenizer(self._checkpoint, self._device)
+        with self._on_detokenize_stream():
+            images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255
+            num_codes = self.config.picture.codebook_size
+            ids = [self._tokenizer.encode(image[None], num_codes).cpu().numpy() for image in images]
+        return np.concatenate(ids).astype(np.int32)
+
     def _on_detokenize_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._detokenize_stream) if self._detokenize_stream else nullcontext()
 
     def close(self) -> None:
-        for name in ("_last_logits", "_step", "_states", "_vqgan"):
+        for name in ("_last_logits", "_step", "_states", "_vqgan", "_tokenizer", "_checkpoint"):
             vars(self).pop(name, None)
         if self._device.type == "cuda":
             with suppress(RuntimeError):  # after an illegal access, this fails like everything else
@@ -168,23 +211,36 @@ class TorchRunner:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    tokens: NDArray[np.int32]
+    written: StepResult
 
-    def result(self) -> NDArray[np.int32]:
-        return self.tokens
+    def result(self) -> StepResult:
+        return self.written
 
 
 @dataclass(frozen=True, slots=True)
 class _Copying:
-    """Tokens of all slots, on their way to the host."""
+    """Answers for all slots, on their way to the host."""
 
-    host: Tensor
-    slots: list[int]
+    hosts: Sequence[Tensor]
+    rows: Sequence[StepRow]
     copied: torch.cuda.Event
 
-    def result(self) -> NDArray[np.int32]:
+    def result(self) -> StepResult:
         self.copied.synchronize()
-        return self.host.numpy()[self.slots].astype(np.int32)
+        return _result(self.hosts, self.rows)
+
+
+def _result(answers: Sequence[Tensor], rows: Sequence[StepRow]) -> StepResult:
+    """Tokens and, perhaps, logprobs of all slots → those of the rows."""
+    slots = [row.slot for row in rows]
+    tokens, *logprobs = (answer.numpy()[slots] for answer in answers)
+    return StepResult(tokens.astype(np.int32), _masked(logprobs[0], rows) if logprobs else None)
+
+
+def _masked(logprobs: NDArray[np.float32], rows: Sequence[StepRow]) -> NDArray[np.float32]:
+    """Of the rows that wanted them."""
+    logprobs[[LOGPROBS not in row.wants for row in rows]] = np.nan
+    return logprobs
 
 
 def _buckets(smallest: int, num_slots: int) -> tuple[int, ...]:

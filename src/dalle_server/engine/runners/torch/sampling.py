@@ -25,6 +25,18 @@ def sample(logits: Tensor, inputs: StepInputs) -> Tensor:
     return torch.where(logits.isfinite().all(-1), tokens, NAN_TOKEN)
 
 
+def log_probabilities(conditional: Tensor, guided: Tensor, tokens: Tensor, inputs: StepInputs) -> Tensor:
+    """(B, C) logits at guidance 1 and guided, (B,) tokens → (B, 2) float32: see StepResult.logprobs."""
+    chosen = tokens.clamp(min=0)[:, None]
+    whole = conditional.double().log_softmax(-1).gather(1, chosen)
+    values, ids, kept = filter_logits(guided, inputs.temperature, inputs.top_k, inputs.top_p)
+    sampled = values.double().masked_fill(~kept, -torch.inf).log_softmax(-1)
+    sampled = sampled.masked_fill(ids != chosen, 0).sum(-1, keepdim=True)
+    both = torch.cat([whole, sampled], 1)
+    finite = conditional.isfinite().all(-1) & guided.isfinite().all(-1)
+    return both.masked_fill(~finite[:, None], torch.nan).float()
+
+
 def filter_logits(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C) logits → scaled logits in descending order, their ids, and which of them may be drawn.
 

@@ -33,6 +33,14 @@ def load_detokenizer(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     return model
 
 
+def load_tokenizer(checkpoint: Checkpoint, device: torch.device) -> VQGAN:
+    """The whole VQGAN in fp32: an id that a rounding changed would be a place redrawn."""
+    with torch.device("meta"):
+        model = VQGAN(checkpoint.config.vqgan)
+    _assign(model, checkpoint.vqgan, device, torch.float32)
+    return model
+
+
 def _assign(model: nn.Module, arrays: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> None:
     state = {name: _tensor(array).to(device, dtype) for name, array in arrays.items()}
     model.load_state_dict(state, strict=True, assign=True)

@@ -1,4 +1,4 @@
-"""The order of the VQGAN's layers: a grid of codes to one picture. How a layer is computed: vqgan_layers.py.
+"""The order of the VQGAN's layers: a grid of codes to one picture, and back. How each is computed: vqgan_layers.py.
 
 One picture at a time: the shapes are then static, which measured faster, and no picture can touch another.
 """
@@ -26,6 +26,23 @@ def build_decoder(layers: Layers) -> ov.Model:
     x = layers.pixels(ops.swish(layers.norm(x, "decoder.norm_out")), "decoder.conv_out")
     picture = ops.squeeze(ops.transpose(x, np.array([0, 2, 3, 1])), np.array([0]))
     return ov.Model([result("pixels", picture), *layers.probes()], [ids], "vqgan_decoder")
+
+
+def build_encoder(layers: Layers) -> ov.Model:
+    """Input: pixels (H, W, 3) float32 in 0…1. Output: features (I, E) float32; the nearest codebook entry is the id."""
+    pixels = parameter("pixels", [layers.height_px, layers.width_px, 3], ov.Type.f32)
+    x = ops.transpose(ops.unsqueeze(pixels, np.array([0])), np.array([0, 3, 1, 2]))
+    x = layers.conv(x, "encoder.conv_in")
+    for level in range(layers.num_levels):
+        x = _level(layers, x, f"encoder.down.{level}", layers.num_res_blocks)
+        if level < layers.num_levels - 1:
+            x = layers.downsample(x, f"encoder.down.{level}.downsample.conv")
+    x = _middle(layers, x, "encoder.mid")
+    x = layers.conv(ops.swish(layers.norm(x, "encoder.norm_out")), "encoder.conv_out")
+    x = layers.conv(x, "quant_conv")
+    width = x.get_output_shape(0)[1]
+    features = ops.reshape(ops.transpose(x, np.array([0, 2, 3, 1])), np.array([-1, width]), special_zero=False)
+    return ov.Model([result("features", features)], [pixels], "vqgan_encoder")
 
 
 def _middle(layers: Layers, x: Node, prefix: str) -> Node:

@@ -27,6 +27,7 @@ class Layers:
     def __init__(self, tensors: Mapping[str, Any], config: ModelConfig):
         self._tensors = tensors
         self.height, self.width = config.picture.grid_height, config.picture.grid_width
+        self.height_px, self.width_px = config.picture.height_px, config.picture.width_px
         self.num_groups = config.vqgan.num_groups
         self.num_levels = len(config.vqgan.ch_mult)
         self.num_res_blocks = config.vqgan.num_res_blocks
@@ -83,9 +84,15 @@ class Layers:
         border = [self._tensors[f"{prefix}.weight"].shape[2] // 2] * 2
         return ops.convolution(x, self.weight(prefix), [1, 1], border, border, [1, 1])
 
+    def downsample(self, x: Node, prefix: str) -> Node:
+        """3×3 at every second place, with a border on the right and at the bottom only."""
+        x = ops.convolution(x, self.weight(prefix), [2, 2], [0, 0], [1, 1], [1, 1])
+        return self.add_bias(x, self.array(f"{prefix}.bias"))
+
     def weight(self, prefix: str) -> Node:
         weight = self.array(f"{prefix}.weight")
-        is_mapped = weight.flags.writeable and weight is self._tensors[f"{prefix}.weight"]
+        can_share = weight.flags.writeable and weight.flags.c_contiguous
+        is_mapped = can_share and weight is self._tensors[f"{prefix}.weight"]
         return (shared_constant if is_mapped else constant)(weight)
 
     def add_bias(self, x: Node, bias: NDArray[np.float32]) -> Node:
