@@ -70,11 +70,8 @@ class FakeTokenizer:
         ids[: len(content) + 2] = [0, *content, 2]
         return TextTokens(ids, len(content) + 2)
 
-    def encode_negative(self, text: str) -> TextTokens:
-        return self.encode(text)
-
-    def unconditional(self) -> TextTokens:
-        return self.encode("")
+    def pair(self, prompt: str, negative_prompt: str) -> tuple[TextTokens, TextTokens]:
+        return self.encode(prompt), self.encode(negative_prompt)
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.stats import Observer
 from dalle_server.generation import Generation, GenerationRequest, SamplingParams
-from dalle_server.text import TextTokenizer
+from dalle_server.text import open_tokenizer
 from dalle_server.variants import ModelSize
 
 __all__ = [
@@ -72,7 +72,7 @@ def load_engine(
 
     return Engine(
         make_runner(),
-        TextTokenizer.from_checkpoint(checkpoint),
+        open_tokenizer(checkpoint),
         digest=checkpoint.digest,
         max_waiting_images=settings.max_waiting_images,
         make_runner=make_runner,

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dalle_server.checkpoints import flax, min_dalle
+from dalle_server.checkpoints import flax, janus, min_dalle
 from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Form(Enum):
     NATIVE = "native"
     FLAX = "Flax"
     MIN_DALLE = "min-dalle"
+    JANUS = "Janus-Pro"
 
 
 def detect_form(directory: Path) -> Form:
@@ -35,11 +36,14 @@ def detect_form(directory: Path) -> Form:
         return Form.NATIVE
     if flax.is_flax_dalle(directory):
         return Form.FLAX
+    if janus.is_janus(directory):
+        return Form.JANUS
     if min_dalle.is_min_dalle(directory):
         return Form.MIN_DALLE
     raise CheckpointError(
         f"{directory} is no checkpoint: it has neither {CONFIG} with {TRANSFORMER} (native), nor {CONFIG} with"
-        f" {flax.WEIGHTS} of a DalleBart (Flax), nor encoder.pt with decoder.pt (min-dalle)"
+        f" {flax.WEIGHTS} of a DalleBart (Flax), nor encoder.pt with decoder.pt (min-dalle), nor"
+        f" {CONFIG} of a Janus-Pro"
     )
 
 
@@ -56,7 +60,7 @@ def convert(
     origin: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the Flax or min-dalle checkpoint `source` as a native one at `target`, whole or not at all.
+    """Write the Flax, min-dalle or Janus-Pro checkpoint `source` as a native one at `target`, whole or not at all.
 
     `vqgan` names the VQGAN folder when it is not where `find_vqgan` looks. `dtype` casts the
     transformer. `file_suffix` chooses between the two models of a min-dalle folder. `extra_files` (name → file)
@@ -85,7 +89,9 @@ def convert(
 
 
 def _warn_of_foreign_codebook(read: Source) -> None:
-    num_codes, start = read.config.vqgan.n_embed, sizes(read.config).decoder_start_token_id
+    if not isinstance(read.config.transformer, DalleBartConfig):
+        return
+    num_codes, start = read.config.vqgan.n_embed, read.config.transformer.decoder_start_token_id
     if num_codes < start:
         logger.warning(
             "%s was trained on more codes (its start token is %d) than this VQGAN has (%d): is it the right one?",
@@ -105,14 +111,18 @@ def _reading(
     scratch: Path,
     progress: Progress | None,
 ) -> Iterator[Source]:
-    vqgan = Path(vqgan) if vqgan else find_vqgan(source)
     if form is Form.FLAX:
-        yield flax.read_flax(source, vqgan, name)
+        yield flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source), name)
         return
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write to {scratch}: {error}") from error
+    if form is Form.JANUS:  # its VQGAN lies in the same files
+        with janus.read_janus(source, name, scratch, progress) as read:
+            yield read
+        return
+    vqgan = Path(vqgan) if vqgan else find_vqgan(source)
     with min_dalle.read_min_dalle(source, vqgan, name, scratch, file_suffix, progress) as read:
         yield read
 

@@ -12,7 +12,7 @@ from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import WeightsNotFound
 from dalle_server.variants import VARIANTS, ModelSize
 
-_SOURCE_SUFFIXES = {".json", ".txt", ".msgpack", ".pt"}
+_SOURCE_SUFFIXES = {".json", ".txt", ".msgpack", ".pt", ".bin", ".safetensors"}
 
 
 def find_checkpoint(
@@ -58,7 +58,9 @@ def _find_variant(size: ModelSize, cache_dir: Path, progress: Progress | None, d
 def _fingerprint(directory: Path) -> str:
     """Changes when a file of the source does, so that a changed source is converted anew."""
     directory = directory.resolve()
-    folders = {directory, directory / "tokenizer", directory.parent / "tokenizer", find_vqgan(directory)}
+    folders = {directory, directory / "tokenizer", directory.parent / "tokenizer"}
+    if detect_form(directory) is not Form.JANUS:  # whose VQGAN lies in the same files
+        folders.add(find_vqgan(directory))
     lines = [str(FORMAT)]
     for folder in sorted(folder for folder in folders if folder.is_dir()):
         for path in sorted(folder.iterdir()):

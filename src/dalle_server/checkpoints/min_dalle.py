@@ -6,13 +6,9 @@ ids) follows the released models, or a `dims.json` or `config.json` beside the w
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from math import gcd, isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-import dalle_server
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.pickles import unpickle
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
 from dalle_server.checkpoints.tokenizer_files import find_tokenizer_files
@@ -68,14 +64,9 @@ def read_min_dalle(
     if missing:
         raise CheckpointError(f"{missing[0]} is missing")
     tokenizer_files = find_tokenizer_files(directory, suffixes[0])
-    total = sum(path.stat().st_size for path in paths)
     with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
-        if progress:
-            progress("unpickling", 0, total)
         targets = [Path(temporary) / f"{path.stem}.safetensors" for path in paths]
-        _unpickle(paths, targets)
-        if progress:
-            progress("unpickling", total, total)
+        unpickle(paths, targets, progress)
         yield _source(directory, name, [open_tensors(target) for target in targets], tokenizer_files)
 
 
@@ -85,29 +76,6 @@ def _names(suffix: str) -> tuple[str, str]:
 
 def _suffixes(directory: Path) -> list[str]:
     return [suffix for suffix in _SUFFIXES if all((directory / name).is_file() for name in _names(suffix))]
-
-
-def _unpickle(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    package_root = str(Path(dalle_server.__file__).parents[1])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    finished = subprocess.run(
-        [
-            sys.executable,
-            "-P",  # not what lies in the working directory: it may hold a numpy.py of somebody else
-            "-m",
-            "dalle_server.checkpoints.unpickle",
-            *map(str, chain(*zip(sources, targets, strict=True))),
-        ],
-        env=os.environ | {"PYTHONPATH": search_path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if finished.returncode:
-        last = finished.stderr.strip().split("\n")[-1]
-        raise CheckpointError(last or f"reading {sources[0].parent} ended with status {finished.returncode}")
 
 
 def _source(directory: Path, name: str, unpickled: list[Arrays], tokenizer_files: Mapping[str, Path | bytes]) -> Source:

@@ -34,11 +34,9 @@ logger = logging.getLogger(__name__)
 class Tokenizer(Protocol):
     """Called in the submitting threads, several at a time."""
 
-    def encode(self, prompt: str) -> TextTokens: ...
-
-    def encode_negative(self, text: str) -> TextTokens: ...
-
-    def unconditional(self) -> TextTokens: ...
+    def pair(self, prompt: str, negative_prompt: str) -> tuple[TextTokens, TextTokens]:
+        """The conditional and the unconditional row of a picture. Either text may be empty."""
+        ...
 
 
 class Engine:
@@ -113,10 +111,7 @@ class Engine:
         self._check(request)
         loop = self._loop
         with loop.room_for(len(request.images)):  # held first: reading a text is work, which a full queue must not do
-            prompt = request.prompt
-            conditional = self._tokenizer.encode(prompt) if prompt else self._tokenizer.unconditional()
-            negative = request.negative_prompt
-            unconditional = self._tokenizer.encode_negative(negative) if negative else self._tokenizer.unconditional()
+            conditional, unconditional = self._tokenizer.pair(request.prompt, request.negative_prompt)
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
             job = Job.of(handle, conditional, unconditional, self.config.picture.num_tokens)
             with self._lifecycle:

@@ -7,12 +7,14 @@ from typing import Any
 
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.families.janus import JanusConfig
 from dalle_server.generation import SamplingParams
 from dalle_server.models.config import FamilyConfig, ModelConfig, VQGANConfig
 
 # Name in config.json → its transformer's config from that file's "transformer".
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], FamilyConfig]] = {
     DalleBartConfig.family: DalleBartConfig.from_dict,
+    JanusConfig.family: JanusConfig.from_dict,
 }
 _BEFORE_FAMILIES = DalleBartConfig.family  # of a config.json that names none
 

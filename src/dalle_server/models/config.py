@@ -99,6 +99,7 @@ class FamilyConfig(Protocol):
     """
 
     family: ClassVar[str]
+    cpu_runners: ClassVar[tuple[str, ...]]  # that draw it on a CPU, beside torch, which draws every family
 
     @property
     def num_image_tokens(self) -> int:

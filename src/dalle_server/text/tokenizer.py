@@ -49,6 +49,11 @@ class TextTokenizer:
         config = sizes(checkpoint.config)
         return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
 
+    def pair(self, prompt: str, negative_prompt: str) -> tuple[TextTokens, TextTokens]:
+        """The two rows of a picture. Without a prompt, both are the unconditional one."""
+        conditional = self.encode(prompt) if prompt else self._unconditional
+        return conditional, self.encode_negative(negative_prompt)
+
     def encode(self, prompt: str) -> TextTokens:
         """The conditional row. An empty prompt that is normalised is a single space, not the unconditional row."""
         prompt = prompt.encode(errors="replace").decode()  # halves of a pair, which JSON can carry and UTF-8 cannot

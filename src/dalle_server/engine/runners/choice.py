@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
 from dalle_server.errors import ConfigError
 
+CPU_RUNNERS = ("compiled", "openvino")
 _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
 
 
@@ -28,14 +29,21 @@ def choose(
     dtype: str = "auto",
     num_weights: int | None = None,
     cpu_build: str = "auto",
+    cpu_runners: tuple[str, ...] = CPU_RUNNERS,
 ) -> Choice:
-    """Resolve every "auto" for a transformer of `num_weights` (None: a large one).
+    """Resolve every "auto" for a transformer of `num_weights` (None: a large one), of a family for which there are
+    these runners on a CPU, beside torch.
 
     Raises ConfigError for a combination that does not exist, or when torch is wanted and missing.
     """
     reasons = []
+    if runner == "auto" and not cpu_runners:
+        runner = "torch"
+        reasons.append("runner torch: the only one for this family of models")
+    elif runner in CPU_RUNNERS and runner not in cpu_runners:
+        raise ConfigError(f"--runner {runner} does not draw this family of models; use --runner torch")
     if device == "auto":
-        device = "cpu" if runner in ("compiled", "openvino") else _accelerator() or "cpu"
+        device = "cpu" if runner in CPU_RUNNERS else _accelerator() or "cpu"
         reasons.append(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )

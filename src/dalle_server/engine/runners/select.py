@@ -32,7 +32,8 @@ def choose_runner(
 
     Raises ConfigError for an impossible choice, and for one that does not fit in memory.
     """
-    choice = choose(runner, device, dtype, checkpoint.config.num_weights, cpu_build)
+    family = checkpoint.config.transformer
+    choice = choose(runner, device, dtype, checkpoint.config.num_weights, cpu_build, family.cpu_runners)
     slots = num_slots or default_num_slots(checkpoint.config, choice)
     threads, why = (num_threads, "as asked for") if num_threads else usable_threads()
     logger.info(

@@ -1,0 +1,276 @@
+"""Janus-Pro's published forms: the authors' folder (torch pickles or safetensors) and the transformers library's.
+
+Only the half that makes pictures is read. What is left out is known by name; any other tensor is an error. What can be
+folded is folded, in fp32: an image token's table through its aligner, the codebook's rows to unit length, and the
+pixels' (x + 1)/2 into the last convolution.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from math import gcd, isqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from dalle_server.checkpoints.janus_names import is_left_out, native_name
+from dalle_server.checkpoints.janus_tokens import BEGIN_OF_IMAGE, special_ids
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.pickles import unpickle
+from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
+from dalle_server.checkpoints.tokenizer_files import TOKENIZER, find_tokenizer_files
+from dalle_server.errors import CheckpointError
+from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
+
+MODEL_TYPES = ("multi_modality", "janus")  # the authors' config.json, and the transformers library's
+# What a config that names no value means: transformers' LlamaConfig. The published 7B leaves most of it out.
+_LLAMA_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+}  # fmt: skip
+MAX_TEXT_LENGTH = 640  # the model knows no limit, but slots do: about 2,000 letters of English
+_ROWS_AT_ONCE = 1024  # of the table that is folded: 8 MB of the 1B's
+_WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
+
+Tensors = Mapping[str, Array]
+
+
+def is_janus(directory: Path) -> bool:
+    try:
+        return read_json(directory / "config.json").get("model_type") in MODEL_TYPES
+    except CheckpointError:
+        return False
+
+
+@contextmanager
+def read_janus(directory: Path, name: str, scratch: Path, progress: Progress | None = None) -> Iterator[Source]:
+    """Either form. Pickles are first unpickled into a temporary folder under `scratch`, about as large as they are.
+
+    Raises CheckpointError naming the file or tensor at fault; without PyTorch, pickles cannot be read and it says so.
+    """
+    with _opened(directory, scratch, progress) as published:
+        yield _source(directory, name, published)
+
+
+@contextmanager
+def _opened(directory: Path, scratch: Path, progress: Progress | None) -> Iterator[dict[str, Array]]:
+    """Published name → tensor of every shard."""
+    files = _shards(directory)
+    with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
+        pickles = [file for file in files if file.suffix == ".bin"]
+        unpickled = [Path(temporary) / f"{file.stem}.safetensors" for file in pickles]
+        if pickles:
+            unpickle(pickles, unpickled, progress)
+        opened: dict[str, Array] = {}
+        for file in [*(file for file in files if file.suffix != ".bin"), *unpickled]:
+            opened |= open_tensors(file)
+        yield opened
+
+
+def _shards(directory: Path) -> list[Path]:
+    for name in _WEIGHTS:
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return [directory / name]
+        if index.is_file():
+            names = read_json(index).get("weight_map")
+            if not isinstance(names, dict) or not names:
+                raise CheckpointError(f"{index} has no weight_map")
+            for shard in names.values():
+                if Path(str(shard)).name != shard:
+                    raise CheckpointError(f"{index} names a file outside its folder: {json.dumps(shard)}")
+            return [directory / shard for shard in sorted(set(names.values()))]
+    raise CheckpointError(f"{directory} has no weights: none of {', '.join(_WEIGHTS)}, nor an index of one")
+
+
+def _source(directory: Path, name: str, published: Tensors) -> Source:
+    named: dict[str, Array] = {}
+    for theirs, tensor in published.items():
+        if not is_left_out(theirs):
+            named[native_name(theirs, str(directory))] = tensor
+    tokenizer_files = find_tokenizer_files(directory)
+    start = _start_embedding(directory, tokenizer_files[TOKENIZER], named)
+    raw = read_json(directory / "config.json")
+    try:
+        sizes = _sizes(raw, named, directory)
+        vqgan_sizes = _vqgan_sizes(named, isqrt(sizes["image_length"]))
+        transformer, vqgan = _transformer(named, start), _vqgan(named, len(vqgan_sizes["ch_mult"]))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{directory}: no Janus weights, a tensor is missing or misshapen ({error})") from error
+    described = {"family": JanusConfig.family, "name": name, "transformer": sizes, "vqgan": vqgan_sizes}
+    sampling = {key: getattr(DEFAULT_SAMPLING, key) for key in ("temperature", "top_k", "top_p", "condition_scale")}
+    config = model_config(str(directory), {**described, "sampling": sampling})
+    check_config(str(directory), config)
+    return Source(config, transformer, vqgan, tokenizer_files)
+
+
+def _sizes(raw: Mapping[str, Any], named: Tensors, directory: Path) -> dict[str, Any]:
+    """Sizes as the tensors say; what shapes do not tell, as config.json says or leaves to LlamaConfig."""
+    language = raw.get("language_config") or raw.get("text_config") or {}
+    given = {**_LLAMA_DEFAULTS, **{key: value for key, value in language.items() if value is not None}}
+    theta = (given.get("rope_parameters") or {}).get("rope_theta", given["rope_theta"])
+    for key in ("rope_scaling", "attention_bias", "mlp_bias"):
+        if given.get(key):
+            raise CheckpointError(f"{directory / 'config.json'}: {key} {given[key]!r} is not supported")
+    if given.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"{directory / 'config.json'}: hidden_act {given['hidden_act']!r} is not supported")
+    d_model, num_heads = named["norm.weight"].shape[0], given["num_attention_heads"]
+    sizes = {
+        "hidden_size": d_model,
+        "intermediate_size": named["layers.0.mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": _count(named, "layers."),
+    }
+    for key, value in sizes.items():
+        if given[key] != value:
+            raise CheckpointError(f"{directory / 'config.json'}: {key} is {given[key]!r}, but the weights say {value}")
+    return {
+        "d_model": d_model,
+        "num_layers": sizes["num_hidden_layers"],
+        "num_heads": num_heads,
+        "num_kv_heads": named["layers.0.self_attn.k_proj.weight"].shape[0] // (d_model // num_heads),
+        "ffn_dim": sizes["intermediate_size"],
+        "vocab_size": named["embed_tokens.weight"].shape[0],
+        "image_vocab_size": named["gen_embed.weight"].shape[0],
+        "image_length": _image_length(raw, named, directory),
+        "max_text_length": MAX_TEXT_LENGTH,
+        "rms_norm_eps": float(given["rms_norm_eps"]),
+        "rope_theta": float(theta),
+    }
+
+
+def _image_length(raw: Mapping[str, Any], named: Tensors, directory: Path) -> int:
+    """The authors' form writes the grid's size in processor_config.json only, or leaves it to the picture's size."""
+    processor = directory / "processor_config.json"
+    vision = raw.get("vision_config") or {}
+    known = vision.get("num_image_tokens") or (read_json(processor) if processor.is_file() else {}).get(
+        "num_image_tokens"
+    )
+    if isinstance(known, int):
+        return known
+    image_px = (vision.get("params") or vision).get("image_size")
+    if not isinstance(image_px, int):
+        raise CheckpointError(f"{directory}: neither config.json nor {processor.name} tells the number of image tokens")
+    return (image_px >> (_count(named, "vqgan.decoder.up.") - 1)) ** 2
+
+
+def _vqgan_sizes(named: Tensors, grid_side: int) -> dict[str, Any]:
+    """`decoder.up.0` is the deepest level, in both forms."""
+    num_levels = _count(named, "vqgan.decoder.up.")
+    widths = [named[f"vqgan.decoder.up.{i}.block.0.conv2.weight"].shape[0] for i in reversed(range(num_levels))]
+    ch = gcd(*widths)  # only the products ch · ch_mult count
+    n_embed, embed_dim = named["vqgan.quantize.embedding.weight"].shape
+    return {
+        "ch": ch,
+        "ch_mult": [width // ch for width in widths],
+        "num_res_blocks": _count(named, "vqgan.decoder.up.0.block.") - 1,
+        "attn_resolutions": [grid_side],
+        "z_channels": named["vqgan.post_quant_conv.weight"].shape[0],
+        "embed_dim": embed_dim,
+        "n_embed": n_embed,
+        "resolution": grid_side << (num_levels - 1),
+        "out_ch": named["vqgan.decoder.conv_out.weight"].shape[0],
+    }
+
+
+def _transformer(named: Tensors, start: NDArray[np.float32]) -> dict[str, LazyTensor]:
+    kept = {
+        name: array for name, array in named.items() if not name.startswith(("vqgan.", "gen_embed.", "gen_aligner."))
+    }
+    tensors = {name: _lazy(array) for name, array in kept.items()}
+    shape = (named["gen_embed.weight"].shape[0] + 1, len(start))
+    return {
+        **tensors,
+        "image_embed.weight": LazyTensor(shape, np.dtype(np.float32), partial(_image_table, named, start)),
+    }
+
+
+def _image_table(named: Tensors, start: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every image token's embedding, aligner(gen_embed): two linear layers, an exact GELU between. And the start's."""
+    codes = named["gen_embed.weight"].astype(np.float32)
+    (w1, b1), (w2, b2) = (
+        (named[f"gen_aligner.{part}.weight"].astype(np.float32), named[f"gen_aligner.{part}.bias"].astype(np.float32))
+        for part in ("fc1", "fc2")
+    )
+    table = np.empty((len(codes) + 1, len(start)), np.float32)
+    for begin in range(0, len(codes), _ROWS_AT_ONCE):
+        rows = slice(begin, min(begin + _ROWS_AT_ONCE, len(codes)))
+        table[rows] = _gelu(codes[rows] @ w1.T + b1) @ w2.T + b2
+    table[-1] = start
+    return table
+
+
+def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    scaled = (x / math.sqrt(2)).ravel()
+    erf = np.fromiter(map(math.erf, scaled.tolist()), np.float32, scaled.size).reshape(x.shape)
+    return x * (1 + erf) * np.float32(0.5)
+
+
+def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -> NDArray[np.float32]:
+    """The text embedding of `<begin_of_image>`, which the first step feeds."""
+    text = tokenizer.decode() if isinstance(tokenizer, bytes) else tokenizer.read_text("utf-8")
+    try:
+        opened = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{directory / TOKENIZER} is not a tokenizer ({error}); copy it again") from error
+    if "embed_tokens.weight" not in named:
+        raise CheckpointError(f"{directory}: no Janus weights, the embeddings of text tokens are missing")
+    table = named["embed_tokens.weight"]
+    row: NDArray[np.float32] = table[special_ids(opened, len(table))[BEGIN_OF_IMAGE]].astype(np.float32)
+    return row
+
+
+def _vqgan(named: Tensors, num_levels: int) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for name, array in named.items():
+        if not name.startswith("vqgan."):
+            continue
+        name = name.removeprefix("vqgan.")
+        # Ours counts levels from the finest, as taming-transformers does.
+        name = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{num_levels - 1 - int(found[1])}", name)
+        fold = _FOLDED.get(name)
+        if fold is None:
+            tensors[name] = _lazy(array)
+        else:
+            tensors[name] = LazyTensor(array.shape, np.dtype(np.float32), partial(fold, array))
+    return tensors
+
+
+def _unit_rows(array: Array) -> Array:
+    codes = array.astype(np.float32)
+    unit: Array = codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _halved(array: Array) -> Array:
+    half: Array = array.astype(np.float32) / 2
+    return half
+
+
+def _halved_up(array: Array) -> Array:
+    half: Array = array.astype(np.float32) / 2 + np.float32(0.5)
+    return half
+
+
+_FOLDED = {
+    "quantize.embedding.weight": _unit_rows,
+    "decoder.conv_out.weight": _halved,
+    "decoder.conv_out.bias": _halved_up,
+}
+
+
+def _count(tensors: Tensors, prefix: str) -> int:
+    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
+
+
+def _lazy(array: Array) -> LazyTensor:
+    return LazyTensor(array.shape, array.dtype, partial(np.asarray, array))
