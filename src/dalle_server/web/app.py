@@ -18,9 +18,11 @@ from dalle_server.web import (
 )
 from dalle_server.web.automatic1111 import empty as automatic1111_empty
 from dalle_server.web.automatic1111 import extras as automatic1111_extras
+from dalle_server.web.automatic1111 import img2img as automatic1111_img2img
 from dalle_server.web.automatic1111 import models as automatic1111_models
 from dalle_server.web.automatic1111 import routes as automatic1111
 from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.openai import edits as openai_edits
 from dalle_server.web.openai import responses as openai_responses
 from dalle_server.web.openai import routes as openai
 from dalle_server.web.service import EXTENSION, Service
@@ -28,10 +30,12 @@ from dalle_server.web.service import EXTENSION, Service
 APIS = (
     original,
     openai,
+    openai_edits,
     openai_responses,
     picture_urls,
     automatic1111,
     automatic1111_models,
+    automatic1111_img2img,
     automatic1111_empty,
     automatic1111_extras,
     operations,

@@ -5,6 +5,7 @@ A dialect is two verbs: it decodes its body into an `Order`, and encodes what th
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +25,9 @@ from dalle_server.generation import (
     SamplingParams,
     unwrap,
 )
-from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
+from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.repaint import Plan, Repaint, Repainting, repaint
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.security import client_id
 from dalle_server.web.service import Engine, Service, current_service
@@ -79,9 +81,17 @@ class Order:
 class Drawing:
     """An accepted order. Read by the thread of its HTTP request; `snapshot` may be looked at from any."""
 
-    def __init__(self, order: Order, generation: Generation, service: Service, left: Callable[[], bool]):
+    def __init__(
+        self,
+        order: Order,
+        generation: Generation | Repainting,
+        service: Service,
+        left: Callable[[], bool],
+        plan: Plan | None = None,
+    ):
         self.order = order
         self.generation = generation
+        self._plan = plan
         self.engine: Engine = service.engine
         self.snapshot = Snapshot()
         self._encoders = service.encoders
@@ -98,7 +108,9 @@ class Drawing:
     @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) of the files."""
-        return self.order.form.size_px or (self.engine.config.picture.width_px,) * 2
+        if self.order.form.size_px is not None:
+            return self.order.form.size_px
+        return self._plan.wanted.picture.size_px if self._plan else _native_px(self.engine)
 
     def events(self) -> Iterator[Event]:
         """Every event, folded into `snapshot`. The generation is cancelled when the client leaves."""
@@ -112,8 +124,15 @@ class Drawing:
             pass
         return unwrap(self.snapshot.end)
 
+    def index_of(self, position: int) -> int:
+        """The image index under which the client finds a picture of the request again; the seed is the other half."""
+        return self.generation.request.images[position].index
+
     def describe(self, image: GeneratedImage) -> PictureMetadata:
-        return describe_image(image, self.generation, self.engine)
+        drawn = self.generation
+        request = drawn.request_of(image) if isinstance(drawn, Repainting) else drawn.request
+        model, digest = self.engine.config.name, self.engine.digest
+        return PictureMetadata.of(request, drawn.sampling, image, model=model, digest=digest)
 
     def file(self, image: GeneratedImage, texts: Mapping[str, str] | None = None) -> bytes:
         """A finished picture as a whole file that tells how to make it again. Raises what `encode` raises."""
@@ -129,6 +148,8 @@ class Drawing:
         """
         form = self.order.form
         with _place(self._encoders, self._left, self.generation.deadline):
+            if self._plan is not None:
+                pixels = self._plan.finished(pixels)
             return encode_image(
                 pixels, form.format, metadata=metadata, size_px=form.size_px, quality=form.quality, texts=texts
             )
@@ -155,30 +176,38 @@ def encoding() -> AbstractContextManager[None]:
     return _place(service.encoders, client_left(), time.monotonic() + service.settings.request_timeout_s)
 
 
-def draw(order: Order) -> Drawing:
-    """Submit an order of the current HTTP request's client.
+def draw(order: Order, over: Repaint | None = None) -> Drawing:
+    """Submit an order of the current HTTP request's client: of new pictures, or of drawings over a given one.
 
-    Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submit` does.
+    Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submit` does; NotSupported where the model
+    cannot read pictures.
     """
     service = current_service()
-    settings = service.settings
+    settings, engine = service.settings, service.engine
     if not 1 <= order.num_images <= settings.max_images:
         raise InvalidRequest(
             f"{order.counted_as} must lie between 1 and {settings.max_images}, not {order.num_images}",
             param=order.counted_as.split()[0],
         )
-    _check_pixels(order, service.engine)
+    _check_pixels(order, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
-    return Drawing(order, service.submit(request), service, client_left())
+    if over is None:
+        return Drawing(order, service.submit(request), service, client_left())
+    with encoding():
+        plan = Plan.of(over, engine)
+    return Drawing(order, repaint(service.submit, plan, request), service, client_left(), plan)
 
 
-def _check_pixels(order: Order, engine: Engine) -> None:
+def _native_px(engine: Engine) -> tuple[int, int]:
+    """(width, height) of what the model paints."""
+    return engine.config.picture.width_px, engine.config.picture.height_px
+
+
+def _check_pixels(order: Order, engine: Engine, over: Repaint | None) -> None:
     """Resizing and encoding cost more than painting does: enlarged pictures have a common bound."""
-    if order.form.size_px is None:
-        return
-    width, height = order.form.size_px
+    width, height = order.form.size_px or (over.picture.size_px if over else _native_px(engine))
     total = width * height * order.num_images
-    if width * height > engine.config.picture.width_px**2 and total > MAX_PIXELS:
+    if width * height > math.prod(_native_px(engine)) and total > MAX_PIXELS:
         raise InvalidRequest(
             f"size must be smaller for so many pictures: {order.num_images} of {width}x{height} are "
             f"{total:,} pixels, and one request may have {MAX_PIXELS:,}",

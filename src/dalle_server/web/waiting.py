@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from flask import request
 
-from dalle_server.generation import Event, Generation
+from dalle_server.generation import Event
 
 POLL_S = 0.05
+
+
+class Running(Protocol):
+    """What a reader needs of a generation."""
+
+    def events(self, poll_s: float | None = None) -> Iterator[Event | None]: ...
+
+    def cancel(self, reason: str) -> None: ...
 
 
 def client_left() -> Callable[[], bool]:
@@ -17,7 +26,7 @@ def client_left() -> Callable[[], bool]:
     return probe or (lambda: False)
 
 
-def watched_events(generation: Generation, left: Callable[[], bool]) -> Iterator[Event]:
+def watched_events(generation: Running, left: Callable[[], bool]) -> Iterator[Event]:
     """Every event up to the terminal one. Cancels the generation when the client leaves or the reader stops."""
     try:
         for event in generation.events(poll_s=POLL_S):

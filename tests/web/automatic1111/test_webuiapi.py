@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import webuiapi
+from PIL import Image
 
 from tests.fake_runner import FakeRunner, fake_config
 from tests.web.live import live
@@ -45,3 +47,39 @@ def test_everything_that_it_can_ask_is_answered(api: webuiapi.WebUIApi) -> None:
         assert not isinstance(answer, dict) or "error" not in answer, name
     api.util_set_model("fake")
     api.util_wait_for_ready()
+
+
+def test_it_draws_over_a_picture(api: webuiapi.WebUIApi) -> None:
+    image = api.txt2img(prompt="a red apple", seed=7, width=128, height=128).image
+    near, far = (
+        api.img2img(images=[image], prompt="a pear", seed=5, width=128, height=128, denoising_strength=strength).image
+        for strength in (0.2, 1.0)
+    )
+    base = np.asarray(image.convert("RGB")).astype(int)
+    assert 0 < np.abs(np.asarray(near) - base).mean() < np.abs(np.asarray(far) - base).mean()
+    pair = api.img2img(
+        images=[image], prompt="a pear", seed=4, width=128, height=128, batch_size=2, denoising_strength=0.2
+    )
+    assert pair.info["all_seeds"] == [4, 5] and pair.info["denoising_strength"] == 0.2
+    assert pair.images[1].tobytes() == near.tobytes(), "each picture's seed makes it alone"
+
+
+@pytest.mark.parametrize("full_res", [True, False])
+def test_it_inpaints_what_is_white_and_nothing_else(api: webuiapi.WebUIApi, full_res: bool) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((320, 240))
+    mask = Image.new("RGB", photo.size, "black")
+    mask.paste("white", (90, 60, 200, 180))
+    result = api.img2img(
+        images=[photo], mask_image=mask, prompt="a pear", seed=5, width=320, height=240, mask_blur=8,
+        inpainting_fill=1, inpaint_full_res=full_res, inpaint_full_res_padding=32, denoising_strength=1.0,
+    )  # fmt: skip
+    painted, original = np.asarray(result.image).astype(int), np.asarray(photo).astype(int)
+    inside = np.asarray(mask.convert("L")) > 127
+    assert np.array_equal(painted[~inside], original[~inside])
+    assert np.abs(painted[inside] - original[inside]).mean() > 10
+    assert result.info["extra_generation_params"] == {"Ignored": "inpainting_fill"}
+    turned = api.img2img(
+        images=[photo], mask_image=mask, prompt="a pear", seed=5, width=320, height=240, inpainting_mask_invert=1,
+        denoising_strength=1.0,
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(turned.image)[inside], original[inside])

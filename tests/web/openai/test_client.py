@@ -122,13 +122,6 @@ def test_a_fault_is_a_bad_request(client: openai.OpenAI) -> None:
     assert caught.value.param == "n"
 
 
-def test_edits_are_refused_at_once(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.InternalServerError) as caught:
-        client.images.edit(image=("a.png", b"png"), prompt="x")
-    assert caught.value.status_code == 501
-    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
-
-
 def test_a_picture_that_fails_in_mid_stream_is_an_error(server: Live, client: openai.OpenAI) -> None:
     def broken(grids: object) -> None:
         raise ValueError("no pixels")

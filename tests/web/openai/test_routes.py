@@ -179,14 +179,6 @@ def test_models_lists_the_loaded_one_and_its_aliases(client: FlaskClient) -> Non
         assert client.get(f"/v1/models/{name}").json["id"] == name
 
 
-@pytest.mark.parametrize("path", ["edits", "variations"])
-def test_edits_and_variations_say_that_they_are_not_there(client: FlaskClient, path: str) -> None:
-    reply = client.post(f"/v1/images/{path}", data={"prompt": "x", "image": (io.BytesIO(b"png"), "a.png")})
-    assert reply.status_code == 501
-    assert reply.json["error"]["code"] == "not_supported"
-    assert reply.headers["x-should-retry"] == "false"
-
-
 def test_overload_says_when_to_come_back(client: FlaskClient, engine: ScriptedEngine) -> None:
     engine.submit_error = Overloaded("the queue is full", retry_after_s=7)
     reply = client.post("/v1/images/generations", json={"prompt": "x", "stream": True})

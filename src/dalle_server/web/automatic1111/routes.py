@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from flask.sansio.blueprints import BlueprintSetupState
 from PIL import ExifTags, Image
 
-from dalle_server.errors import InvalidRequest, NotSupported
+from dalle_server.errors import InvalidRequest
 from dalle_server.generation import SamplingParams, unwrap
 from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
 from dalle_server.pictures.codec import base64_text
@@ -69,26 +69,33 @@ def txt2img() -> Response:
     body = read_json(Txt2ImgBody)
     service = current_service()
     await_model(service)
-    drawing = draw(
-        Order(
-            prompt=body.words,
-            num_images=body.num_images,
-            counted_as="batch_size × n_iter",
-            seed=None if body.seed is None or body.seed < 0 else body.seed,
-            # These clients are told a seed for each picture, and it must make that picture alone.
-            seed_each=True,
-            sampling=SamplingParams(condition_scale=body.cfg_scale),
-            negative_prompt=body.negative_prompt or "",
-            form=Form(size_px=body.size_px(service.engine.config.picture.width_px)),
-        )
+    size_px = body.size_px(service.engine.config.picture.width_px)
+    return answer(body, draw(order(body, Form(size_px=size_px))), {})
+
+
+def order(body: Txt2ImgBody, form: Form) -> Order:
+    return Order(
+        prompt=body.words,
+        num_images=body.num_images,
+        counted_as="batch_size × n_iter",
+        seed=None if body.seed is None or body.seed < 0 else body.seed,
+        # These clients are told a seed for each picture, and it must make that picture alone.
+        seed_each=True,
+        sampling=SamplingParams(condition_scale=body.cfg_scale),
+        negative_prompt=body.negative_prompt or "",
+        form=form,
     )
+
+
+def answer(body: Txt2ImgBody, drawing: Drawing, told_too: dict[str, Any]) -> Response:
+    """Paints; `told_too` goes into `info`."""
     job = Job(drawing)
     with _jobs().track(job):
         files, told = _paint(drawing)
     reply = Txt2ImgReply(
         images=[base64_text(file) for file in files] if body.send_images is not False else [],
-        parameters=body.model_dump(exclude_none=True),
-        info=json.dumps(_info(job, told) | {"batch_size": body.batch_size or 1}),
+        parameters=body.model_dump(exclude_none=True, exclude={"init_images", "mask"}),
+        info=json.dumps(_info(job, told) | {"batch_size": body.batch_size or 1} | told_too),
     )
     return jsonify(reply.model_dump())
 
@@ -147,19 +154,6 @@ def _info(job: Job, told: list[Told]) -> dict[str, Any]:
         "is_using_inpainting_conditioning": False,
         "version": first.settings["Version"],
     }
-
-
-@blueprint.post("/img2img")
-@describe(
-    "Pictures from a picture (not possible yet)",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    status=501,
-)
-def img2img() -> Response:
-    raise NotSupported("img2img is not supported yet; use /sdapi/v1/txt2img")
 
 
 @blueprint.get("/progress")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from dalle_server.checks import is_blank
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import MAX_SEED
+from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
 from dalle_server.web.schemas import LenientBody, Whole
 from dalle_server.web.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
@@ -60,6 +61,21 @@ class Txt2ImgBody(LenientBody):
             scale = self.hr_scale or 2.0
             return round(width * scale), round(height * scale)
         return x or round(y * width / height), y or round(x * height / width)
+
+
+class Img2ImgBody(Txt2ImgBody):
+    """POST /sdapi/v1/img2img. `inpainting_fill` has no meaning here: what is repainted is drawn by the model alone."""
+
+    init_images: list[str] = Field(min_length=1, description="base64 or data URLs; the first is drawn over")
+    mask: str | None = Field(None, description="white (or opaque, where something is transparent) is repainted")
+    mask_blur: float | None = Field(None, ge=0, le=256, description="pixels inside the mask's border that are blended")
+    inpainting_fill: Whole | None = None
+    inpaint_full_res: bool | None = Field(None, description="the model sees the mask's surroundings only, larger")
+    inpaint_full_res_padding: Whole | None = Field(None, ge=0, le=4096, description="pixels of them on each side")
+    inpainting_mask_invert: Whole | None = None
+    denoising_strength: float | None = Field(None, ge=0, le=1, description="0 keeps the picture, 1 ignores it")
+    resize_mode: Whole | None = Field(None, ge=0, le=3, description="1 cuts to the asked shape; others stretch")
+    candidates: Whole | None = Field(None, ge=1, le=MAX_CANDIDATES, description="drawn for each; the best counts")
 
 
 class Txt2ImgReply(BaseModel):

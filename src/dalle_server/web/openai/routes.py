@@ -8,7 +8,7 @@ from dataclasses import replace
 from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from dalle_server.errors import InvalidRequest, NotSupported
+from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
 from dalle_server.web.drawing import Drawing, Order, draw
@@ -44,7 +44,7 @@ def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
     engine = current_service().engine
     resolve_model(body.model, engine)
-    as_file = _wants_file(body)
+    as_file = wants_file(body)
     drawing = draw(
         Order(
             prompt=body.prompt,
@@ -58,14 +58,21 @@ def generations() -> ResponseReturnValue:
             form=body.form if not as_file else replace(body.form, format=as_file),
         )
     )
+    return answer(drawing, body, as_file)
+
+
+def answer(
+    drawing: Drawing, body: OutputBody, as_file: ImageFormat | None, kind: str = "image_generation"
+) -> ResponseReturnValue:
+    """The drawing in the form that was asked for; `kind` begins the names of a stream's events."""
     if body.stream:
-        return stream.respond(drawing, body)
+        return stream.respond(drawing, body, kind)
     if as_file:
         return _file(drawing)
     return jsonify(_reply(drawing, body).model_dump(exclude_none=True))
 
 
-def _wants_file(body: OutputBody) -> ImageFormat | None:
+def wants_file(body: OutputBody) -> ImageFormat | None:
     """The format of a bare file as the answer: one is asked for by response_format, or by the Accept header."""
     accepted = next((kind for kind, _ in request.accept_mimetypes), "")
     by_field = body.response_format == "file"
@@ -93,7 +100,7 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
                 b64_json=base64_text(file) if as_base64 else None,
                 url=pictures.keep(file, drawing.order.form.format) if as_url else None,
                 seed=image.key.seed,
-                image_index=image.key.index,
+                image_index=drawing.index_of(image.index),
             )
         )
     width, height = drawing.size_px
@@ -129,29 +136,3 @@ def models() -> Response:
 def model(name: str) -> Response:
     resolve_model(name, current_service().engine)
     return jsonify(Model(id=name).model_dump())
-
-
-@blueprint.post("/images/edits")
-@describe(
-    "Repaint a part of a picture (not possible yet)",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    status=501,
-)
-def edits() -> Response:
-    raise NotSupported("image edits are not supported yet; use /v1/images/generations")
-
-
-@blueprint.post("/images/variations")
-@describe(
-    "Variations of a picture (not possible yet)",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    status=501,
-)
-def variations() -> Response:
-    raise NotSupported("image variations are not supported yet; use /v1/images/generations with other seeds")

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.generation import MAX_SEED, SamplingParams
 from dalle_server.pictures.codec import ImageFormat
+from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.web.drawing import Form
 from dalle_server.web.schemas import Body, Whole
 from dalle_server.web.sizes import parse_size
 
 MAX_PROMPT_CHARS = 32_000
 MAX_IMAGE_INDEX = 2**31 - 1
+MAX_EDIT_IMAGES = 16
 
 
 class OutputBody(Body):
@@ -71,6 +73,49 @@ class OutputBody(Body):
             size_px=parse_size(self.size),
             quality=self.output_compression,
         )
+
+
+class RepaintBody(OutputBody):
+    """What every request for drawings over a picture may say."""
+
+    strength: float | None = Field(None, ge=0.0, le=1.0, description="0 keeps the picture, 1 ignores it")
+    candidates: Whole | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
+    )
+
+
+class EditBody(RepaintBody):
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+
+
+class EditForm(EditBody):
+    """POST /v1/images/edits as multipart/form-data, beside the files `image` (or `image[]`) and `mask`."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class VariationForm(RepaintBody):
+    """POST /v1/images/variations as multipart/form-data, beside the file `image`."""
+
+    model_config = ConfigDict(strict=False)
+
+    prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARS, description="none: that of the picture, if it is ours"
+    )
+
+
+class ImageReference(Body):
+    """Exactly one of them; a file_id is refused, for no files are kept."""
+
+    image_url: str | None = Field(None, description="a data: URL")
+    file_id: str | None = None
+
+
+class EditJson(EditBody):
+    """POST /v1/images/edits as JSON."""
+
+    images: list[ImageReference] = Field(min_length=1, max_length=MAX_EDIT_IMAGES)
+    mask: ImageReference | None = None
 
 
 class ImageGenerationBody(OutputBody):

@@ -85,7 +85,7 @@ class _Translator:
             "quality": self._body.quality or "auto",
             "background": "opaque",
             "output_format": self._drawing.order.form.format.value,
-            "image_index": self._drawing.generation.request.images[position].index,
+            "image_index": self._drawing.index_of(position),
         }
         return sse.format_event(name, data | extra)
 
