@@ -48,3 +48,15 @@ def test_a_compressed_body_is_415(client: FlaskClient, encoding: str) -> None:
 def test_a_slash_at_the_end_changes_nothing(client: FlaskClient, path: str) -> None:
     reply = client.get(path)
     assert reply.status_code == (405 if path in ("/sdapi/v1/txt2img/", "/dalle/") else 200)
+
+
+@pytest.mark.parametrize("element", [b"0,", b"[],", b'{"a":0},', b'{"a":[{"b":0}]},'])
+def test_a_body_of_many_elements_is_refused_unread(client: FlaskClient, element: bytes) -> None:
+    """16 MiB of them would cost a second of processor time and 400 MB, before the request holds a place."""
+    body = b'{"prompt": "x", "alwayson_scripts": [' + element * ((8 << 20) // len(element)) + b"0]}"
+    reply = client.post("/sdapi/v1/txt2img", data=body)
+    assert reply.status_code == 413 and "elements" in reply.text
+
+
+def test_a_prompt_of_commas_is_one(client: FlaskClient) -> None:
+    assert client.post("/v1/images/generations", json={"prompt": "," * 32_000}).status_code == 200
