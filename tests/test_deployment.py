@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,28 @@ def test_settings_named_in_deploying_exist() -> None:
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_what_the_container_copies_is_in_its_context() -> None:
+    """Docker's rules, as far as the file uses them: `*` leaves everything out, a later `!name` takes it back."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert lines[0] == "*" and all(line.startswith(("!", "**/")) for line in lines[1:])
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in kept)
+    copied: set[str] = set()
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith(("COPY", "ADD")) and "--from=" not in line:
+            copied |= set(line.split()[1:-1])
+    assert copied and copied == kept
+
+
+def test_what_the_build_reads_is_copied() -> None:
+    """Files that pyproject.toml names, without which the package cannot be built."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hooks = project["tool"]["hatch"]["build"]
+    text = json.dumps([project["project"].get("readme"), project["project"].get("license-files"), hooks])
+    needed = {name for name in ("README.md", "LICENSE", "THIRD_PARTY_NOTICES.md", "hatch_build.py") if name in text}
+    if '"custom"' in text:
+        needed.add("hatch_build.py")
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert needed >= {"README.md", "hatch_build.py"} and all(name in dockerfile for name in needed)

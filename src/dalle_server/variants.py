@@ -68,7 +68,9 @@ class Variant:
     mirror: Publication | None = None
 
 
-_VQGAN = HubFiles("dalle-mini/vqgan_imagenet_f16_16384", ("config.json", "flax_model.msgpack"))
+# The commit that dalle-mini's own programs pin: their caches hold it, without a ref called main.
+_VQGAN_COMMIT = "e93a26e7707683d349bf5d5c41c5b0ef69b677a9"
+_VQGAN = HubFiles("dalle-mini/vqgan_imagenet_f16_16384", ("config.json", "flax_model.msgpack"), revision=_VQGAN_COMMIT)
 _WORDS = HubFiles("dalle-mini/dalle-mini", (), ("enwiki-words-frequency.txt",))
 _VQGAN_BYTES = 76_073_859 * 4
 _DETOKENIZER_BYTES = 46_000_000 * 4

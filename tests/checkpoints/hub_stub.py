@@ -1,13 +1,16 @@
 """A Hugging Face hub on 127.0.0.1: what the client asks of the real one, and its ways to fail."""
 
 import hashlib
+import shutil
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+VQGAN_COMMIT = "e93a26e7707683d349bf5d5c41c5b0ef69b677a9"
+SIGNATURE = "X-Amz-Expires=3600&X-Amz-Signature=5166"
 LARGE = (".msgpack", ".pt")  # what the hub keeps as large files, under their sha256
 
 
@@ -19,7 +22,13 @@ class Hub:
     cut_after: dict[str, int] = field(default_factory=dict)  # file name → bytes sent before the line goes dead, once
     corrupt: set[str] = field(default_factory=set)  # file names of which one byte is changed
     hidden: set[str] = field(default_factory=set)  # file names that are not there
+    etags: dict[str, str] = field(default_factory=dict)  # file name → what is told in place of its digest
+    failures: list[int] = field(default_factory=list)  # statuses of the next answers
+    login_page: bool = False  # every answer is one, as behind a captive portal
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+
+    def commit(self, repository: str) -> str:
+        return VQGAN_COMMIT if "vqgan" in repository else COMMIT
 
     def start(self) -> str:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -51,6 +60,40 @@ def etag(path: Path) -> str:
     return hashlib.sha256(content).hexdigest() if path.suffix in LARGE else git_blob_id(content)
 
 
+def xet_hash(path: Path) -> str:
+    """Of its own kind: as long as a sha256, and another."""
+    return hashlib.blake2s(path.read_bytes()).hexdigest()
+
+
+def cache_as_the_hubs_client_does(
+    hub_cache: Path, repository: str, folder: Path, *, commit: str, ref: bool = True, shared_store: bool = True
+) -> Path:
+    """Files of `folder` in the layout of huggingface_hub 2.x: snapshots → blobs → the store that all share.
+
+    Returns the snapshot.
+    """
+    home = hub_cache / f"models--{repository.replace('/', '--')}"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (home / "blobs").mkdir(exist_ok=True)
+    if ref:
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / "main").write_text(commit)
+    for path in folder.iterdir():
+        blob = home / "blobs" / etag(path)
+        if shared_store and path.suffix in LARGE:
+            stored = hub_cache / "blobs" / xet_hash(path)[:2] / xet_hash(path)
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            (hub_cache / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+            shutil.copy(path, stored)
+            blob.symlink_to(Path("..", "..", "blobs", stored.parent.name, stored.name))
+            stored.with_name(f"{stored.name}.refs").write_text(f"{home.name}/blobs/{blob.name}\n")
+        else:
+            shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    return snapshot
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -65,23 +108,48 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body: bool) -> None:
-        path = urlsplit(self.path).path
+        path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
+        if self.hub.failures:
+            return self.send(self.hub.failures.pop(), {}, b"<h1>Bad Gateway</h1>", with_body)
+        if self.hub.login_page:
+            return self.send(200, {"Content-Type": "text/html", "ETag": 'W/"1-2"'}, b"<h1>Wi-Fi</h1>", with_body)
         for repository, folder in self.hub.repositories.items():
-            if path.startswith((f"/{repository}/resolve/", f"/cdn/{repository}/")):
-                return self.send_file(repository, folder / path.rsplit("/", 1)[-1], with_body)
+            if path.startswith(f"/cdn/{repository}/"):
+                return self.send_from_cdn(folder / path.rsplit("/", 1)[-1], with_body)
+            if path.startswith(f"/{repository}/resolve/"):
+                revision, name = path.removeprefix(f"/{repository}/resolve/").split("/", 1)
+                if revision not in ("main", self.hub.commit(repository)):
+                    return self.send(404, {"X-Error-Code": "RevisionNotFound"}, b"", with_body)
+                return self.send_file(repository, folder / name, with_body)
         return self.send(404, {"X-Error-Code": "RepoNotFound"}, b"", with_body)
 
     def send_file(self, repository: str, path: Path, with_body: bool) -> None:
+        headers = {"X-Repo-Commit": self.hub.commit(repository)}
         if not path.is_file() or path.name in self.hub.hidden:
-            return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"", with_body)
+            return self.send(404, headers | {"X-Error-Code": "EntryNotFound"}, b"", with_body)
+        headers |= {"ETag": f'"{self.hub.etags.get(path.name) or etag(path)}"', "Accept-Ranges": "bytes"}
+        if path.suffix not in LARGE:
+            return self.send_bytes(path, headers, with_body)
+        headers |= {
+            "X-Linked-Etag": headers["ETag"],
+            "X-Linked-Size": str(path.stat().st_size),
+            "X-Xet-Hash": xet_hash(path),
+            "Link": f'</api/models/{repository}/xet-read-token/x>; rel="xet-auth"',
+            # Another host, which asks for the signature and not for the token.
+            "Location": f"http://localhost:{self.server_port}/cdn/{repository}/{path.name}?{SIGNATURE}",
+        }
+        return self.send(302, headers, b"", with_body)
+
+    def send_from_cdn(self, path: Path, with_body: bool) -> None:
+        if urlsplit(self.path).query != SIGNATURE or "Authorization" in self.headers:
+            return self.send(403, {}, b"<Error><Code>SignatureDoesNotMatch</Code></Error>", with_body)
+        return self.send_bytes(
+            path, {"ETag": '"d41d8cd98f00b204e9800998ecf8427e-2"', "Accept-Ranges": "bytes"}, with_body
+        )
+
+    def send_bytes(self, path: Path, headers: dict[str, str], with_body: bool) -> None:
         content = bytearray(path.read_bytes())
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(path)}"', "Accept-Ranges": "bytes"}
-        if path.suffix in LARGE:
-            headers |= {"X-Linked-Etag": f'"{etag(path)}"', "X-Linked-Size": str(len(content))}
-            if not self.path.startswith("/cdn/"):  # another host, as the real hub does
-                headers["Location"] = f"http://localhost:{self.server.server_address[1]}/cdn/{repository}/{path.name}"
-                return self.send(302, headers, b"", with_body)
         if path.name in self.hub.corrupt:
             content[len(content) // 2] ^= 1
         wanted = self.headers.get("Range")
@@ -90,6 +158,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             return self.send(206, headers, bytes(content[start:]), with_body, path.name)
         return self.send(200, headers, bytes(content), with_body, path.name)
+
+    @property
+    def server_port(self) -> int:
+        return int(self.server.server_address[1])
 
     def send(self, status: int, headers: dict[str, str], body: bytes, with_body: bool, name: str = "") -> None:
         self.send_response(status)

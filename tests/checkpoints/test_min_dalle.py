@@ -50,6 +50,18 @@ def test_equals_the_flax_weights_it_was_made_from(tmp_path, converted):
     assert ours.config.transformer == flax.config.transformer
 
 
+def test_a_clone_of_the_mirror_describes_mini_in_a_file_of_its_own(tiny: Path, tmp_path: Path):
+    dims = json.loads((tiny / "dims.json").read_text())
+    (tiny / "dims.json").unlink()
+    for name in ("encoder.pt", "decoder.pt", "vocab.json", "merges.txt"):
+        path = tiny / name
+        path.rename(tiny / f"{path.stem}_mini{path.suffix}")
+    (tiny / "config_mini.json").write_text(json.dumps(dims), encoding="utf-8-sig")
+    (tiny / "config.json").write_text(json.dumps(dims | {"encoder_layers": 24}))  # Mega's
+    config = json.loads((convert(tiny, tmp_path / "native") / "config.json").read_text())
+    assert config["transformer"]["encoder_attention_heads"] == dims["encoder_attention_heads"]
+
+
 def test_what_lies_in_the_working_directory_is_not_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "numpy.py").write_text("raise SystemExit('a stranger was run')")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dalle_server.checkpoints import flax, janus, min_dalle
+from dalle_server.checkpoints.damage import missing
 from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
 from dalle_server.checkpoints.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
@@ -40,6 +41,9 @@ def detect_form(directory: Path) -> Form:
         return Form.JANUS
     if min_dalle.is_min_dalle(directory):
         return Form.MIN_DALLE
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{directory} is no whole checkpoint: {missing(path)}")
     raise CheckpointError(
         f"{directory} is no checkpoint: it has neither {CONFIG} with {TRANSFORMER} (native), nor {CONFIG} with"
         f" {flax.WEIGHTS} of a DalleBart (Flax), nor encoder.pt with decoder.pt (min-dalle), nor"

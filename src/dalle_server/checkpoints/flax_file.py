@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from dalle_server.checkpoints.damage import missing, unreadable
 from dalle_server.checkpoints.tensor_file import Array
 from dalle_server.errors import CheckpointError
 
@@ -82,7 +83,7 @@ def read_leaves(path: Path) -> dict[str, Leaf]:
                 raise CheckpointError(f"{path}: {walk.size - file.tell()} bytes follow the end of the tree")
             return walk.leaves
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise CheckpointError(missing(path)) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
@@ -95,10 +96,8 @@ class _Walk:
         self.leaves: dict[str, Leaf] = {}
 
     def damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path} is not a whole Flax checkpoint: {what} at byte {self.file.tell()} of {self.size};"
-            f" copy it again"
-        )
+        where = f"{what} at byte {self.file.tell()} of {self.size}"
+        return CheckpointError(unreadable(self.path, "a whole Flax checkpoint", where))
 
     def tree(self, prefix: str, depth: int) -> None:
         kind, count = self.header()

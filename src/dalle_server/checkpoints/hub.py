@@ -5,17 +5,26 @@ HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean everywhere
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import constants
-from huggingface_hub.file_download import HfFileMetadata
 
 from dalle_server.checkpoints.cache import converted_once, default_cache_dir, is_ready, variant_dir
 from dalle_server.checkpoints.convert import convert
-from dalle_server.checkpoints.hub_files import Meter, cached_file, fetch, on_the_hub, verify
+from dalle_server.checkpoints.hub_files import (
+    HubFile,
+    Meter,
+    broken_link,
+    cached_files,
+    fetch,
+    is_cached,
+    on_the_hub,
+    verify,
+)
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError, WeightsNotFound
 from dalle_server.variants import VARIANTS, HubFiles, ModelSize, Publication
@@ -43,6 +52,7 @@ class _Snapshot:
     vqgan: Path
     extra_files: dict[str, Path]
     origin: dict[str, str]
+    files: tuple[Path, ...]  # all of them
 
 
 def list_models(cache_dir: Path | None = None) -> list[ModelStatus]:
@@ -71,13 +81,13 @@ def pull(
     def make() -> None:
         try:
             if constants.HF_HUB_OFFLINE:
-                raise not_found(size, target, "HF_HUB_OFFLINE is set")
+                raise not_found(size, target, f"HF_HUB_OFFLINE is set{_broken(publication)}")
             snapshot = _download(size, publication, target, progress)
         except WeightsNotFound:
             cached = _cached(publication)
             if cached is None:
                 raise
-            snapshot = _verified(publication, cached)
+            snapshot = _verified(cached)
         _convert(size, publication, snapshot, target, progress)
 
     return converted_once(target, make)
@@ -92,7 +102,7 @@ def convert_downloaded(
     for publication in filter(None, (variant.published, variant.mirror)):
         snapshot = _cached(publication)
         if snapshot:
-            make = partial(_convert, size, publication, _verified(publication, snapshot), target, progress)
+            make = partial(_convert, size, publication, _verified(snapshot), target, progress)
             return converted_once(target, make)
     return None
 
@@ -139,24 +149,20 @@ def _status(size: ModelSize, cache_dir: Path) -> ModelStatus:
 
 def _cached(publication: Publication) -> _Snapshot | None:
     """The publication in the Hugging Face cache, if every required file is there."""
-    found: list[dict[str, Path]] = []
-    for part in _parts(publication):
-        paths = {name: cached_file(part, name) for name in (*part.files, *part.optional)}
-        if any(paths[name] is None for name in part.files):
-            return None
-        found.append({name: path for name, path in paths.items() if path})
-    return _snapshot(publication, found)
+    found = [cached_files(part) for part in _parts(publication)]
+    whole = [files for files in found if files is not None]
+    return _snapshot(publication, whole) if len(whole) == len(found) else None
 
 
-def _verified(publication: Publication, snapshot: _Snapshot) -> _Snapshot:
-    """The cache names its blobs by their digests; where it has no links (Windows) there is nothing to compare."""
-    paths = list(snapshot.extra_files.values())
-    for part, folder in ((publication.transformer, snapshot.transformer), (publication.vqgan, snapshot.vqgan)):
-        paths += [folder / name for name in (*part.files, *part.optional)]
-    for path in paths:
-        if path.is_symlink() and path.is_file():
-            verify(path.name, path.resolve(), path.resolve().name)
+def _verified(snapshot: _Snapshot) -> _Snapshot:
+    for path in snapshot.files:
+        verify(path)
     return snapshot
+
+
+def _broken(publication: Publication) -> str:
+    links = [link for link in map(broken_link, _parts(publication)) if link]
+    return f", and the file behind {links[0]} is gone" if links else ""
 
 
 def _parts(publication: Publication) -> tuple[HubFiles, HubFiles, HubFiles]:
@@ -167,28 +173,52 @@ def _snapshot(publication: Publication, found: list[dict[str, Path]]) -> _Snapsh
     transformer, vqgan, extra_files = found
     folder = next(iter(transformer.values())).parent
     origin = {"repository": publication.transformer.repository, "revision": folder.name}
-    return _Snapshot(folder, next(iter(vqgan.values())).parent, extra_files, origin)
+    files = tuple(path for part_files in found for path in part_files.values())
+    return _Snapshot(folder, next(iter(vqgan.values())).parent, extra_files, origin, files)
 
 
 def _download(size: ModelSize, publication: Publication, target: Path, progress: Progress | None) -> _Snapshot:
-    wanted: list[dict[str, HfFileMetadata]] = []
+    wanted: list[list[HubFile]] = []
     found: list[dict[str, Path]] = []
+    commits: dict[tuple[str, str], str] = {}
     what = publication.transformer.repository
     try:
         for part in _parts(publication):
             what = part.repository
-            wanted.append(on_the_hub(part))
-        meter = Meter(progress, sum(metadata.size or 0 for part_files in wanted for metadata in part_files.values()))
-        for part, part_files in zip(_parts(publication), wanted, strict=True):
+            wanted.append(on_the_hub(part, commits))
+        _check_room(size, [file for files in wanted for file in files], target)
+        meter = Meter(progress, sum(file.size_bytes for files in wanted for file in files))
+        for files in wanted:
             found.append({})
-            for name, metadata in part_files.items():
-                what = f"{part.repository}/{name}"
-                found[-1][name] = fetch(part, name, metadata, meter)
+            for file in files:
+                what = f"{file.repository}/{file.name}"
+                found[-1][file.name] = fetch(file, meter)
     except CheckpointError:
         raise
     except Exception as error:  # of whichever HTTP library this version of the client uses
         raise not_found(size, target, f"{what}: {_first_line(error)}") from error
     return _snapshot(publication, found)
+
+
+def _check_room(size: ModelSize, files: list[HubFile], target: Path) -> None:
+    """Before ten gigabytes are fetched for nothing. Raises CheckpointError."""
+    missing = [file for file in files if not is_cached(file)]
+    needed: dict[int, tuple[Path, int]] = {}  # by file system
+    for place, num_bytes in (
+        (Path(constants.HF_HUB_CACHE), sum(file.size_bytes for file in missing)),
+        (target, VARIANTS[size].weights_bytes if missing else 0),
+    ):
+        folder = next(folder for folder in (place, *place.parents) if folder.is_dir())
+        device = folder.stat().st_dev
+        needed[device] = folder, needed.get(device, (folder, 0))[1] + num_bytes
+    for folder, num_bytes in needed.values():
+        free = shutil.disk_usage(folder).free
+        if free < num_bytes:
+            raise CheckpointError(
+                f"{VARIANTS[size].title} needs {num_bytes / 1e9:.1f} GB on the disk of {folder} to be downloaded and"
+                f" converted, and {free / 1e9:.1f} GB are free; make room, or name other places with HF_HOME and"
+                f" --cache_dir"
+            )
 
 
 def _convert(

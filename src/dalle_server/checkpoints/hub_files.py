@@ -1,31 +1,44 @@
-"""Files of the Hugging Face hub: fetched into its own cache, resumed, compared with their digests.
+"""Files of the Hugging Face hub: fetched into its own cache by its own client, then compared with their digests.
 
-The hub's client does the transport. Two things are done here because it does not do them: a download
-that was interrupted goes on where it stopped, also in the next process, and a file is compared with the
-digest that the hub promises before it enters the cache.
+https://huggingface.co/docs/huggingface_hub/guides/manage-cache: `snapshots/COMMIT/NAME` is a link to `blobs/ETAG` of
+the same repository, which may itself be a link into a store that all repositories share. Only the first is ours to
+judge (the ETag is the file's digest) and to delete.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import os
+import re
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.file_download import HfFileMetadata, http_get, repo_folder_name
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from dalle_server.checkpoints.digest import hash_file
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import HubFiles
 
-logger = logging.getLogger(__name__)
-
 _TIMEOUT_S = 20.0
+_ATTEMPTS = 4
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a git blob id (small files) or a sha256 (large ones)
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file as the hub promises it."""
+
+    repository: str
+    name: str
+    commit: str
+    digest: str
+    size_bytes: int
 
 
 class Meter:
@@ -58,67 +71,153 @@ class Meter:
             def update(self, n: float | None = 1) -> None:
                 meter.tell(int(n or 0))
 
+            def update_transfer(self, n: float | None = 1) -> None:
+                """Bytes on the wire, which Xet tells apart from bytes of the file."""
+
         return Bar
 
 
-def cached_file(part: HubFiles, name: str) -> Path | None:
-    """Where the hub's cache holds a file, if it does. Asks no network."""
-    found = try_to_load_from_cache(part.repository, name, revision=part.revision)
-    return Path(found) if isinstance(found, str) else None
+# -- the cache
 
 
-def on_the_hub(part: HubFiles) -> dict[str, HfFileMetadata]:
-    """Size and digest of each file. Raises what the client raises, also when a required file is absent."""
-    files: dict[str, HfFileMetadata] = {}
+def cached_files(part: HubFiles) -> dict[str, Path] | None:
+    """Where the cache holds the files, all of one revision; None if it lacks a required one. Asks no network.
+
+    Other programs pin other commits, and a pinned one has no ref: any snapshot that is whole will do, after ours.
+    """
+    wanted = (*part.files, *part.optional)
+    for revision in (part.revision, "main", *(snapshot.name for snapshot in _snapshots(part.repository))):
+        at = {name: try_to_load_from_cache(part.repository, name, revision=revision) for name in wanted}
+        found = {name: Path(path) for name, path in at.items() if isinstance(path, str)}
+        if found and found.keys() >= set(part.files):
+            return found
+    return None if part.files else {}
+
+
+def is_cached(file: HubFile) -> bool:
+    return isinstance(try_to_load_from_cache(file.repository, file.name, revision=file.commit), str)
+
+
+def broken_link(part: HubFiles) -> Path | None:
+    """A link of the cache whose file is gone: a cache that was copied or cleaned up in part."""
+    links = (snapshot / name for snapshot in _snapshots(part.repository) for name in (*part.files, *part.optional))
+    return next((link for link in links if link.is_symlink() and not link.exists()), None)
+
+
+def _snapshots(repository: str) -> list[Path]:
+    """Newest first."""
+    folder = _repository_folder(repository) / "snapshots"
+    found = [entry for entry in folder.glob("*") if _COMMIT.fullmatch(entry.name)]
+    return sorted(found, key=lambda entry: entry.stat().st_mtime, reverse=True)
+
+
+def _repository_folder(repository: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def promised_digest(path: Path) -> str | None:
+    """The digest after which the cache names a file; None where it has no links (Windows), so that nothing is known.
+
+    One link is followed, not two: behind the second, names are Xet hashes.
+    """
+    blob = _own_blob(path)
+    return blob.name if blob and _DIGEST.fullmatch(blob.name) else None
+
+
+def _own_blob(path: Path) -> Path | None:
+    if not path.is_symlink():
+        return None
+    blob = Path(os.path.normpath(path.parent / path.readlink()))
+    own = Path(os.path.normpath(path.parents[1].parent / "blobs"))
+    return blob if blob.parent == own else None
+
+
+def discard(path: Path) -> None:
+    """Delete a snapshot's file and its blob, never what lies outside the repository's own folder."""
+    if blob := _own_blob(path):
+        blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+# -- the hub
+
+
+def on_the_hub(part: HubFiles, commits: dict[tuple[str, str], str]) -> list[HubFile]:
+    """The required files and the optional ones that exist. Raises what the client raises, also for a missing one.
+
+    `commits` remembers what revisions stand for, so that all files are of one commit whatever is pushed meanwhile.
+    """
+    files: list[HubFile] = []
     for name in (*part.files, *part.optional):
-        url = hf_hub_url(part.repository, name, revision=part.revision)
+        revision = commits.get((part.repository, part.revision), part.revision)
         try:
-            files[name] = get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+            file = _ask(part.repository, name, revision)
+        except RevisionNotFoundError:
+            raise
         except (EntryNotFoundError, RepositoryNotFoundError):
             if name in part.files:
                 raise
+            continue
+        commits[part.repository, part.revision] = file.commit
+        files.append(file)
     return files
 
 
-def fetch(part: HubFiles, name: str, metadata: HfFileMetadata, meter: Meter) -> Path:
-    """One file into the hub's own cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+def _ask(repository: str, name: str, revision: str) -> HubFile:
+    url = hf_hub_url(repository, name, revision=revision)
+    for attempt in range(_ATTEMPTS):
+        try:
+            metadata = get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+            break
+        except HfHubHTTPError as error:
+            if attempt == _ATTEMPTS - 1 or not (error.response.status_code >= 500 or error.response.status_code == 429):
+                raise
+        except Exception:  # no connection, in the words of whichever HTTP library this version of the client uses
+            if attempt == _ATTEMPTS - 1:
+                raise
+        time.sleep(2**attempt)
+    commit, digest = metadata.commit_hash or "", metadata.etag or ""
+    # Both become names in the cache. A login page of the network has neither.
+    if not _COMMIT.fullmatch(commit):
+        raise OSError(
+            "what answers is no hub (it names no commit): a login page of this network, a proxy, or a wrong HF_ENDPOINT"
+        )
+    if not _DIGEST.fullmatch(digest):
+        raise OSError(f"its ETag {digest[:80]!r} is no digest, so that the file could not be checked")
+    return HubFile(repository, name, commit, digest, metadata.size or 0)
 
-    The client begins every download anew; 10 GB deserve better. So the blob is fetched here, beside where it
-    belongs, and the client, finding it in its place, adds the rest.
+
+def fetch(file: HubFile, meter: Meter) -> Path:
+    """One file in the hub's cache, downloaded unless it is there. Raises CheckpointError when it is not what it should
+    be, twice: a damaged copy in the cache is replaced once.
     """
-    if metadata.etag is None:
-        raise OSError("the hub gives no ETag")
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=part.repository, repo_type="model") / "blobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    blob, partial_blob = folder / metadata.etag, folder / f"{metadata.etag}.dalle-server.incomplete"
-    with FileLock(folder / f".{metadata.etag}.lock"):
-        if not blob.exists():
-            if metadata.size is not None and partial_blob.exists() and partial_blob.stat().st_size > metadata.size:
-                partial_blob.unlink()
-            with partial_blob.open("ab") as file:
-                http_get(
-                    hf_hub_url(part.repository, name, revision=part.revision),
-                    file,
-                    resume_size=file.tell(),
-                    headers=build_hf_headers(),
-                    expected_size=metadata.size,
-                    tqdm_class=meter.bar(),
-                )
-            verify(name, partial_blob, metadata.etag)
-            partial_blob.replace(blob)
-    meter.file_done(blob.stat().st_size)
-    return Path(hf_hub_download(part.repository, name, revision=part.revision))
+    for force in (False, True):
+        path = Path(
+            hf_hub_download(
+                file.repository, file.name, revision=file.commit, tqdm_class=meter.bar(), force_download=force
+            )
+        )
+        found = _digest(path, file.digest)
+        if found == file.digest:
+            meter.file_done(path.stat().st_size)
+            return path
+    discard(path)
+    raise _damaged(path, found, file.digest)
 
 
-def verify(name: str, path: Path, promised: str) -> None:
-    """Compare with a sha256 (large files) or a git blob id (small ones); delete what differs."""
-    if len(promised) == 64:
-        found = hash_file(path, hashlib.sha256())
-    elif len(promised) == 40:
-        found = hash_file(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
-    else:
-        logger.warning("%s: the hub's ETag %s is no digest; the file cannot be checked", name, promised)
-        return
-    if found != promised:
-        path.unlink()
-        raise CheckpointError(f"{name} was damaged on its way (digest {found}, not {promised}); pull again")
+def verify(path: Path) -> None:
+    """Compare a file of the cache with its name there. Raises CheckpointError, and deletes it, when they differ."""
+    promised = promised_digest(path)
+    if promised and (found := _digest(path, promised)) != promised:
+        discard(path)
+        raise _damaged(path, found, promised)
+
+
+def _digest(path: Path, like: str) -> str:
+    if len(like) == 64:
+        return hash_file(path, hashlib.sha256())
+    return hash_file(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _damaged(path: Path, found: str, promised: str) -> CheckpointError:
+    return CheckpointError(f"{path.name} was damaged on its way (digest {found}, not {promised}); pull again")

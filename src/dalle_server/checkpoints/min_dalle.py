@@ -1,7 +1,7 @@
 """min-dalle's form: encoder.pt, decoder.pt, detoker.pt (PyTorch pickles), vocab.json and merges.txt.
 
 It ships no config: sizes are read off the tensors' shapes. What shapes do not tell (heads, special
-ids) follows the released models, or a `dims.json` or `config.json` beside the weights.
+ids) follows the released models, or a `dims.json` or `config.json` (Mini: `config_mini.json`) beside the weights.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def read_min_dalle(
     with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
         targets = [Path(temporary) / f"{path.stem}.safetensors" for path in paths]
         unpickle(paths, targets, progress)
-        yield _source(directory, name, [open_tensors(target) for target in targets], tokenizer_files)
+        tensors: list[Arrays] = [open_tensors(target) for target in targets]
+        yield _source(directory, name, tensors, tokenizer_files, suffixes[0])
 
 
 def _names(suffix: str) -> tuple[str, str]:
@@ -78,7 +79,13 @@ def _suffixes(directory: Path) -> list[str]:
     return [suffix for suffix in _SUFFIXES if all((directory / name).is_file() for name in _names(suffix))]
 
 
-def _source(directory: Path, name: str, unpickled: list[Arrays], tokenizer_files: Mapping[str, Path | bytes]) -> Source:
+def _source(
+    directory: Path,
+    name: str,
+    unpickled: list[Arrays],
+    tokenizer_files: Mapping[str, Path | bytes],
+    suffix: str = "",
+) -> Source:
     encoder, decoder, detokenizer = unpickled
     transformer = {f"encoder.{key}": array for key, array in encoder.items()}
     transformer |= {key if key == "lm_head.weight" else f"decoder.{key}": array for key, array in decoder.items()}
@@ -99,7 +106,7 @@ def _source(directory: Path, name: str, unpickled: list[Arrays], tokenizer_files
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), first_free + 1),
         "normalize_text": True,
     }
-    raw = assumed | _hints(directory, sizes) | sizes
+    raw = assumed | _hints(directory, sizes, suffix) | sizes
     if not raw["encoder_attention_heads"]:
         raise CheckpointError(
             f"{directory}: with d_model {sizes['d_model']} this is no released model; say the number of heads in a"
@@ -110,8 +117,9 @@ def _source(directory: Path, name: str, unpickled: list[Arrays], tokenizer_files
     return Source(config, _lazy(transformer), _lazy(vqgan), tokenizer_files)
 
 
-def _hints(directory: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    for name in ("dims.json", "config.json"):
+def _hints(directory: Path, sizes: Mapping[str, int], suffix: str) -> dict[str, Any]:
+    # A clone of the mirror describes Mega in config.json and Mini in config_mini.json.
+    for name in ("dims.json", f"config{suffix}.json"):
         if (directory / name).is_file():
             raw = read_json(directory / name)
             for key, value in sizes.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_server import families
+from dalle_server.checkpoints.damage import missing, unreadable
 from dalle_server.errors import CheckpointError, InvalidRequest
 from dalle_server.models.config import ModelConfig
 
@@ -20,11 +21,11 @@ _MAX_LEVELS = 12
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointError unless the file holds a JSON object."""
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise CheckpointError(missing(path)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); copy it again") from error
+        raise CheckpointError(unreadable(path, "readable JSON", error)) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds {type(raw).__name__}, not a JSON object")
     return raw

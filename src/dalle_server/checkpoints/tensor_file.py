@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from dalle_server.checkpoints.damage import missing, unreadable
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import Shapes
 
@@ -59,9 +60,9 @@ def open_tensors(
             header = json.loads(file.read(header_bytes))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise CheckpointError(missing(path)) from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); copy it again") from error
+        raise CheckpointError(unreadable(path, "a readable safetensors file", error)) from error
     header.pop("__metadata__", None)
     return {name: _view(path, mapped, 8 + header_bytes, name, entry, dtypes) for name, entry in header.items()}
 

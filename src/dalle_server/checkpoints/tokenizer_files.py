@@ -21,7 +21,8 @@ def find_tokenizer_files(directory: Path, suffix: str = "") -> dict[str, Path | 
 
     Looks in the checkpoint's folder, then in `tokenizer` inside it, then in `tokenizer` beside it;
     `tokenizer.json` is preferred to `vocab.json` + `merges.txt`, which are converted. The word
-    frequencies may lie in any of these or beside the folder. Raises CheckpointError when there is no tokenizer.
+    frequencies may lie in any of these, beside the folder, or in a folder
+    beside it. Raises CheckpointError when there is no tokenizer.
     """
     places = (directory, directory / "tokenizer", directory.parent / "tokenizer")
     files: dict[str, Path | bytes] = {}
@@ -35,7 +36,12 @@ def find_tokenizer_files(directory: Path, suffix: str = "") -> dict[str, Path | 
             break
     else:
         raise CheckpointError(f"{directory} has no tokenizer: copy {TOKENIZER}, or vocab.json and merges.txt, into it")
-    for place in (*places, directory.parent):
+    # It is published with Mini only, and Mega's hashtags want it too: a clone of Mini beside a clone of Mega has it.
+    for place in (
+        *places,
+        directory.parent,
+        *sorted(path.parent for path in directory.parent.glob(f"*/{WORD_FREQUENCY}")),
+    ):
         if (place / WORD_FREQUENCY).is_file():
             files[WORD_FREQUENCY] = place / WORD_FREQUENCY
             break

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 
+from dalle_server.checkpoints.damage import instead
 from dalle_server.checkpoints.tensor_file import Array, write_tensors
 from dalle_server.errors import CheckpointError
 
@@ -38,6 +39,8 @@ def main(*paths: str) -> None:
 def _load(source: str) -> dict[str, Any]:
     import torch
 
+    if reason := instead(Path(source)):
+        raise CheckpointError(f"{source} cannot be read as weights: {reason}")
     try:
         mapped = zipfile.is_zipfile(source)  # torch's older format cannot be mapped
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)

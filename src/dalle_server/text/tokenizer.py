@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.checkpoints.damage import unreadable
 from dalle_server.checkpoints.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
@@ -45,7 +46,7 @@ class TextTokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{checkpoint.tokenizer_file} is not a tokenizer ({error}); copy it again") from error
+            raise CheckpointError(unreadable(checkpoint.tokenizer_file, "a tokenizer", error)) from error
         config = sizes(checkpoint.config)
         return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
 
