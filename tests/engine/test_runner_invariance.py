@@ -26,6 +26,14 @@ def torch_runner(dtype: str, **options: bool) -> Runner:
     return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)  # type: ignore[arg-type]
 
 
+def janus_runner() -> Runner:
+    pytest.importorskip("torch")
+    from dalle_server.engine.runners.torch.runner import TorchRunner
+    from tests.families.janus_goldens import opened
+
+    return TorchRunner(opened(max_text_length=64), num_slots=NUM_SLOTS)
+
+
 def openvino_runner(dtype: str) -> Runner:
     pytest.importorskip("torch")  # reads the golden
     from dalle_server.engine.runners.cpu.load import load_cpu_runner
@@ -38,6 +46,7 @@ RUNNERS: dict[str, Callable[[], Runner]] = {
     "torch-fp32": lambda: torch_runner("fp32"),
     "torch-bf16": lambda: torch_runner("bf16"),
     "torch-fp32-sampled-on-device": lambda: torch_runner("fp32", on_device=True),
+    "torch-janus": janus_runner,
     "openvino-fp32": lambda: openvino_runner("fp32"),
     "openvino-bf16": lambda: openvino_runner("bf16"),
     "openvino-int8": lambda: openvino_runner("int8"),
