@@ -83,10 +83,10 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _remember_names(path.parent)
+    remember_names(path.parent)
 
 
-def _remember_names(directory: Path) -> None:
+def remember_names(directory: Path) -> None:
     """A file whose directory was not written down is gone when the machine stops. Windows cannot, and need not."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)

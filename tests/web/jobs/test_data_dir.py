@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 
 from dalle_server.errors import ConfigError, StorageError
 from dalle_server.web.jobs import pump
 from dalle_server.web.jobs.routes import EXTENSION
 from dalle_server.web.jobs.rows import SqlRows
+from dalle_server.web.jobs.store import Store
 from tests.web.jobs.test_routes import Viewer, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.server_process import ServerProcess
@@ -26,6 +28,9 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
     engine.gate.clear()
     first = make_app()
     unfinished = submit(first.test_client())["id"]
+    cancelled = submit(first.test_client())["id"]
+    first.test_client().post(f"/v1/jobs/{cancelled}/cancel").close()
+    wait_for(first.test_client(), cancelled, "cancelled")
     first.extensions[EXTENSION].close()
     engine.gate.set()
 
@@ -45,6 +50,12 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
     assert ready.status_code == 200
     assert "jobs are off" in ready.json["reason"] and "free some space" in ready.json["reason"]
     assert "dalle_jobs_available 0.0" in client.get("/metrics").text
+    listed = client.get("/v1/jobs")
+    if where == "take_up":  # the database can be read: so there is something to delete, which makes room
+        assert [job["id"] for job in listed.json["data"]] == [cancelled, unfinished]
+        assert client.delete(f"/v1/jobs/{cancelled}").json["deleted"]
+    else:
+        assert listed.status_code == 507
     monkeypatch.undo()
     until(lambda: second.extensions[EXTENSION].trouble is None)
     wait_for(client, unfinished, "done")
@@ -97,3 +108,17 @@ def test_jobs_of_a_newer_program_stop_the_start_before_anything_is_loaded(tmp_pa
         assert server.exit_code() == 2
         assert not any("Listening" in line for line in server.lines)
         assert "run the newer program, or choose another directory (--data_dir)" in "\n".join(server.errors)
+
+
+def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So says SQLite where it cannot make the memory file of its journal, as after a kill."""
+
+    def refuse(*_: object) -> None:
+        raise sa.exc.OperationalError("PRAGMA journal_mode = wal", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(SqlRows, "__init__", refuse)
+    with pytest.raises(ConfigError, match="disk I/O error"):
+        Store(tmp_path)
+    monkeypatch.setattr("dalle_server.web.jobs.store.has_room", lambda _: False)
+    with pytest.raises(StorageError, match=r"full \(disk I/O error\)"):
+        Store(tmp_path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from dalle_server.pictures.saving import write_whole
+from dalle_server.pictures.saving import remember_names, write_whole
 from dalle_server.web.jobs.records import JOB_ID
 
 RECORD = "job.json"
@@ -78,7 +78,9 @@ class DirectoryFiles:
 
     def write(self, name: str, data: bytes) -> None:
         path = self.path(name)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            remember_names(self.root)
         write_whole(path, data)
 
     def read(self, name: str) -> bytes:

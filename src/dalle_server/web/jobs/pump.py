@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dalle_server.config import Settings
-from dalle_server.errors import DalleServerError, NotReady, StorageError
+from dalle_server.errors import ConfigError, DalleServerError, NotReady, StorageError
 from dalle_server.generation import GenerationRequest, SamplingParams
 from dalle_server.web.jobs.backlog import Backlog
 from dalle_server.web.jobs.database import GONE
@@ -48,6 +48,7 @@ class Jobs:
         self._backlog = Backlog(service, self._running, self._ends)
         self._lock = threading.RLock()
         self._store: Store | None = None
+        self._is_open = False  # the store is there, and what an earlier run left is taken up
         self._wake = threading.Event()
         self._stopping = False
         self._swept_ends = -1
@@ -94,6 +95,8 @@ class Jobs:
         `values` are the fields of schemas.JobBody. Raises Overloaded, NotReady, InvalidRequest, StorageError.
         """
         store = self.store
+        if not self._is_open:
+            raise StorageError(f"jobs are off: {self.trouble}")
         request = GenerationRequest.of(
             values["prompt"],
             values["num_images"],
@@ -170,37 +173,39 @@ class Jobs:
     def _tick(self) -> None:
         if self._service.state == "draining" and not self._running:
             self.feed.close()  # a drain waits for open answers; these would never end by themselves
-        if self._store is None:
-            if time.monotonic() - self._tried_at < OPEN_AGAIN_S:
-                return
+        if not self._is_open and time.monotonic() - self._tried_at >= OPEN_AGAIN_S:
             self._open()
-        store = self.store
+        if self._store is None:
+            return
+        store = self._store
         self._running.fold_all(store)
-        self._tell_trouble(None if store.rows.is_there else GONE)
+        if self._is_open:
+            self._tell_trouble(None if store.rows.is_there else GONE)
         if self._backlog:
             self._backlog.admit(store)
         self._ends.record_again(store)
         self._sweep(store)
 
     def _open(self) -> None:
-        """Raises ConfigError."""
+        """The store, and what an earlier run left. On a full disk the first may work and the second not: then jobs
+        can be looked at and deleted, which makes room. Raises ConfigError.
+        """
         self._tried_at = time.monotonic()
         try:
-            store = Store(self._settings.data_dir)
-        except StorageError as error:
-            self._tell_trouble(error.message)
-            return
-        try:
-            self.feed.begin(store.next_run())
-            for job in store.rows.take_up():
-                self._backlog.add(job)
-                self.feed.open(job.id, job.owner)
-                self.feed.publish(job.id, "queued", {"position": None})
+            if self._store is None:
+                self._store = Store(self._settings.data_dir)
+            self.feed.begin(self._store.next_run())
+            taken = self._store.rows.take_up()
         except DalleServerError as error:
-            store.close()
+            if isinstance(error, ConfigError):
+                raise
             self._tell_trouble(error.message)
             return
-        self._store = store
+        for job in taken:
+            self._backlog.add(job)
+            self.feed.open(job.id, job.owner)
+            self.feed.publish(job.id, "queued", {"position": None})
+        self._is_open = True
         self._tell_trouble(None)
 
     def _tell_trouble(self, message: str | None) -> None:

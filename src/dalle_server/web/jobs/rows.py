@@ -87,6 +87,16 @@ class SqlRows:
         with database.reading() as connection:
             self._is_indexed = has_search_index(connection)
 
+    @classmethod
+    def open(cls, url: sa.URL) -> SqlRows:
+        """Raises what Database does."""
+        database = Database(url)
+        try:
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
     @property
     def is_there(self) -> bool:
         """Whether the database is still where it was opened."""

@@ -44,8 +44,6 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("faults", sa.Integer, nullable=False, server_default="0"),
     sa.Column("last_event", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("server", sa.Text),  # which server has claimed it, until when
-    sa.Column("lease_until", _Real),
     sqlite_autoincrement=True,  # no number is given twice: pages of the list go by it
 )
 pictures = sa.Table(

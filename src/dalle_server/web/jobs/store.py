@@ -6,7 +6,9 @@ is put right when the store opens.
 
 from __future__ import annotations
 
+import errno
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
-from dalle_server.web.jobs.database import Damaged, Database, InUse, TooNew, set_aside
+from dalle_server.web.jobs.database import Damaged, InUse, TooNew, set_aside
 from dalle_server.web.jobs.files import RECORD, DirectoryFiles
 from dalle_server.web.jobs.records import Job, Picture
 from dalle_server.web.jobs.repair import record_of, repair
@@ -24,6 +26,7 @@ from dalle_server.web.jobs.retention import Retention, SteadyClock, expired
 from dalle_server.web.jobs.rows import SqlRows
 
 AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
+PROBE_BYTES = 64 * 1024
 CLOCK = "clock"  # the note of what SteadyClock showed last
 
 log = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class Store:
             raise _unusable(data_dir, f"{error}; run the newer program, or choose another directory") from None
         except (OSError, sa.exc.DBAPIError) as error:
             reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
-            if is_full(reason):
+            if is_full(reason) or not has_room(data_dir):
                 raise StorageError(f"data_dir is full ({reason}); free some space there") from error
             raise _unusable(data_dir, f"{reason}; choose a directory that can be written") from error
         try:
@@ -131,14 +134,25 @@ def is_full(reason: str) -> bool:
     return any(words in reason.lower() for words in ("no space left", "disk is full", "quota exceeded", "disk quota"))
 
 
+def has_room(directory: Path) -> bool:
+    """Whether a little more can be written there: SQLite calls some of its ways to fail on a full disk an I/O error."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return True
+
+
 def _open(path: Path) -> SqlRows:
     url = sa.URL.create("sqlite", database=str(path.absolute()))
     try:
-        return SqlRows(Database(url))
+        return SqlRows.open(url)
     except Damaged as error:
         kept = set_aside(path)
         log.error("the jobs database was damaged (%s): moved to %s; a new one is made from the pictures", error, kept)
-        return SqlRows(Database(url))
+        return SqlRows.open(url)
 
 
 def _unusable(data_dir: Path, reason: str) -> ConfigError:
