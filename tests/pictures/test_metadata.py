@@ -2,18 +2,21 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dalle_server.checks import is_blank
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import FREE, GeneratedImage, GenerationRequest, ImageKey, SamplingParams
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import (
+    MAX_TEXT_BYTES,
     MAX_TEXT_CHARS,
     PictureMetadata,
     pack_tokens,
@@ -82,7 +85,9 @@ def test_a_huge_prompt_is_cut_and_says_so(format: ImageFormat, letter: str) -> N
     )
     read = read_metadata(data)
     assert read.text_cut
-    assert read.prompt == "a" + letter * (MAX_TEXT_CHARS - 1)
+    kept = MAX_TEXT_CHARS if letter != "🍎" else MAX_TEXT_BYTES // 12 - 1
+    assert read.prompt == "a" + letter * (kept - 1)
+    assert len(read.to_json()) < 60_000  # EXIF ends at 64 KiB
     assert read.token_grid().tolist() == image.tokens.tolist()
 
 
@@ -115,20 +120,104 @@ def test_a_camera_comment_is_not_ours() -> None:
         {"tokens": "not base64!"},
         {"num_tokens": 10**9},
         {"token_bits": 60},
-        {"seed": -1},
-        {"prompt": " "},
-        {"temperature": 0.0},
-        {"format": 2},
+        {"request": {}},
+        {"request": "a red apple"},
+        {"request": {"version": 1, "prompt": "a", "images": [[-1, 0]]}},
+        {"request": {"version": 1, "prompt": "a", "images": [[1, 0], [1, 1]]}},
+        {"request": {"version": 1, "prompt": " ", "images": [[1, 0]]}},
+        {"request": {"version": 1, "prompt": "a", "images": [[1, 0]], "sampling": {"temperature": 0.0}}},
+        {"request": {"version": 1, "prompt": "a", "images": [[1, 0]]}},
+        {"format": 3},
+        {"format": 1},
+        {"format": None},
         {"forced": "AA=="},
     ],
 )
 def test_damaged_metadata_is_refused(change: dict[str, object]) -> None:
-    image = picture()
-    raw = json.loads(describe(image).to_json()) | change
-    damaged = PictureMetadata.model_construct(**raw)
+    text = json.dumps(json.loads(describe(picture()).to_json()) | change)
     with pytest.raises(InvalidRequest, match="damaged") as caught:
-        read_metadata(encode_image(image.pixels, ImageFormat.PNG, metadata=damaged))
-    assert len(caught.value.message.splitlines()) == 1 and len(caught.value.message) < 200
+        read_metadata(png_with(text))
+    assert len(caught.value.message.splitlines()) == 1 and len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{", "[" * 100_000])
+def test_what_is_no_metadata_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="damaged"):
+        read_metadata(png_with(text))
+
+
+def png_with(text: str) -> bytes:
+    chunks, file = PngInfo(), io.BytesIO()
+    chunks.add_itxt("dalle-server", text)
+    Image.fromarray(picture().pixels).save(file, "PNG", pnginfo=chunks)
+    return file.getvalue()
+
+
+def test_the_text_is_ascii_and_holds_the_requests_wire_form() -> None:
+    text = describe(picture(), "ein Apfel 🍏", negative_prompt="漢").to_json()
+    assert text.isascii()
+    raw = json.loads(text)
+    assert raw["format"] == 2 and raw["request"]["images"] == [[5, 2]] and "id" not in raw["request"]
+    request = GenerationRequest.from_dict(raw["request"])
+    assert (request.prompt, request.negative_prompt, request.sampling) == ("ein Apfel 🍏", "漢", SAMPLING)
+
+
+OLD = Path(__file__).parents[1] / "data" / "pictures-0.1.0"
+OLD_PROMPTS = {"png": "a red apple", "jpeg": "ein grüner Apfel 🍏", "webp": "a rocket in space"}
+
+
+@pytest.mark.parametrize("suffix", OLD_PROMPTS)
+def test_pictures_of_version_0_1_0_are_read(suffix: str) -> None:
+    read = read_metadata(OLD / f"picture.{suffix}")
+    assert (read.prompt, read.seed, read.image_index, read.model) == (OLD_PROMPTS[suffix], 7, 1, "nano")
+    assert (read.temperature, read.top_k, read.num_tokens) == (0.9, 50, 64)
+    assert read.negative_prompt == ("a boat" if suffix == "png" else "")
+    assert PictureMetadata.from_json(read.to_json()) == read
+
+
+def with_comment(comment: bytes, format: str) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.fromarray(picture().pixels).save(file, format, exif=exif.tobytes())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("charset", "encoding"),
+    [
+        (b"UNICODE\0", "utf-16-be"),
+        (b"UNICODE\0", "utf-16-le"),
+        (b"UNICODE\0\xff\xfe", "utf-16-le"),
+        (b"UNICODE\0\xfe\xff", "utf-16-be"),
+        (b"ASCII\0\0\0", "ascii"),
+        (b"\0" * 8, "utf-8"),
+        (b"", "ascii"),
+    ],
+)
+def test_comments_that_other_programs_copied(format: str, charset: bytes, encoding: str) -> None:
+    metadata = describe(picture(), "ein Apfel 🍏")
+    for padding in ("", "\0\0", "  "):
+        data = with_comment(charset + (metadata.to_json() + padding).encode(encoding), format)
+        assert read_metadata(data) == metadata
+
+
+def test_text_behind_the_pixels_is_found() -> None:
+    metadata = describe(picture())
+    data = png_with(metadata.to_json())
+    start = data.index(b"iTXt") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert read_metadata(moved) == metadata
+
+
+def test_a_damaged_picture_is_not_called_another_kind_of_file() -> None:
+    data = bytearray(encode_image(picture().pixels, ImageFormat.PNG))
+    data[20] ^= 1  # in the header, whose checksum then differs
+    with pytest.raises(InvalidRequest, match="it begins as a PNG file does, but is damaged"):
+        read_metadata(bytes(data))
+    with pytest.raises(InvalidRequest, match="it is no PNG, JPEG or WebP file"):
+        read_metadata(b"hello, world")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x04Ex"])

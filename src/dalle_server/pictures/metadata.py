@@ -1,7 +1,9 @@
 """What a saved picture says about itself: enough to make it again.
 
-A PNG carries it as an iTXt chunk named `dalle-server`, JPEG and WebP as EXIF UserComment. The text is JSON;
-its token grid is packed to the fewest bits an id needs (256 ids of 14 bits: 448 bytes, 600 characters).
+A PNG carries it as an iTXt chunk named `dalle-server`, JPEG and WebP as EXIF UserComment. The text is JSON, in ASCII
+so that no program on its way mistakes its encoding: the request's wire form, the weights, the token grid packed to the
+fewest bits an id needs (256 ids of 14 bits: 448 bytes, 600 characters), and a digest of the pixels. That is format 2;
+format 1 (version 0.1.0, the request's fields side by side, in UTF-8) is read too.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -34,11 +37,15 @@ from dalle_server.generation import (
 
 PNG_KEYWORD = "dalle-server"
 FORMATS = ("PNG", "JPEG", "WEBP")  # a stranger's file meets no other of Pillow's many readers
-MAX_TEXT_CHARS = 4000  # of each prompt kept: EXIF ends at 64 KiB, and the model reads 64 text tokens of it
+FORMAT = 2
+MAX_TEXT_CHARS = 4000  # of each prompt kept: the model reads 64 text tokens of it
+MAX_TEXT_BYTES = 24_000  # of each in JSON, where an emoji takes twelve: EXIF ends at 64 KiB
 MAX_GRID_TOKENS = 4096
 _MAX_TOKEN_BITS = 16
 # EXIF 2.32, tag UserComment: the first eight bytes name the character set; zeros leave it open (we write UTF-8).
-_ASCII_COMMENT, _OPEN_COMMENT = b"ASCII\0\0\0", b"\0" * 8
+_ASCII_COMMENT, _OPEN_COMMENT, _UNICODE_COMMENT = b"ASCII\0\0\0", b"\0" * 8, b"UNICODE\0"
+_MAX_LOADED_PIXELS = 2**24  # of a PNG that is decoded to see what follows its pixels
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
 
 
 def pack_tokens(tokens: Tokens) -> tuple[str, int]:
@@ -69,7 +76,6 @@ class PictureMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    format: int = Field(1, ge=1, le=1)
     program: str = f"dalle-server {__version__}"
     model: str
     weights_digest: str
@@ -98,9 +104,9 @@ class PictureMetadata(BaseModel):
         return cls(
             model=model,
             weights_digest=digest,
-            prompt=request.prompt[:MAX_TEXT_CHARS],
-            negative_prompt=request.negative_prompt[:MAX_TEXT_CHARS],
-            text_cut=max(len(request.prompt), len(request.negative_prompt)) > MAX_TEXT_CHARS,
+            prompt=(prompt := _kept(request.prompt)),
+            negative_prompt=(negative_prompt := _kept(request.negative_prompt)),
+            text_cut=(prompt, negative_prompt) != (request.prompt, request.negative_prompt),
             seed=image.key.seed,
             image_index=image.key.index,
             **_sampling_fields(sampling),
@@ -140,11 +146,46 @@ class PictureMetadata(BaseModel):
         )
 
     def to_json(self) -> str:
-        return self.model_dump_json()
+        request = self.request().to_dict()
+        for name in ("id", "forced_tokens"):  # a new request has a new id; given tokens are a mask of the grid
+            request.pop(name, None)
+        told = self.model_dump(exclude={"prompt", "negative_prompt", "seed", "image_index", *_SAMPLING})
+        return json.dumps({"format": FORMAT, "request": request, **told}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValidationError, ValueError or InvalidRequest for what no format of ours holds."""
+        raw, _ = json.JSONDecoder().raw_decode(text)  # programs pad what they copy
+        if not isinstance(raw, dict) or raw.get("format") not in (1, FORMAT):
+            raise InvalidRequest(f"format is not 1 or {FORMAT}; a newer version may have written it", param="image")
+        if raw["format"] == FORMAT:
+            raw |= _fields_of(GenerationRequest.from_dict(raw.get("request", {})))
+        return cls.model_validate(raw)
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
+
+
+def _fields_of(request: GenerationRequest) -> dict[str, Any]:
+    if len(request.images) != 1:
+        raise InvalidRequest(f"images: one picture has one key, not {len(request.images)}", param="image")
+    (key,) = request.images
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": key.seed,
+        "image_index": key.index,
+        **_sampling_fields(request.sampling),
+    }
+
+
+def _kept(text: str) -> str:
+    text = text[:MAX_TEXT_CHARS]
+    return text if len(json.dumps(text)) <= MAX_TEXT_BYTES else text[: MAX_TEXT_BYTES // 12 - 1]
 
 
 def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "condition_scale")}
+    return {name: getattr(sampling, name) for name in _SAMPLING}
 
 
 def pixels_sha256(pixels: Pixels) -> str:
@@ -154,15 +195,14 @@ def pixels_sha256(pixels: Pixels) -> str:
 
 def save_options(metadata: PictureMetadata, format: str) -> dict[str, Any]:
     """Keyword arguments for Pillow's `save` that embed the metadata; format is PNG, JPEG or WEBP."""
-    text = metadata.to_json()
+    text = metadata.to_json()  # ASCII
     if format == "PNG":
         chunks = PngInfo()
         chunks.add_itxt(PNG_KEYWORD, text)
         return {"pnginfo": chunks}
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = metadata.program
-    charset = _ASCII_COMMENT if text.isascii() else _OPEN_COMMENT
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = charset + text.encode()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII_COMMENT + text.encode()
     return {"exif": exif.tobytes()}
 
 
@@ -180,23 +220,42 @@ def read_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata:
 
 def find_metadata(source: Path | bytes | BinaryIO) -> PictureMetadata | None:
     """The same, but None for a picture that tells nothing."""
+    text = _read_text(source)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            text = _embedded_text(image)
-    except FileNotFoundError:
-        raise InvalidRequest(f"{_name(source)} does not exist; give the path of a picture", param="image") from None
-    except UnidentifiedImageError:
-        known = "it is not a PNG, JPEG or WebP file"
-        raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {known}", param="image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {error}", param="image") from None
-    try:
-        return None if text is None else PictureMetadata.model_validate_json(text)
-    except (ValidationError, InvalidRequest) as error:
+        return None if text is None else PictureMetadata.from_json(text)
+    except (ValidationError, ValueError, RecursionError, InvalidRequest) as error:
         fault = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         reason = ": ".join([*map(str, fault["loc"]), fault["msg"]]) if fault else str(error)
         raise InvalidRequest(f"{_name(source)} holds damaged dalle-server metadata: {reason}", param="image") from None
+
+
+def _read_text(source: Path | bytes | BinaryIO) -> str | None:
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
+            return _embedded_text(image)
+    except FileNotFoundError:
+        raise InvalidRequest(f"{_name(source)} does not exist; give the path of a picture", param="image") from None
+    except UnidentifiedImageError:
+        reason = _unidentified(source)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error)
+    raise InvalidRequest(f"{_name(source)} cannot be read as a picture: {reason}", param="image")
+
+
+def _unidentified(source: Path | bytes | BinaryIO) -> str:
+    if isinstance(source, bytes):
+        beginning = source[:8]
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            beginning = file.read(8)
+    else:
+        source.seek(0)
+        beginning = source.read(8)
+    kind = next((name for signature, name in _SIGNATURES.items() if beginning.startswith(signature)), None)
+    return (
+        f"it begins as a {kind} file does, but is damaged; get it again" if kind else "it is no PNG, JPEG or WebP file"
+    )
 
 
 def _name(source: Path | bytes | BinaryIO) -> str:
@@ -205,10 +264,22 @@ def _name(source: Path | bytes | BinaryIO) -> str:
 
 def _embedded_text(image: Image.Image) -> str | None:
     if image.format == "PNG":
-        text = image.info.get(PNG_KEYWORD)
-        return None if text is None else str(text)
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if not isinstance(comment, bytes) or comment[:8] not in (_ASCII_COMMENT, _OPEN_COMMENT):
-        return None
-    text = comment[8:].decode("utf-8", "replace")
+        if PNG_KEYWORD not in image.info and image.width * image.height <= _MAX_LOADED_PIXELS:
+            image.load()  # other programs put text, and EXIF, behind the pixels
+        if PNG_KEYWORD in image.info:
+            return str(image.info[PNG_KEYWORD])
+    text = _comment(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
     return text if text.startswith("{") and '"weights_digest"' in text else None
+
+
+def _comment(comment: object) -> str:
+    """The text of an EXIF UserComment, in whichever of its character sets; programs that copy it choose their own."""
+    if not isinstance(comment, bytes):
+        return str(comment)
+    charset, text = comment[:8], comment[8:]
+    if charset == _UNICODE_COMMENT:  # UTF-16, in the byte order of the file or of the program, with a mark or without
+        little = text.startswith((b"\xff\xfe", b"{\0"))
+        return text.decode("utf-16-le" if little else "utf-16-be", "replace").lstrip("\ufeff")
+    if charset not in (_ASCII_COMMENT, _OPEN_COMMENT):
+        text = comment  # without a character set
+    return text.decode("utf-8", "replace")
