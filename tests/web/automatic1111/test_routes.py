@@ -249,7 +249,7 @@ def test_png_info_reads_our_pictures(client: FlaskClient, prefix: str) -> None:
     reply = client.post("/sdapi/v1/png-info", json={"image": prefix + image}).json
     assert reply["info"].startswith("a red apple\nNegative prompt: fog\nSteps: 16, ")
     assert reply["parameters"]["Seed"] == 5
-    assert json.loads(reply["items"]["dalle-server"])["image_index"] == 0
+    assert json.loads(reply["items"]["dalle-server"])["request"]["images"] == [[5, 0]]
 
 
 def test_png_info_reads_base64_in_lines(client: FlaskClient) -> None:
