@@ -84,11 +84,11 @@ class Service:
         except DalleServerError as error:
             self._fail(error)
         except Exception as error:
-            logger.exception("loading the model failed")
             if "start new thread" in str(error):
                 self._fail(NO_THREADS)
-            else:
-                self._fail(NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more"))
+                return
+            logger.exception("loading the model failed")
+            self._fail(NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more"))
         else:
             with self._changed:
                 self._engine = engine
