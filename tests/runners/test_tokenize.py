@@ -26,6 +26,7 @@ RUNNERS: dict[str, Load] = {
     "torch bf16": lambda checkpoint: TorchRunner(checkpoint, num_slots=1, dtype="bf16"),
     "openvino fp32": lambda checkpoint: cpu_runner(checkpoint, "fp32", num_slots=1),
     "openvino int8": lambda checkpoint: cpu_runner(checkpoint, "int8", num_slots=1),
+    "compiled fp32": lambda checkpoint: cpu_runner(checkpoint, "compiled fp32", num_slots=1),
     "compiled int8": lambda checkpoint: cpu_runner(checkpoint, "compiled int8", num_slots=1),
 }
 

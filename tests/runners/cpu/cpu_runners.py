@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.builds import BUILDS, NAMES
-from dalle_server.engine.runners.cpu.compiled.library import why_not
+from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
+from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.load import compiled_parts, load_cpu_runner
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 
@@ -31,7 +32,7 @@ def cpu_runner(checkpoint: Checkpoint, form: str, **options: Any) -> CpuRunner:
 
 def without_pixels(checkpoint: Checkpoint, dtype: str, build: str, num_slots: int, num_threads: int = 2) -> CpuRunner:
     """Texts and steps of one build of the compiled code: nothing else is loaded, so it is ready at once."""
-    texts, step, draw, name = compiled_parts(checkpoint, None, dtype, num_slots, num_threads, build)
+    texts, step, draw, name = compiled_parts(load_library(build), Team(num_threads), checkpoint, None, dtype, num_slots)
     assert name == build
     info = RunnerInfo("compiled", "cpu", "", dtype, "", {}, build=name)
     return CpuRunner(checkpoint.config, info, num_slots, texts, step, NoPixels(), draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
 from dalle_server.engine.runners.cpu.compiled.library import load_library
+from dalle_server.engine.runners.cpu.compiled.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.stack import tiles_of
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
@@ -23,7 +25,7 @@ from dalle_server.engine.runners.cpu.openvino.encoder import OpenVINOTexts
 from dalle_server.engine.runners.cpu.openvino.pixels import OpenVINOPixels
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
 from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, kept_packed, products
-from dalle_server.engine.runners.cpu.parts import Step, Texts
+from dalle_server.engine.runners.cpu.parts import Pixels, Step, Texts
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.runners.cpu.threads import usable_threads
 from dalle_server.engine.sampling import Draw, gumbel_max
@@ -47,7 +49,7 @@ def load_cpu_runner(
     cache_dir: Path | None = None,
     reason: str = "chosen by the caller",
 ) -> CpuRunner:
-    """`runner` names what encodes texts and writes tokens: "compiled" or "openvino". Pixels go through OpenVINO.
+    """`runner` names what encodes texts, writes tokens and makes pixels: "compiled" or "openvino".
 
     dtype "fp32" is exact; "bf16" and "int8" say how weights are stored and products computed. num_threads None means
     as many as `usable_threads` finds. Raises OSError where the compiled code cannot run (`compiled.library.why_not`
@@ -58,13 +60,17 @@ def load_cpu_runner(
     threads = num_threads or usable_threads()[0]
     config, compiler = checkpoint.config, Compiler(threads)
     kept = _kept(checkpoint, (COMPILED if runner == "compiled" else "") + dtype, cache_dir)
+    # A model whose weights are not worth keeping paints in no time anyway.
+    ranges_dir = cache_dir if kept and dtype == "int8" else None
+    pixels: Pixels
     if runner == "compiled":
-        texts, step, draw, build = compiled_parts(checkpoint, kept, dtype, num_slots, threads, cpu_build)
+        library, team = load_library(cpu_build), Team(threads)
+        texts, step, draw, build = compiled_parts(library, team, checkpoint, kept, dtype, num_slots)
+        pixels = CompiledPixels(library, team, checkpoint, ranges_dir=ranges_dir)
     else:
         texts, step, draw, build = _openvino_parts(checkpoint, kept, dtype, num_slots, compiler)
+        pixels = OpenVINOPixels(checkpoint, compiler, dtype, ranges_dir=ranges_dir)
     _release(kept)
-    # A model whose weights are not worth keeping paints in no time anyway.
-    pixels = OpenVINOPixels(checkpoint, compiler, dtype, ranges_dir=cache_dir if kept else None)
     info = RunnerInfo(
         runner=runner,
         device="cpu",
@@ -83,14 +89,13 @@ Parts = tuple[Texts, Step, Draw, str | None]  # and the name of the compiled cod
 
 
 def compiled_parts(
+    library: Any,
+    team: Team,
     checkpoint: Checkpoint,
     kept: dict[str, Packed] | None,
     dtype: str,
     num_slots: int,
-    num_threads: int,
-    cpu_build: str = "auto",
 ) -> Parts:
-    library, team = load_library(cpu_build), Team(num_threads)
     embeddings = Embeddings(checkpoint.transformer, sizes(checkpoint.config))
     wanted = products(checkpoint.config)
     of_step = {name: product for name, product in wanted.items() if product.of_step}

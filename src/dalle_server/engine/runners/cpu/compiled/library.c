@@ -4,16 +4,25 @@
 #include "decode_step.h"
 #include "draw.h"
 #include "encode_text.h"
+#include "operations.h"
 
 /* One layer's phases, and those around the layers: as many as are gone through in run_step and in run_text. */
 static int num_phases(int layers, int cross_layers) { return layers * 14 + 2 * cross_layers + 2; }
 
 EXPORT int phase_bytes(int layers, int cross_layers) { return num_phases(layers, cross_layers) * (int)sizeof(Phase); }
 
+EXPORT int operation_phase_bytes(int operations) { return operations * (int)sizeof(Phase); }
+
+/* What the inputs of int8 convolutions are lowered by: target.h. */
+EXPORT int lowered(void) { return LOWERED; }
+
 EXPORT int max_positions(void) { return MAX_POSITIONS; }
 
 /* Lets Python see that its structures are these, and the library that of the sources beside it. */
-EXPORT int layout(void) { return sizeof(Layer) + sizeof(Decoder) + sizeof(Step) + sizeof(Encoder) + sizeof(Text); }
+EXPORT int layout(void) {
+    return sizeof(Layer) + sizeof(Decoder) + sizeof(Step) + sizeof(Encoder) + sizeof(Text) + sizeof(Convolution) +
+           sizeof(Moments) + sizeof(Norm) + sizeof(Framing) + sizeof(Packing) + sizeof(Softmax) + sizeof(Program);
+}
 EXPORT const char *sources(void) { return SOURCES; }
 
 BEGIN_TARGET
@@ -21,6 +30,10 @@ BEGIN_TARGET
 EXPORT void decode_step(const Step *step) { run_step(step); }
 
 EXPORT void encode_text(const Text *text) { run_text(text); }
+
+EXPORT void run_operations(const Program *program) { run_program(program); }
+
+EXPORT int convolution_chunks(const Convolution *c) { return chunks_of(c); }
 
 EXPORT int draw(const float *logits, const int64_t *ids, int count, uint64_t seed, uint32_t image_index,
                 uint32_t step) {

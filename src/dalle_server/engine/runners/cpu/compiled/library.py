@@ -10,6 +10,7 @@ import functools
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any, ClassVar
 
+from dalle_server.engine.runners.cpu.compiled import operations
 from dalle_server.engine.runners.cpu.compiled.builds import NAMES, library_of, sources_digest
 
 
@@ -89,7 +90,7 @@ class TextArguments(Structure):
     )
 
 
-STRUCTURES = (LayerPointers, DecoderPointers, StepArguments, EncoderPointers, TextArguments)
+STRUCTURES = (LayerPointers, DecoderPointers, StepArguments, EncoderPointers, TextArguments, *operations.STRUCTURES)
 
 
 @functools.cache
@@ -123,6 +124,8 @@ def _check(library: Any, name: str) -> None:
 def _with_types(library: Any) -> Any:
     library.decode_step.argtypes, library.decode_step.restype = (POINTER(StepArguments),), None
     library.encode_text.argtypes, library.encode_text.restype = (POINTER(TextArguments),), None
+    library.run_operations.argtypes, library.run_operations.restype = (POINTER(operations.ProgramPointers),), None
+    library.convolution_chunks.argtypes = (POINTER(operations.Convolve),)
     library.phase_bytes.argtypes = (c_int, c_int)
     library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)
     return library

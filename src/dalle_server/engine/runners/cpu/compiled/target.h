@@ -176,6 +176,82 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 }
 #endif
 
+/* The same for convolutions, whose inputs are unsigned: four bytes of `x` with those of each lane of `w`. Exact too,
+ * because of two neighbours' weights the magnitudes add up to 128 at most: their products then fit in an int16
+ * (255 · 128 < 2¹⁵). Where instructions take signed inputs only, they are lowered by LOWERED, and with them every sum
+ * by LOWERED · Σw.
+ */
+/* The sums of so many pixels and tiles stay in registers. */
+#if BUILD == AVX512VNNI
+#define EXACT_PIXELS 8
+#define INT8_PIXELS 8
+#define TILES 2
+#elif BUILD == AVX2
+#define EXACT_PIXELS 6
+#define INT8_PIXELS 4
+#define TILES 1
+#elif BUILD == X86_64_V2
+#define EXACT_PIXELS 2
+#define INT8_PIXELS 2
+#define TILES 1
+#else
+#define EXACT_PIXELS 6
+#define INT8_PIXELS 6
+#define TILES 1
+#endif
+#define MOST_PIXELS (EXACT_PIXELS > INT8_PIXELS ? EXACT_PIXELS : INT8_PIXELS)
+
+#if BUILD > AVX512VNNI
+#define LOWERED 128
+#else
+#define LOWERED 0
+#endif
+
+typedef union {
+    Ints ints;
+#if BUILD <= AVX512VNNI
+    __m512i whole;
+    __m256i halves[2];
+    __m128i quarters[4];
+#else
+    int8x16_t bytes[4];
+    int32x4_t quarters[4];
+#endif
+} Quads;
+
+INLINED Ints add_quad(Ints sum, uint32_t x, Ints w) {
+    Quads sums = {sum}, weights = {w};
+#if BUILD == AVX512VNNI
+    sums.whole = _mm512_dpbusd_epi32(sums.whole, _mm512_set1_epi32((int)x), weights.whole);
+#elif BUILD == AVXVNNI
+    const __m256i bytes = _mm256_set1_epi32((int)x);
+    for (int i = 0; i < 2; i++) sums.halves[i] = _mm256_dpbusd_avx_epi32(sums.halves[i], bytes, weights.halves[i]);
+#elif BUILD == AVX2
+    const __m256i bytes = _mm256_set1_epi32((int)x), ones = _mm256_set1_epi16(1);
+    for (int i = 0; i < 2; i++) {
+        const __m256i pairs = _mm256_maddubs_epi16(bytes, weights.halves[i]);
+        sums.halves[i] = _mm256_add_epi32(sums.halves[i], _mm256_madd_epi16(pairs, ones));
+    }
+#elif BUILD == X86_64_V2
+    const __m128i bytes = _mm_set1_epi32((int)x), ones = _mm_set1_epi16(1);
+    for (int i = 0; i < 4; i++) {
+        const __m128i pairs = _mm_maddubs_epi16(bytes, weights.quarters[i]);
+        sums.quarters[i] = _mm_add_epi32(sums.quarters[i], _mm_madd_epi16(pairs, ones));
+    }
+#elif BUILD == DOTPROD
+    const int8x16_t bytes = vreinterpretq_s8_u32(vdupq_n_u32(x ^ 0x80808080));
+    for (int i = 0; i < 4; i++) sums.quarters[i] = vdotq_s32(sums.quarters[i], weights.bytes[i], bytes);
+#else
+    const int8x16_t bytes = vreinterpretq_s8_u32(vdupq_n_u32(x ^ 0x80808080));
+    for (int i = 0; i < 4; i++) {
+        const int16x8_t low = vmull_s8(vget_low_s8(weights.bytes[i]), vget_low_s8(bytes));
+        const int16x8_t high = vmull_high_s8(weights.bytes[i], bytes);
+        sums.quarters[i] = vaddq_s32(sums.quarters[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+    }
+#endif
+    return sums.ints;
+}
+
 #if BUILD == X86_64_V2
 typedef double Doubles __attribute__((ext_vector_type(LANES)));
 typedef int64_t Longs __attribute__((ext_vector_type(LANES)));

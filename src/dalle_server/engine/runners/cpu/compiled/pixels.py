@@ -1,0 +1,69 @@
+"""The VQGAN in compiled code as a part of a CPU runner."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.base import NO_ENCODER
+from dalle_server.engine.runners.cpu.compiled.ranges import kept_ranges
+from dalle_server.engine.runners.cpu.compiled.team import Team
+from dalle_server.engine.runners.cpu.compiled.vqgan import Decoder, Encoder
+from dalle_server.engine.runners.cpu.compiled.vqgan_weights import Ranges, VQGANWeights
+from dalle_server.errors import CheckpointError, NotSupported
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledPixels:
+    """Implements `Pixels`: exact, or with the convolutions of residual blocks in int8.
+
+    `ranges_dir` keeps what int8 needs to know of a checkpoint; None: exact.
+    """
+
+    def __init__(self, library: Any, team: Team, checkpoint: Checkpoint, *, ranges_dir: Path | None = None):
+        self._library, self._team, self._checkpoint = library, team, checkpoint
+        ranges = _ranges(library, team, checkpoint, ranges_dir) if ranges_dir else {}
+        self._weights = VQGANWeights(checkpoint.vqgan, checkpoint.config.vqgan, ranges, library.lowered())
+        picture = checkpoint.config.picture
+        self._decoder = Decoder(library, team, self._weights, picture.grid_height, picture.grid_width)
+        self._encoder: Encoder | None = None
+
+    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Raises CheckpointError for pixels that are not finite."""
+        pixels = self._decoder.decode(grid)
+        if not np.isfinite(pixels).all():
+            raise CheckpointError("pixels that are not numbers came out of the VQGAN; its weights are broken")
+        # Truncated, not rounded: the reference's own conversion.
+        return (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+    def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """In fp32 whatever the dtype: a picture is read once, and every id that differs is a place redrawn."""
+        if self._encoder is None:
+            self._encoder = self._make_encoder()
+        return self._encoder.encode(np.asarray(picture, np.float32) / np.float32(255))
+
+    def _make_encoder(self) -> Encoder:
+        """With the first picture that is read: most servers never read one."""
+        if not self._checkpoint.has_encoder:
+            raise NotSupported(NO_ENCODER)
+        picture = self._checkpoint.config.picture
+        size = picture.height_px, picture.width_px
+        return Encoder(self._library, self._team, self._weights, *size, num_codes=picture.codebook_size)
+
+    def close(self) -> None:
+        """Dropping it is enough."""
+
+
+def _ranges(library: Any, team: Team, checkpoint: Checkpoint, cache_dir: Path) -> Ranges:
+    """Empty where pixels stay exact."""
+    try:
+        return kept_ranges(cache_dir, library, team, checkpoint)
+    except (OSError, CheckpointError) as error:
+        logger.warning("pixels stay fp32, which takes two to three times as long: %s", error)
+        return {}
