@@ -60,6 +60,18 @@ def test_a_second_fault_is_fatal(make_engine):
         engine.submit(GenerationRequest.of("a"))
 
 
+def test_a_fault_long_ago_is_pardoned(make_engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "FAULT_PARDON_S", 0.0)
+    runner, fatal = FakeRunner(), []
+    engine = make_engine(runner, on_fatal=lambda: fatal.append(True))
+    for _ in range(3):
+        runner.on_step = BrokenAt(3)
+        engine.submit(GenerationRequest.of("a"))
+        run(engine)
+        time.sleep(0.002)  # longer than the clock's finest step
+    assert engine.state == "ready" and engine.stats().faults == 3 and fatal == []
+
+
 def test_restart_makes_a_new_runner_where_it_can(make_engine):
     first, second = FakeRunner(), FakeRunner()
     engine = make_engine(first, make_runner=lambda: second)

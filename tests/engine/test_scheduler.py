@@ -117,3 +117,27 @@ def test_slots_out_of_use_come_back_with_the_next_request():
     while scheduler.admit_next():
         pass
     assert sorted(scheduler.running) == [0, 1, 2, 3]
+
+
+def test_slots_lost_to_a_lack_of_memory_come_back_though_the_queue_never_empties():
+    now = 0.0
+    scheduler = Scheduler(4, clock=lambda: now)
+    scheduler.add(make_job(40))
+
+    def fill() -> int:
+        while scheduler.admit_next():
+            pass
+        return len(scheduler.running)
+
+    assert fill() == 4
+    scheduler.shrink(2)
+    assert fill() == 2
+    now = 59.0
+    assert fill() == 2
+    now = 60.0
+    assert fill() == 4, "a minute later"
+    scheduler.shrink(2)
+    now = 179.0
+    assert fill() == 2, "a second time it takes longer"
+    now = 180.0
+    assert fill() == 4

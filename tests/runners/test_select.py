@@ -9,12 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks.sizes import SIZES
+from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners import choice as choosing
-from dalle_server.engine.runners import sizing
+from dalle_server.engine.runners import select, sizing
+from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.choice import Choice, choose
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.runners.sizing import default_num_slots
@@ -183,3 +186,33 @@ def test_a_build_may_be_named_and_one_that_is_not_there_is_refused() -> None:
     ):
         choose("compiled", "cpu", "int8", cpu_build="sse9")
     assert choose(device="cpu", dtype="int8", cpu_build="sse9").runner == "openvino"
+
+
+def too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU on which nothing fits."""
+    with_accelerator(monkeypatch, "cuda")
+    monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: 1 << 30)
+    load = select._load
+
+    def load_on_cpu_only(checkpoint: Checkpoint, choice: Choice, *rest: Any) -> Runner:
+        if choice.device != "cpu":
+            raise MemoryError
+        return load(checkpoint, choice, *rest)
+
+    monkeypatch.setattr(select, "_load", load_on_cpu_only)
+
+
+def test_a_gpu_that_is_too_small_is_left_for_the_cpu_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    too_small(monkeypatch)
+    runner = choose_runner(random_checkpoint(), num_slots=2, num_threads=1)
+    assert runner.info.device == "cpu" and runner.num_slots == 2
+    assert "do not fit in memory of cuda; taking the CPU instead" in caplog.text
+
+
+@pytest.mark.parametrize("asked", [{"device": "cuda"}, {"runner": "torch"}, {"dtype": "fp16"}])
+def test_what_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
+    too_small(monkeypatch)
+    with pytest.raises(ConfigError, match="lower num_slots"):
+        choose_runner(random_checkpoint(), num_slots=2, num_threads=1, **asked)  # type: ignore[arg-type]

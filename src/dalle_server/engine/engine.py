@@ -26,6 +26,7 @@ from dalle_server.generation import FREE, Cancelled, Failed, Generation, Generat
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 
+FAULT_PARDON_S = 3600.0  # a fault so long ago says nothing about the next
 RESTART_TIMEOUT_S = 600.0  # to load the weights again; longer, and the process had better end
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Engine:
     """`start()` runs it in threads of its own; without, a test calls `step()` until it answers False.
 
     A fault ends every live request with an error and restarts the loop once: on a runner from `make_runner`
-    where given, else on the same one (its slots are zeroed at admission). A second fault, or one that cannot
-    be restarted, is fatal: state "failed", and `on_fatal` is called, for the server to exit non-zero.
+    where given, else on the same one (its slots are zeroed at admission). A second fault within FAULT_PARDON_S, or one
+    that cannot be restarted, is fatal: state "failed", and `on_fatal` is called, for the server to exit non-zero.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._tokenizing = threading.Lock()
+        self._last_fault: float | None = None  # time.monotonic()
 
     def _make_loop(self, runner: Runner) -> DecodeLoop:
         self.determinism = check_determinism(runner)
@@ -234,7 +236,8 @@ class Engine:
                 return  # another thread was first
             loop.is_abandoned = True
             self._counters.faults += 1
-            may_restart = self._state == "ready" and self._counters.faults == 1
+            last, self._last_fault = self._last_fault, time.monotonic()
+            may_restart = self._state == "ready" and (last is None or self._last_fault - last > FAULT_PARDON_S)
             self._state = "restarting" if may_restart else "failed"
         loop.tracker.finish_all(Failed(EngineFault("the engine failed while drawing this picture; try again")))
         loop.tracker.wake()  # so that the abandoned thread ends, when it can
@@ -276,7 +279,7 @@ class Engine:
             self._counters.num_slots = loop.runner.num_slots
             if self._thread is not None:
                 self._start_threads()
-        logger.warning("the engine was restarted after a fault; the next one will be fatal")
+        logger.warning("the engine was restarted after a fault; another within %g s will be fatal", FAULT_PARDON_S)
 
     def _give_up(self, what: str) -> None:
         with self._lifecycle:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import heapq
+import time
+from collections.abc import Callable
 
 from dalle_server.engine.fair_queue import FairQueue
 from dalle_server.engine.sequence import ImageSequence, Job
+
+FIRST_RECOVERY_S = 60.0  # what took the memory may be gone by then
+LONGEST_RECOVERY_S = 3600.0
 
 
 class Scheduler:
     """A slot holds one picture from its first token to its last; then the next picture in turn takes it."""
 
-    def __init__(self, num_slots: int):
+    def __init__(self, num_slots: int, clock: Callable[[], float] = time.monotonic):
         self.num_slots = num_slots
         self.running: dict[int, ImageSequence] = {}  # slot → picture
         self.waiting = FairQueue()
         self._free = list(range(num_slots))  # a heap: the lowest slot first
         self._limit = num_slots  # slots from here on are out of use, for lack of memory
+        self._clock = clock
+        self._recovery_s = FIRST_RECOVERY_S  # how long the next lack of memory counts; each one longer
+        self._recovers_at = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -29,6 +37,8 @@ class Scheduler:
 
     def admit_next(self) -> ImageSequence | None:
         """Move the next waiting picture into a free slot. None when no slot is free or nothing waits."""
+        if self._limit < self.num_slots and self._clock() >= self._recovers_at:
+            self._limit = self.num_slots
         if not self._free or self._free[0] >= self._limit or not len(self.waiting):
             return None
         sequence = self.waiting.pop()
@@ -50,8 +60,10 @@ class Scheduler:
             self.release(sequence)
 
     def shrink(self, limit: int) -> None:
-        """Use slots below `limit` only. Pictures in the others go back to the head of the queue."""
+        """Use slots below `limit` only, for a while. Pictures in the others go back to the head of the queue."""
         self._limit = limit
+        self._recovers_at = self._clock() + self._recovery_s
+        self._recovery_s = min(2 * self._recovery_s, LONGEST_RECOVERY_S)
         for slot in sorted((slot for slot in self.running if slot >= limit), reverse=True):
             sequence = self.running[slot]
             self.release(sequence)

@@ -136,7 +136,7 @@ class RequestTracker:
             return good
 
     def shrink(self, num_slots: int) -> None:
-        """Use the first `num_slots` slots only, until nothing is left to do. Pictures in the others wait again."""
+        """Use the first `num_slots` slots only, until all is done or a while has passed; the others' wait again."""
         with self._changed:
             self._scheduler.shrink(num_slots)
 

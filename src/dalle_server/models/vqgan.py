@@ -158,7 +158,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = F.silu(self.norm_out(x))
+        return self.conv_out(x.to(self.conv_out.weight.dtype))  # which may be finer than the rest's
 
 
 class VectorQuantizer(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.torch.device import checked_device
 from dalle_server.engine.runners.torch.runner import TorchRunner
+from dalle_server.engine.runners.torch.weights import pixel_dtype
 from dalle_server.errors import ConfigError
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.parity.decoding import Picture, admit, decode, row, texts
@@ -245,3 +246,28 @@ def test_a_gpu_beyond_the_last_one_is_not_seen(monkeypatch):
     assert checked_device("cuda") == torch.device("cuda") and checked_device("cuda:0").index == 0
     with pytest.raises(ConfigError, match="sees no such device"):
         TorchRunner(golden_checkpoint("tiny-mega"), device="cuda:1")
+
+
+def test_bf16_pixels_are_no_brighter_than_fp32s():
+    """bf16 between ½ and 1 has one step a level: truncated there, these pixels came out half a level brighter."""
+    checkpoint = random_checkpoint()
+    checkpoint.vqgan["decoder.conv_out.bias"][:] = 0.6  # bright, and far enough from 1 that nothing is clipped
+    grids = np.random.default_rng(0).integers(0, 96, (4, 36)).astype(np.int32)
+    exact, rounded = (
+        TorchRunner(checkpoint, num_slots=1, dtype=dtype).detokenize(grids).astype(float) for dtype in ("fp32", "bf16")
+    )
+    assert exact.std() > 10
+    assert abs((rounded - exact).mean()) < 0.05
+
+
+def test_a_device_without_bf16_paints_in_fp32(monkeypatch):
+    cpu, zeros = torch.device("cpu"), torch.zeros
+    assert pixel_dtype(cpu, torch.float16) == torch.bfloat16 and pixel_dtype(cpu, torch.float32) == torch.float32
+
+    def without_bf16(*size, **options):
+        if options.get("dtype") == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on MPS")
+        return zeros(*size, **options)
+
+    monkeypatch.setattr(torch, "zeros", without_bf16)
+    assert pixel_dtype(cpu, torch.float16) == torch.float32

@@ -30,7 +30,8 @@ def choose_runner(
     `num_threads` None: as many as this process may use all the time. `cpu_build` names a build of the compiled code,
     and `cache_dir` may keep what makes the next start faster.
 
-    Raises ConfigError for an impossible choice, and for one that does not fit in memory.
+    A device that was chosen here and turns out too small for the model is left for the CPU. Raises ConfigError for an
+    impossible choice, and for one that does not fit in memory.
     """
     family = checkpoint.config.transformer
     choice = choose(runner, device, dtype, checkpoint.config.num_weights, cpu_build, family.cpu_runners)
@@ -43,7 +44,21 @@ def choose_runner(
     try:
         return _load(checkpoint, choice, slots, threads, cpu_build, cache_dir)
     except MemoryError as error:
-        raise ConfigError(f"the model and {slots} pictures at a time do not fit in memory; lower num_slots") from error
+        what = f"the model and {slots} pictures at a time do not fit in memory"
+        if choice.device == "cpu" or device != "auto" or runner == "torch" or dtype == "fp16":
+            raise ConfigError(f"{what}; lower num_slots") from error
+    # Outside the handler: a traceback holds on to what was loaded already.
+    logger.warning("%s of %s; taking the CPU instead", what, choice.device)
+    return choose_runner(
+        checkpoint,
+        runner,
+        dtype,
+        device="cpu",
+        num_slots=num_slots,
+        num_threads=num_threads,
+        cpu_build=cpu_build,
+        cache_dir=cache_dir,
+    )
 
 
 def _load(

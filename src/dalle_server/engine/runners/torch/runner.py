@@ -33,7 +33,12 @@ from dalle_server.engine.runners.torch.graphs import CudaGraphs
 from dalle_server.engine.runners.torch.inputs import StepInputs
 from dalle_server.engine.runners.torch.sampling import log_probabilities
 from dalle_server.engine.runners.torch.step import MIN_ROWS, SlotStates, window_length, windows_agree
-from dalle_server.engine.runners.torch.weights import load_detokenizer, load_tokenizer, load_transformer
+from dalle_server.engine.runners.torch.weights import (
+    load_detokenizer,
+    load_tokenizer,
+    load_transformer,
+    pixel_dtype,
+)
 from dalle_server.errors import NotSupported
 from dalle_server.models.vqgan import VQGAN, to_pixels
 
@@ -83,9 +88,7 @@ class TorchRunner:
         model = load_transformer(checkpoint, self._device, dtype)
         if self._on_device:
             fuse(model)
-        # bf16 has fp32's range, which the VQGAN's unnormalised activations need and fp16 lacks.
-        vqgan_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        self._vqgan = load_detokenizer(checkpoint, self._device, vqgan_dtype)
+        self._vqgan = load_detokenizer(checkpoint, self._device, pixel_dtype(self._device, dtype))
         self._states = SlotStates(model, self.row_buckets[-1], self.config.picture.codebook_size)
         self._windows_agree = not self._on_device and windows_agree(model, self._states.cache)
         self._step: _Advance = self._states
@@ -176,13 +179,16 @@ class TorchRunner:
     def drop_buckets_below(self, num_images: int) -> None:
         self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
+    @memory_errors()
     @torch.inference_mode()
     def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """One picture at a time: its pixels then depend on nothing else, and a batch would hardly be faster."""
+        """One picture at a time: its pixels then depend on nothing else, and a batch would hardly be faster. The device
+        is waited for once, at the end.
+        """
         with self._on_detokenize_stream():
             ids = torch.from_numpy(grids.astype(np.int64)).to(self._device)
-            pixels = [to_pixels(self._vqgan.decode(grid[None])).cpu().numpy() for grid in ids]
-        return np.concatenate(pixels)
+            pixels = torch.cat([to_pixels(self._vqgan.decode(grid[None])) for grid in ids])
+            return pixels.cpu().numpy()
 
     @memory_errors()
     @torch.inference_mode()

@@ -23,12 +23,32 @@ def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     return model
 
 
+def pixel_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """bf16 has fp32's range, which the VQGAN's unnormalised activations need, unlike fp16; fp32 where there is none."""
+    if dtype == torch.float32:
+        return torch.float32
+    try:
+        torch.zeros(1, device=device, dtype=torch.bfloat16)
+    except (TypeError, RuntimeError):  # an older macOS: MPS there has no bf16
+        return torch.float32
+    return torch.bfloat16
+
+
 def load_detokenizer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VQGAN:
-    """The half of the VQGAN that serving needs, with convolution weights in channels-last order."""
+    """The half of the VQGAN that serving needs, with convolution weights in channels-last order.
+
+    The last layer is fp32 always: bf16 has one step a level between ½ and 1, and truncating its pixels makes a picture
+    brighter than it is.
+    """
     with torch.device("meta"):
         model = VQGAN(checkpoint.config.vqgan, with_encoder=False)
     needed = {name: checkpoint.vqgan[name] for name in model.state_dict()}
     _assign(model, needed, device, dtype)
+    last = model.decoder.conv_out
+    last.weight, last.bias = (
+        nn.Parameter(_tensor(needed[f"decoder.conv_out.{part}"]).to(device, torch.float32), requires_grad=False)
+        for part in ("weight", "bias")
+    )
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 

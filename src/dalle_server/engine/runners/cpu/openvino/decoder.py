@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from openvino import opset15 as ops
 
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler
+from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler, memory_errors
 from dalle_server.engine.runners.cpu.openvino.ops import (
     Node,
     Pages,
@@ -54,6 +54,7 @@ class OpenVINOStep:
     def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
         self._slots.admit(slot, (conditional, unconditional))
 
+    @memory_errors()
     def logits(self, batch: StepBatch) -> NDArray[np.float32]:
         embedded = self._embeddings.codes(batch.last_tokens, batch.positions)
         self._request.infer(

@@ -9,7 +9,7 @@ from openvino import opset15 as ops
 
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler
+from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, Compiler, memory_errors
 from dalle_server.engine.runners.cpu.openvino.ops import Node, glu, layer_norm, parameter, result
 from dalle_server.engine.runners.cpu.openvino.weights import Weights
 from dalle_server.engine.runners.cpu.parts import TextCache
@@ -33,6 +33,7 @@ class OpenVINOTexts:
         # int8 weights are rearranged in the first call of a graph, others when it is compiled.
         self.encode(TextTokens(np.zeros(TEXT_BUCKET, np.int32), 1))
 
+    @memory_errors()
     def encode(self, text: TextTokens) -> TextCache:
         padded = min(-(-text.length // TEXT_BUCKET) * TEXT_BUCKET, self._max_length)
         mask = np.zeros(padded, np.float32)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import NO_ENCODER
-from dalle_server.engine.runners.cpu.openvino.compile import Compiler
+from dalle_server.engine.runners.cpu.openvino.compile import Compiler, memory_errors
 from dalle_server.engine.runners.cpu.openvino.ranges import kept_ranges
 from dalle_server.engine.runners.cpu.openvino.vqgan import build_decoder, build_encoder
 from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import Int8Layers, Ranges
@@ -42,12 +42,14 @@ class OpenVINOPixels:
         self._decoder = program.create_infer_request()
         release_pages(*tensors.values())
 
+    @memory_errors()
     def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
         self._decoder.infer({"ids": np.ascontiguousarray(grid, np.int32)})
         pixels: NDArray[np.float32] = np.clip(self._decoder.get_tensor("pixels").data, 0, 1)
         # Truncated, not rounded: the reference's own conversion.
         return (pixels * 255).astype(np.uint8)
 
+    @memory_errors()
     def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
         """In fp32 whatever the dtype: a picture is read once, and every id that differs is a place redrawn."""
         if self._encoder is None:
