@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "text": {"models", "families", "checkpoints", "engine.runners.base"},
     "checkpoints": {"models", "families"},
     "engine": {"models", "families", "text", "checkpoints"},
-    "web": {"engine", "models", "pictures", "replay", "repaint"},
+    "web": {"engine", "models", "pictures", "replay", "repaint", "best_of"},
     "pictures": {"models"},
 }
 # Only these files may name the library; everything else must run without it installed.

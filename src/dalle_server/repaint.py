@@ -121,7 +121,7 @@ class Plan:
             request,
             images=tuple(ImageKey(key.seed, key.index | (number << INDEX_BITS)) for number in range(candidates)),
             forced_tokens=tuple(forced.tolist()),
-            logprobs=candidates > 1,
+            logprobs=request.logprobs or candidates > 1,
             id=f"{request.id}-{key.index}-{key.seed}",
         )
 
@@ -160,6 +160,10 @@ class Repainting:
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         """What made this picture: its given tokens are its own."""
         return replace(self._generations[image.index].request, images=(image.key,))
+
+    @property
+    def num_drawn(self) -> int:
+        return sum(len(generation.request.images) for generation in self._generations)
 
     @property
     def cancel_reason(self) -> str | None:

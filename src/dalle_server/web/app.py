@@ -25,12 +25,14 @@ from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.openai import edits as openai_edits
 from dalle_server.web.openai import responses as openai_responses
 from dalle_server.web.openai import routes as openai
+from dalle_server.web.openai import score as openai_score
 from dalle_server.web.service import EXTENSION, Service
 
 APIS = (
     original,
     openai,
     openai_edits,
+    openai_score,
     openai_responses,
     picture_urls,
     automatic1111,

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import Semaphore
 
+from dalle_server.best_of import BestOf
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady
 from dalle_server.generation import (
     Cancelled,
@@ -59,7 +60,13 @@ class Order:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     negative_prompt: str = ""
     preview_every: int = 0
+    best_of: int | None = None  # so many are drawn, and the likeliest num_images of them handed out
+    logprobs: bool = False
     form: Form = Form()
+
+    @property
+    def num_drawn(self) -> int:
+        return self.best_of or self.num_images
 
     def request(self, timeout_s: float, client: str) -> GenerationRequest:
         """Raises InvalidRequest, naming the field."""
@@ -68,11 +75,12 @@ class Order:
             prompt=self.prompt,
             images=tuple(
                 ImageKey(seed + i, 0) if self.seed_each else ImageKey(seed, self.first_index + i)
-                for i in range(self.num_images)
+                for i in range(self.num_drawn)
             ),
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,
             preview_every=self.preview_every,
+            logprobs=self.logprobs or self.best_of is not None,
             timeout_s=timeout_s,
             client=client,
         )
@@ -84,7 +92,7 @@ class Drawing:
     def __init__(
         self,
         order: Order,
-        generation: Generation | Repainting,
+        generation: Generation | Repainting | BestOf,
         service: Service,
         left: Callable[[], bool],
         plan: Plan | None = None,
@@ -96,6 +104,12 @@ class Drawing:
         self.snapshot = Snapshot()
         self._encoders = service.encoders
         self._left = left
+
+    @property
+    def num_drawn(self) -> int:
+        """Pictures that were written, those that nobody gets included."""
+        drawn = self.generation
+        return len(drawn.request.images) if isinstance(drawn, Generation) else drawn.num_drawn
 
     @property
     def interrupted(self) -> bool:
@@ -189,10 +203,20 @@ def draw(order: Order, over: Repaint | None = None) -> Drawing:
             f"{order.counted_as} must lie between 1 and {settings.max_images}, not {order.num_images}",
             param=order.counted_as.split()[0],
         )
+    if order.best_of is not None and over is not None:
+        raise InvalidRequest("best_of is for new pictures; over a given one, use candidates", param="best_of")
+    if order.best_of is not None and not order.num_images <= order.best_of <= settings.max_images:
+        raise InvalidRequest(
+            f"best_of must lie between {order.counted_as}, {order.num_images}, and {settings.max_images}, not "
+            f"{order.best_of}",
+            param="best_of",
+        )
     _check_pixels(order, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
     if over is None:
-        return Drawing(order, service.submit(request), service, client_left())
+        generation = service.submit(request)
+        drawn = generation if order.best_of is None else BestOf(generation, order.num_images)
+        return Drawing(order, drawn, service, client_left())
     with encoding():
         plan = Plan.of(over, engine)
     return Drawing(order, repaint(service.submit, plan, request), service, client_left(), plan)

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
+from dalle_server.web.automatic1111.schemas import Empty, EmptyList, Nothing
 from dalle_server.web.routing import describe
 
 blueprint = Blueprint("automatic1111_empty", __name__, url_prefix="/sdapi/v1")
@@ -37,7 +38,9 @@ DONE: dict[str, Any] = {
 
 
 def _add(name: str, method: str, answer: Any, summary: str) -> None:
-    @describe(summary, access="key", cost="little", owned=False)
+    reply = EmptyList if isinstance(answer, list) else Empty if isinstance(answer, dict) else Nothing
+
+    @describe(summary, access="key", cost="little", owned=False, reply=reply)
     def view() -> Response:
         return jsonify(answer)
 

@@ -27,6 +27,7 @@ from dalle_server.web.automatic1111.infotext import (
 from dalle_server.web.automatic1111.progress import Job, Jobs
 from dalle_server.web.automatic1111.schemas import (
     Empty,
+    Nothing,
     PngInfoBody,
     PngInfoReply,
     ProgressQuery,
@@ -83,6 +84,7 @@ def order(body: Txt2ImgBody, form: Form) -> Order:
         seed_each=True,
         sampling=SamplingParams(condition_scale=body.cfg_scale),
         negative_prompt=body.negative_prompt or "",
+        best_of=body.best_of,
         form=form,
     )
 
@@ -183,7 +185,13 @@ def interrupt() -> Response:
 
 
 @blueprint.post("/skip")
-@describe("The same: a request is one run, which ends with what is finished", access="key", cost="little", owned=True)
+@describe(
+    "The same: a request is one run, which ends with what is finished",
+    access="key",
+    cost="little",
+    owned=True,
+    reply=Nothing,
+)
 def skip() -> Response:
     _stop()
     return jsonify(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 from dalle_server.checks import is_blank
 from dalle_server.errors import InvalidRequest
@@ -33,6 +33,7 @@ class Txt2ImgBody(LenientBody):
     cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="our condition_scale")
     seed: Whole | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
     send_images: bool | None = None
+    best_of: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="draw so many, answer with the likeliest")
 
     @property
     def words(self) -> str:
@@ -112,6 +113,14 @@ class ProgressReply(BaseModel):
 
 class Empty(BaseModel):
     pass
+
+
+class EmptyList(RootModel[list[str]]):
+    pass
+
+
+class Nothing(RootModel[None]):
+    """The answer `null`."""
 
 
 class OptionsBody(LenientBody):

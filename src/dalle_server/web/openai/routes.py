@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
+from numpy.typing import NDArray
 
+from dalle_server.best_of import score
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
@@ -55,6 +58,8 @@ def generations() -> ResponseReturnValue:
             sampling=body.sampling,
             negative_prompt=body.negative_prompt or "",
             preview_every=stream.preview_every(body, engine.config.picture.num_tokens),
+            best_of=body.best_of,
+            logprobs=bool(body.logprobs),
             form=body.form if not as_file else replace(body.form, format=as_file),
         )
     )
@@ -100,6 +105,10 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
                 b64_json=base64_text(file) if as_base64 else None,
                 url=pictures.keep(file, drawing.order.form.format) if as_url else None,
                 seed=image.key.seed,
+                score=None if image.logprobs is None else round(score(image), 4),
+                logprobs=rounded(image.logprobs[:, 0])
+                if drawing.order.logprobs and image.logprobs is not None
+                else None,
                 image_index=drawing.index_of(image.index),
             )
         )
@@ -111,8 +120,15 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
         quality=body.quality,
         safety_identifier=body.safety_identifier or body.user,
         size=f"{width}x{height}",
-        usage=Usage.of(drawing.generation.text_token_count, sum(len(image.tokens) for image in images)),
+        usage=Usage.of(
+            drawing.generation.text_token_count, drawing.num_drawn * drawing.engine.config.picture.num_tokens
+        ),
     )
+
+
+def rounded(logprobs: NDArray[np.float32]) -> list[float]:
+    """Four digits say all that matters, and JSON stays short."""
+    return [round(float(value), 4) for value in logprobs]
 
 
 def _result_forms(body: OutputBody) -> tuple[bool, bool]:

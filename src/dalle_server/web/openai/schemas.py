@@ -122,6 +122,33 @@ class ImageGenerationBody(OutputBody):
     """POST /v1/images/generations."""
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    best_of: Whole | None = Field(None, ge=1, description="draw so many, answer with the likeliest n, the best first")
+    logprobs: bool | None = Field(None, description="tell how likely the model thinks each token")
+
+
+class ScoreBody(Body):
+    """POST /v1/images/score."""
+
+    image: str = Field(description="base64, or a data: URL")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    model: str | None = None
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
+    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
+    top_p: float | None = Field(None, ge=1e-6, le=1.0)
+    temperature: float | None = Field(None, ge=0.01, le=100.0)
+    condition_scale: float | None = Field(None, ge=0.0, le=100.0)
+
+
+class ScoreReply(BaseModel):
+    """Natural logarithms, in reading order: a map of grid_height rows of grid_width tokens."""
+
+    object: Literal["image.score"] = "image.score"
+    model: str
+    grid_width: int
+    grid_height: int
+    total: float  # the sum of logprobs
+    logprobs: list[float]  # over the whole codebook, at temperature 1 and guidance 1
+    sampled_logprobs: list[float | None]  # under the sampling asked for; null: it would never have been drawn
 
 
 class TokenDetails(BaseModel):
@@ -153,6 +180,8 @@ class ImageData(BaseModel):
     b64_json: str | None = None
     url: str | None = None
     seed: int
+    score: float | None = None  # the sum of logprobs
+    logprobs: list[float] | None = None  # of each token, in reading order: whole codebook, temperature 1, guidance 1
     image_index: int  # with the seed it names the noise: the i-th picture of that seed
 
 

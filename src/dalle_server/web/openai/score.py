@@ -1,0 +1,61 @@
+"""POST /v1/images/score: how likely the model thinks a picture is, token for token, given a prompt."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from flask import Blueprint, Response, jsonify
+
+from dalle_server.generation import SamplingParams
+from dalle_server.pictures.canvas import read_picture
+from dalle_server.repaint import Repaint
+from dalle_server.web.drawing import Order, draw, encoding
+from dalle_server.web.openai.names import resolve_model
+from dalle_server.web.openai.routes import rounded
+from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
+from dalle_server.web.routing import describe
+from dalle_server.web.schemas import read_json
+from dalle_server.web.service import current_service
+from dalle_server.web.uploads import decode_base64
+
+blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
+
+
+@blueprint.post("/images/score")
+@describe(
+    "How likely each token of a picture is, given a prompt",
+    access="key",
+    cost="pictures",
+    owned=False,
+    takes="pictures",
+    body=ScoreBody,
+    reply=ScoreReply,
+)
+def score() -> Response:
+    body = read_json(ScoreBody)
+    engine = current_service().engine
+    resolve_model(body.model, engine)
+    with encoding():
+        picture = read_picture(decode_base64(body.image, "image"))
+    order = Order(
+        prompt=body.prompt,
+        seed=0,
+        sampling=SamplingParams(
+            temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, condition_scale=body.condition_scale
+        ),
+        negative_prompt=body.negative_prompt or "",
+        logprobs=True,
+    )
+    (image,) = draw(order, Repaint(picture=picture, strength=0.0)).images()
+    assert image.logprobs is not None
+    grid = engine.config.picture
+    reply = ScoreReply(
+        model=engine.config.name,
+        grid_width=grid.grid_width,
+        grid_height=grid.grid_height,
+        total=round(float(image.logprobs[:, 0].astype(np.float64).sum()), 4),
+        logprobs=rounded(image.logprobs[:, 0]),
+        sampled_logprobs=[value if math.isfinite(value) else None for value in rounded(image.logprobs[:, 1])],
+    )
+    return jsonify(reply.model_dump())
