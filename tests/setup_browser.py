@@ -1,4 +1,4 @@
-"""Makes sure that the browser tests have a Chromium: installs Debian's when we may.
+"""Makes sure that the browser tests have a Chromium, and the ARM builds an emulator: installs Debian's when we may.
 
 `make test` runs this first. Where it cannot install one (no apt, no root), it says how, and the browser
 tests then skip with that reason, except under CI=true, where a missing browser is an error.
@@ -20,19 +20,28 @@ def find_browser() -> str | None:
 
 
 def install_browser() -> bool:
-    """Debian's package, when this is Debian or Ubuntu and we are root. True when a browser is there afterwards."""
+    """Debian's package, if we may. True when a browser is there afterwards."""
+    return _apt_install("chromium") and find_browser() is not None
+
+
+def _apt_install(package: str) -> bool:
+    """False where this is neither Debian nor Ubuntu, or we are not root, or it did not work."""
     if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update", "-qq"],
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"],
-    ):
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
-    return find_browser() is not None
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
+    subprocess.run(["apt-get", "update", "-qq"], env=environment, stdout=subprocess.DEVNULL, check=False)
+    return subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def install_emulator() -> None:
+    """qemu-user, in which the compiled code's builds for ARM are run. Without it their tests skip, and say so."""
+    if shutil.which("qemu-aarch64") is None and not _apt_install("qemu-user"):
+        print("No qemu-aarch64 found; the ARM builds are not tested: install `qemu-user`.", file=sys.stderr)
 
 
 def main() -> int:
+    install_emulator()
     if find_browser() or install_browser():
         return 0
     print("No Chromium found; the browser tests need one: install `chromium` or set TEST_BROWSER.", file=sys.stderr)

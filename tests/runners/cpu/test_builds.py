@@ -12,6 +12,7 @@ import pytest
 
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import StepRow
+from dalle_server.engine.runners.cpu.compiled import library
 from dalle_server.engine.runners.cpu.compiled.builds import NAMES
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.generation import ImageKey, SamplingParams
@@ -100,3 +101,12 @@ def test_numbers_at_the_edge(value: float, dtype: str) -> None:
     assert np.isfinite(found[RUNNABLE[0]]).all() == (abs(value) < 1)
     for build in OTHERS:
         np.testing.assert_array_equal(found[build], found[RUNNABLE[0]])
+
+
+def test_a_build_of_other_sources_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "sources_digest", lambda: "of other sources")
+    library.load_library.cache_clear()
+    reason = library.why_not(RUNNABLE[0])
+    library.load_library.cache_clear()
+    assert reason is not None and f"compiled-{RUNNABLE[0]}.so was not made from this package's sources" in reason
+    assert "python hatch_build.py" in reason
