@@ -59,3 +59,11 @@ def test_what_the_build_reads_is_copied() -> None:
         needed.add("hatch_build.py")
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert needed >= {"README.md", "hatch_build.py"} and all(name in dockerfile for name in needed)
+
+
+def test_nginx_passes_on_what_the_server_needs_to_know() -> None:
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    headers = dict(re.findall(r"^ *proxy_set_header (\S+) (\S+);", text, re.MULTILINE))
+    assert headers["Host"] == "$http_host"  # $host drops the port
+    assert headers["X-Forwarded-Proto"] == "$scheme" and "X-Forwarded-For" in headers
+    assert "proxy_buffering off;" in text

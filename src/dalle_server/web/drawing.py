@@ -16,6 +16,7 @@ from threading import Semaphore
 from dalle_server.best_of import BestOf
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady
 from dalle_server.generation import (
+    MAX_SEED,
     Cancelled,
     Event,
     GeneratedImage,
@@ -71,6 +72,13 @@ class Order:
     def request(self, timeout_s: float, client: str) -> GenerationRequest:
         """Raises InvalidRequest, naming the field."""
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        last = seed + self.num_images - 1
+        if self.seed_each and seed <= MAX_SEED < last <= 2 * MAX_SEED:
+            most = MAX_SEED - self.num_images + 1
+            raise InvalidRequest(
+                f"seed must be at most {most}, not {seed}: each of the {self.num_images} pictures takes the next one",
+                param="seed",
+            )
         return GenerationRequest(
             prompt=self.prompt,
             images=tuple(

@@ -99,6 +99,14 @@ def test_info_tells_how_the_picture_was_made(client: FlaskClient) -> None:
     ]
 
 
+def test_the_last_seeds_have_no_next_one(client: FlaskClient) -> None:
+    last = 2**63 - 1
+    reply = client.post("/sdapi/v1/txt2img", json={"prompt": "a", "seed": last, "batch_size": 3})
+    assert reply.status_code == 400 or reply.status_code == 422
+    assert f"seed must be at most {last - 2}, not {last}" in reply.get_data(as_text=True)
+    assert json.loads(txt2img(client, seed=last)["info"])["seed"] == last
+
+
 def test_a_random_seed_is_told(client: FlaskClient) -> None:
     seeds = {json.loads(txt2img(client, seed=seed)["info"])["seed"] for seed in (-1, -1, None)}
     assert len(seeds) == 3
