@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from dalle_server.errors import DeadlineExceeded, NotReady
 from dalle_server.web.jobs import rows as rows_module
-from dalle_server.web.jobs.database import TooNew
 from dalle_server.web.jobs.records import Picture
 from dalle_server.web.jobs.rows import Query, SqlRows
+from dalle_server.web.jobs.schema import TooNew
 from tests.web.jobs.postgres import Postgres, postgres
 from tests.web.jobs.store_help import job
 

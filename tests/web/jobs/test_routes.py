@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -476,3 +478,22 @@ def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def test_no_log_tells_a_prompt(
+    make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not at debug level, and not where a statement fails."""
+    caplog.set_level(logging.DEBUG)
+    wish = "my secret wish"  # not written where it is used: a traceback shows lines of this file
+    app = make_app()
+    client = app.test_client()
+    wait_for(client, submit(client, prompt=wish)["id"], "done")
+    client.get("/v1/jobs", query_string={"q": wish}).close()
+    store = app.extensions[EXTENSION].store
+    with pytest.raises(StorageError) as failed, store.rows._database.writing() as connection:
+        connection.execute(sa.text("INSERT INTO nowhere VALUES (:prompt)"), {"prompt": wish})
+    logging.getLogger("test").exception("jobs", exc_info=failed.value)
+    assert "nowhere" in caplog.text
+    assert wish not in caplog.text
+    app.extensions[EXTENSION].close()

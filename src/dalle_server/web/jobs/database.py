@@ -18,7 +18,7 @@ import filelock
 import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError
-from dalle_server.web.jobs.schema import TooNew, prepare
+from dalle_server.web.jobs.schema import prepare
 
 DEADLINE_S = 5.0  # of one transaction
 SEARCH_DEADLINE_S = 2.0
@@ -63,9 +63,10 @@ class Database:
         self._writer = threading.Lock()
         self._path = Path(self.url.database or "") if self.is_sqlite else None
         self._lock = None if self._path is None else _own(self._path)
-        self._engine = sa.create_engine(
-            self.url, pool_size=READERS, max_overflow=1, pool_timeout=DEADLINE_S, **self._options()
-        )
+        # Statements hold prompts: neither an error nor the library's own log may tell them.
+        logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+        pool = {"pool_size": READERS, "max_overflow": 1, "pool_timeout": DEADLINE_S}
+        self._engine = sa.create_engine(self.url, hide_parameters=True, **pool, **self._options())
         if self.is_sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -185,7 +186,8 @@ class Database:
             return StorageError(
                 "the jobs database is damaged; restart the server: it starts a new one from the pictures"
             )
-        return StorageError(f"data_dir could not be used: {reason}; free some space there")
+        remedy = "free some space there" if is_full(reason) else "see that the server can write there"
+        return StorageError(f"data_dir could not be used: {reason}; {remedy}")
 
 
 def _own(path: Path) -> filelock.BaseFileLock:
@@ -212,6 +214,10 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
+def is_full(reason: str) -> bool:
+    return any(words in reason.lower() for words in ("no space left", "disk is full", "quota exceeded", "disk quota"))
+
+
 def _is_damage(error: BaseException) -> bool:
     text = str(getattr(error, "orig", error))
     return any(words in text for words in ("malformed", "not a database", "database disk image"))
@@ -224,6 +230,3 @@ def set_aside(path: Path) -> Path:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
     return kept
-
-
-__all__ = ["Damaged", "Database", "InUse", "TooNew", "set_aside"]

@@ -18,12 +18,13 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
-from dalle_server.web.jobs.database import Damaged, InUse, TooNew, set_aside
+from dalle_server.web.jobs.database import Damaged, InUse, is_full, set_aside
 from dalle_server.web.jobs.files import RECORD, DirectoryFiles
 from dalle_server.web.jobs.records import Job, Picture
 from dalle_server.web.jobs.repair import record_of, repair
 from dalle_server.web.jobs.retention import Retention, SteadyClock, expired
 from dalle_server.web.jobs.rows import SqlRows
+from dalle_server.web.jobs.schema import TooNew
 
 AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
 PROBE_BYTES = 64 * 1024
@@ -128,10 +129,6 @@ class Store:
         times += [job.finished_at for job in self.rows.finished()]
         known = [moment for moment in times if moment is not None and moment <= time.time()]
         return max(known, default=None)
-
-
-def is_full(reason: str) -> bool:
-    return any(words in reason.lower() for words in ("no space left", "disk is full", "quota exceeded", "disk quota"))
 
 
 def has_room(directory: Path) -> bool:
