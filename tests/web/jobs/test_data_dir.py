@@ -38,7 +38,9 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
         raise StorageError("data_dir is full (No space left on device); free some space there")
 
     monkeypatch.setattr(pump, "OPEN_AGAIN_S", 0.05)
-    monkeypatch.setattr(SqlRows, "__init__" if where == "database" else "take_up", full)
+    name = "__init__" if where == "database" else "take_up"
+    works = getattr(SqlRows, name)
+    monkeypatch.setattr(SqlRows, name, full)
     second = make_app()
     second.extensions[EXTENSION].start()
     client = second.test_client()
@@ -56,7 +58,7 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
         assert client.delete(f"/v1/jobs/{cancelled}").json["deleted"]
     else:
         assert listed.status_code == 507
-    monkeypatch.undo()
+    monkeypatch.setattr(SqlRows, name, works)
     until(lambda: second.extensions[EXTENSION].trouble is None)
     wait_for(client, unfinished, "done")
     assert client.get("/ready").json["reason"] is None

@@ -26,7 +26,7 @@ TICK_S = 0.025  # how often running generations are read: the delay of an event,
 IDLE_S = 1.0
 SWEEP_EVERY_S = 300.0
 OPEN_AGAIN_S = 5.0  # after data_dir was full
-END_S = 5.0  # how long the thread may take to end what it is at
+END_S = 2.0  # how long the thread may take to end what it is at; then its database calls are stopped
 SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
 
 logger = logging.getLogger(__name__)
