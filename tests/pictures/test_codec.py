@@ -59,3 +59,13 @@ def test_further_texts_go_into_a_png_in_any_script() -> None:
     image = decoded(encode_image(GRADIENT, ImageFormat.PNG, texts=texts))
     assert {name: image.info[name] for name in texts} == texts
     assert decoded(encode_image(GRADIENT, ImageFormat.JPEG, texts=texts)).format == "JPEG"
+
+
+def test_cutting_keeps_the_shapes_in_the_picture() -> None:
+    """A wide picture cut to a square is its middle; stretched, it is all of it."""
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = 200
+    cut = np.asarray(decoded(encode_image(wide, ImageFormat.PNG, size_px=(16, 16), fit="crop")))
+    stretched = np.asarray(decoded(encode_image(wide, ImageFormat.PNG, size_px=(16, 16))))
+    assert (cut == 200).all()
+    assert (stretched[:, :3] < 50).all() and (stretched[:, 7:9] > 150).all()

@@ -7,9 +7,9 @@ import io
 import zlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dalle_server.generation import GeneratedImage, Generation, Pixels
@@ -17,6 +17,7 @@ from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.metadata import PictureMetadata, save_options
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
+Fit = Literal["stretch", "crop"]  # how another shape is reached: crop cuts off what is too much, in the middle
 
 
 class Model(Protocol):
@@ -44,15 +45,18 @@ def encode_image(
     size_px: tuple[int, int] | None = None,
     quality: int | None = None,
     texts: Mapping[str, str] | None = None,
+    fit: Fit = "stretch",
 ) -> bytes:
     """(height, width, 3) pixels → a whole file.
 
-    `size_px` is (width, height); another size than the model's is reached with Lanczos. `quality` 0–100 is for
-    JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY. `texts` are further text chunks of a PNG.
+    `size_px` is (width, height); another size than the model's is reached with Lanczos, another shape by `fit`.
+    `quality` 0–100 is for JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY. `texts` are further text
+    chunks of a PNG.
     """
     image = Image.fromarray(pixels)
     if size_px is not None and size_px != image.size:
-        image = image.resize(size_px, Image.Resampling.LANCZOS)
+        resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+        image = resize(image, size_px, Image.Resampling.LANCZOS)
     options = _codec_options(format, DEFAULT_QUALITY if quality is None else quality)
     if metadata is not None:
         options |= save_options(metadata, format.name)

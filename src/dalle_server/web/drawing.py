@@ -27,7 +27,7 @@ from dalle_server.generation import (
     SamplingParams,
     unwrap,
 )
-from dalle_server.pictures.codec import ImageFormat, encode_image
+from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.repaint import Plan, Repaint, Repainting, repaint
 from dalle_server.snapshot import Snapshot
@@ -46,6 +46,7 @@ class Form:
     format: ImageFormat = ImageFormat.PNG
     size_px: tuple[int, int] | None = None  # (width, height); None: the model's own
     quality: int | None = None  # of JPEG and WebP, 0–100
+    fit: Fit = "stretch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +174,13 @@ class Drawing:
             if self._plan is not None:
                 pixels = self._plan.finished(pixels)
             return encode_image(
-                pixels, form.format, metadata=metadata, size_px=form.size_px, quality=form.quality, texts=texts
+                pixels,
+                form.format,
+                metadata=metadata,
+                size_px=form.size_px,
+                quality=form.quality,
+                texts=texts,
+                fit=form.fit,
             )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -290,3 +291,13 @@ def test_an_empty_size_and_whole_floats_are_taken(client: FlaskClient, engine: S
 def test_a_stream_tells_the_index_under_which_a_picture_is_found_again(client: FlaskClient) -> None:
     found = events(client, seed=4, image_index=5, partial_images=1)
     assert {data["image_index"] for _, data in found if data != "[DONE]"} == {5}
+
+
+def test_another_shape_is_stretched_or_cut(client: FlaskClient) -> None:
+    stretched, again, cut = (
+        np.asarray(picture(generate(client, seed=3, size="64x32", fit=fit)["data"][0]).convert("RGB"))
+        for fit in (None, "stretch", "crop")
+    )
+    assert stretched.shape == again.shape == cut.shape == (32, 64, 3)
+    assert np.array_equal(stretched, again)
+    assert "'stretch' or 'crop', not 'paint'" in generate(client, 400, fit="paint")["error"]["message"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.generation import MAX_SEED, SamplingParams
-from dalle_server.pictures.codec import ImageFormat
+from dalle_server.pictures.codec import Fit, ImageFormat
 from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.web.drawing import Form
 from dalle_server.web.schemas import Body, Whole
@@ -32,6 +32,7 @@ class OutputBody(Body):
         json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"},
     )
     response_format: Literal["url", "b64_json", "file"] | None = None
+    fit: Fit | None = Field(None, description="how a size of another shape is reached")
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Whole | None = Field(None, ge=0, le=100, description="JPEG and WebP quality; PNG loses nothing")
     stream: bool | None = None
@@ -72,6 +73,7 @@ class OutputBody(Body):
             format=ImageFormat(self.output_format or "png"),
             size_px=parse_size(self.size),
             quality=self.output_compression,
+            fit=self.fit or "stretch",
         )
 
 
