@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from dalle_server.generation import GenerationRequest
 from dalle_server.web import drawing
 from dalle_server.web.service import ENCODERS, EXTENSION, Service
 from tests.web.scripted_engine import ScriptedEngine
@@ -114,3 +115,22 @@ def test_files_are_not_made_for_a_client_that_left(app: Flask, engine: ScriptedE
     left.set()
     thread.join(5)
     assert statuses == [499]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/images/edits", {"prompt": "x", "images": [{"image_url": "data:,"}]}),
+        ("/v1/images/variations", {}),
+        ("/v1/images/score", {"prompt": "x", "image": "eA=="}),
+        ("/sdapi/v1/img2img", {"init_images": ["eA=="]}),
+    ],
+)
+def test_a_full_queue_refuses_pictures_unread(make_app: MakeApp, engine: ScriptedEngine, path: str, body: Any) -> None:
+    client = make_app(max_waiting_images=1).test_client()
+    engine.gate.clear()
+    for _ in range(5):  # four slots and one place
+        engine.submit(GenerationRequest.of("x"))
+    reply = client.post(path, json=body)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "5")
+    engine.gate.set()

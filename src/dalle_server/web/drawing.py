@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from threading import Semaphore
 
 from dalle_server.best_of import BestOf
-from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import (
     MAX_SEED,
     Cancelled,
@@ -203,6 +203,14 @@ def encoding() -> AbstractContextManager[None]:
     """A place to decode, resize or encode pictures in, for the current HTTP request. Raises as `Drawing.file` does."""
     service = current_service()
     return _place(service.encoders, client_left(), time.monotonic() + service.settings.request_timeout_s)
+
+
+def require_room() -> None:
+    """Before a picture that came in is decoded: a full queue refuses it unread. Raises Overloaded, NotReady."""
+    service = current_service()
+    stats = service.engine.stats()
+    if stats.running + stats.waiting >= stats.num_slots + service.settings.max_waiting_images:
+        raise Overloaded("the queue is full; try again later", retry_after_s=5)
 
 
 def draw(order: Order, over: Repaint | None = None) -> Drawing:

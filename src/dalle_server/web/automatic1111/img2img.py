@@ -11,7 +11,7 @@ from dalle_server.pictures.canvas import Picture, Weights, fit_mask, read_pictur
 from dalle_server.repaint import Repaint
 from dalle_server.web.automatic1111.routes import answer, order
 from dalle_server.web.automatic1111.schemas import Img2ImgBody, Txt2ImgReply
-from dalle_server.web.drawing import Form, await_model, draw, encoding
+from dalle_server.web.drawing import Form, await_model, draw, encoding, require_room
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
 from dalle_server.web.service import current_service
@@ -37,6 +37,7 @@ CUT = 1  # the resize_mode that keeps the shape
 def img2img() -> Response:
     body = read_json(Img2ImgBody)
     await_model(current_service())
+    require_room()
     image = decode_base64(body.init_images[0], "init_images")
     mask_file = decode_base64(body.mask, "mask") if body.mask else None
     with encoding():

@@ -12,7 +12,7 @@ from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import Picture, Weights, fit_mask, mask_from_alpha, mask_from_file, read_picture
 from dalle_server.pictures.metadata import find_metadata
 from dalle_server.repaint import Repaint
-from dalle_server.web.drawing import Drawing, Order, draw, encoding
+from dalle_server.web.drawing import Drawing, Order, draw, encoding, require_room
 from dalle_server.web.openai.names import resolve_model
 from dalle_server.web.openai.routes import answer, wants_file
 from dalle_server.web.openai.schemas import (
@@ -51,6 +51,7 @@ CANDIDATES = 4
     streams=True,
 )
 def edits() -> ResponseReturnValue:
+    require_room()
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
         resolve_model(body.model, current_service().engine)
@@ -88,6 +89,7 @@ def _mask(picture: Picture, mask: bytes | None) -> Weights | None:
     streams=True,
 )
 def variations() -> ResponseReturnValue:
+    require_room()
     body = validate(VariationForm, request.form.to_dict())
     resolve_model(body.model, current_service().engine)
     image = _only(_files("image", "image[]"))

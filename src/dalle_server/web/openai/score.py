@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify
 from dalle_server.generation import SamplingParams
 from dalle_server.pictures.canvas import read_picture
 from dalle_server.repaint import Repaint
-from dalle_server.web.drawing import Order, draw, encoding
+from dalle_server.web.drawing import Order, draw, encoding, require_room
 from dalle_server.web.openai.names import resolve_model
 from dalle_server.web.openai.routes import rounded
 from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
@@ -33,6 +33,7 @@ blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
     reply=ScoreReply,
 )
 def score() -> Response:
+    require_room()
     body = read_json(ScoreBody)
     engine = current_service().engine
     resolve_model(body.model, engine)
