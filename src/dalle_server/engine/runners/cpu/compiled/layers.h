@@ -47,7 +47,7 @@ static float *mixed_of(const Context *c, int row) { return c->stack->mixed + (si
 static float *y_of(const Context *c, int row) { return c->stack->y + (size_t)row * c->product->tiles * LANES; }
 
 static void put_input(const Context *c, int row, const float *from, int width) {
-    put_row(from, width, row_of(c->stack->inputs, (width + GROUP - 1) / GROUP, row));
+    put_row(from, width, row_of(c->stack->inputs, row));
 }
 
 /* The norm in front of a product, which has no scale. `mixed` serves as scratch. */

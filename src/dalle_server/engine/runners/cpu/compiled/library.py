@@ -19,7 +19,11 @@ class TiledProduct(Structure):
 
 
 class ProductInputs(Structure):
-    _fields_ = (*((name, c_void_p) for name in ("floats", "values", "scales", "sums")), ("is_exact", c_int32))
+    _fields_ = (
+        *((name, c_void_p) for name in ("floats", "values", "scales", "sums")),
+        ("rows", c_int32),
+        ("is_exact", c_int32),
+    )
 
 
 class LayerPointers(Structure):

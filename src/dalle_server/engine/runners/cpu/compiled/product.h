@@ -24,22 +24,23 @@ typedef struct {
     int32_t groups;
 } Product;
 
-/* Rows of inputs: floats (rows, groups · 64) where `is_exact`; or else values (rows, groups · 64), scales (rows,
- * groups) and sums (rows, groups), Σ values.
+/* Rows of inputs, the rows of a group side by side: floats (groups, rows, 64) where `is_exact`; or else values (groups,
+ * rows, 64), scales (groups, rows) and sums (groups, rows), Σ values. `rows` is how many there is room for.
  */
 typedef struct {
     float *floats;
     int8_t *values;
     float *scales;
     int32_t *sums;
-    int32_t is_exact;
+    int32_t rows, is_exact;
 } Inputs;
 
 BEGIN_TARGET
 
-INLINED Inputs row_of(Inputs x, int groups, int row) {
-    const size_t first = (size_t)row * groups;
-    return (Inputs){x.floats + first * GROUP, x.values + first * GROUP, x.scales + first, x.sums + first, x.is_exact};
+/* Without the first `row` rows. */
+INLINED Inputs row_of(Inputs x, int row) {
+    const size_t at = (size_t)row * GROUP;
+    return (Inputs){x.floats + at, x.values + at, x.scales + row, x.sums + row, x.rows, x.is_exact};
 }
 
 /* What a pass over a tile asks memory for: pass `turn` of `passes` takes its part of the next tile, so that memory
@@ -67,7 +68,7 @@ INLINED void multiply_exact(const int8_t *tile, int groups, Inputs x, float *y, 
             const Floats w = load_all(weights + LANES * input);
             __builtin_prefetch(coming + 64 * input);
             for (int row = 0; row < count; row++) {
-                const float from = x.floats[((size_t)row * groups + group) * GROUP + input];
+                const float from = x.floats[((size_t)group * x.rows + row) * GROUP + input];
                 sums[row] = fused(w, filled(from), sums[row]);
             }
         }
@@ -88,7 +89,7 @@ INLINED void multiply_int8(const int8_t *tile, int groups, Inputs x, float *y, i
         const int8_t *coming = ahead_of(tile, group, groups, ahead, INT8_BYTES);
         Dots dots[ROWS];
         for (int row = 0; row < count; row++) {
-            const Ints start = (Ints)(-RAISED * x.sums[row * groups + group]);
+            const Ints start = (Ints)(-RAISED * x.sums[group * x.rows + row]);
             memcpy(&dots[row], &start, sizeof start);
         }
 #pragma clang loop unroll(full)
@@ -98,7 +99,7 @@ INLINED void multiply_int8(const int8_t *tile, int groups, Inputs x, float *y, i
                 const Weights w = load_weights(weights + 64 * quad + (int)sizeof(Register) * part);
                 for (int row = 0; row < count; row++) {
                     int32_t four;
-                    memcpy(&four, x.values + ((size_t)row * groups + group) * GROUP + 4 * quad, sizeof four);
+                    memcpy(&four, x.values + ((size_t)group * x.rows + row) * GROUP + 4 * quad, sizeof four);
                     dots[row].parts[part] = dot4(dots[row].parts[part], w, four);
                 }
             }
@@ -107,7 +108,7 @@ INLINED void multiply_int8(const int8_t *tile, int groups, Inputs x, float *y, i
         for (int row = 0; row < count; row++) {
             Ints whole;
             memcpy(&whole, &dots[row], sizeof whole);
-            const Floats scale = scales * x.scales[row * groups + group];
+            const Floats scale = scales * x.scales[group * x.rows + row];
             sums[row] = fused(__builtin_convertvector(whole, Floats), scale, sums[row]);
         }
     }
@@ -129,7 +130,7 @@ static void multiply(const Product *product, int first, int last, Inputs x, int 
         for (int pass = 0; pass < passes; pass++) {
             const Ahead ahead = {pass, passes};
             const int row = ROWS * pass, left = rows - row;
-            const Inputs from = row_of(x, groups, row);
+            const Inputs from = row_of(x, row);
             float *to = y + (size_t)row * stride + (size_t)i * LANES;
             switch (left < ROWS ? left : ROWS) {
 #define CASE(count)                                                                                                    \

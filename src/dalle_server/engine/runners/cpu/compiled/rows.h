@@ -66,22 +66,26 @@ static void quantise(const float *x, int width, Inputs to) {
         for (int i = 0; i < GROUP / LANES; i++) {
             const Ints rounded = to_int8(part[i] * factor);
             const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-            memcpy(to.values + group * GROUP + i * LANES, &bytes, sizeof bytes);
+            memcpy(to.values + (size_t)group * to.rows * GROUP + i * LANES, &bytes, sizeof bytes);
             sum += rounded;
         }
-        to.scales[group] = range / 127;
-        to.sums[group] = __builtin_reduce_add(sum);
+        to.scales[group * to.rows] = range / 127;
+        to.sums[group * to.rows] = __builtin_reduce_add(sum);
     }
 }
 
-/* One row of `width` floats as inputs of a product. */
+/* One row of `width` floats as inputs of a product; zeros fill the last group. */
 static void put_row(const float *x, int width, Inputs to) {
     if (!to.is_exact) {
         quantise(x, width, to);
         return;
     }
-    memcpy(to.floats, x, (size_t)width * sizeof *x);
-    for (int i = width; i % GROUP; i++) to.floats[i] = 0;
+    for (int i = 0; i < width; i += GROUP) {
+        float *group = to.floats + (size_t)i * to.rows;
+        const int count = width - i < GROUP ? width - i : GROUP;
+        memcpy(group, x + i, (size_t)count * sizeof *x);
+        memset(group + count, 0, (size_t)(GROUP - count) * sizeof *x);
+    }
 }
 
 END_TARGET

@@ -120,9 +120,10 @@ class Memory:
 
     def _inputs(self, num_rows: int, groups: int, is_exact: bool) -> ProductInputs:
         return ProductInputs(
-            self.zeros((num_rows, groups * GROUP_SIZE)).ctypes.data,
-            self.zeros((num_rows, groups * GROUP_SIZE), np.int8).ctypes.data,
-            self.zeros((num_rows, groups)).ctypes.data,
-            self.zeros((num_rows, groups), np.int32).ctypes.data,
+            self.zeros((groups, num_rows, GROUP_SIZE)).ctypes.data,
+            self.zeros((groups, num_rows, GROUP_SIZE), np.int8).ctypes.data,
+            self.zeros((groups, num_rows)).ctypes.data,
+            self.zeros((groups, num_rows), np.int32).ctypes.data,
+            num_rows,
             is_exact,
         )

@@ -118,7 +118,7 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 
 #elif BUILD == AVXVNNI
 #define RAISED 128
-#define ROWS 6
+#define ROWS 4
 typedef __m256i Register, Weights;
 INLINED Weights load_weights(const int8_t *from) {
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)from), _mm256_set1_epi8(-RAISED));
