@@ -142,8 +142,7 @@ class SqlRows:
 
     def find(self, owner: str, query: Query, is_unwanted: Callable[[], bool] = lambda: False) -> list[Job]:
         """Stops soon after `is_unwanted()`. Raises Overloaded when too many search already."""
-        wanted = sa.select(jobs).where(*self._conditions(owner, query)).order_by(jobs.c.number.desc())
-        wanted = wanted.limit(query.limit)
+        wanted = self._chosen(query).where(*self._conditions(owner, query)).limit(query.limit)
         if not query.words:
             with self._database.reading(is_unwanted=is_unwanted) as connection:
                 return _read(connection, wanted)
@@ -224,14 +223,25 @@ class SqlRows:
     def close(self) -> None:
         self._database.close()
 
-    def _conditions(self, owner: str, query: Query) -> list[sa.ColumnElement[bool]]:
-        found = [jobs.c.owner == owner]
+    def _indexed(self, query: Query) -> list[str]:
         words = [searchable(word) for word in query.words]
-        indexed = [word for word in words if self._is_indexed and len(word) >= INDEXED_CHARS]
+        return [word for word in words if self._is_indexed and len(word) >= INDEXED_CHARS]
+
+    def _chosen(self, query: Query) -> sa.Select[Any]:
+        """Newest first, read from the index where it is asked: a word that many prompts have ends a page early."""
+        if not self._indexed(query):
+            return sa.select(jobs).order_by(jobs.c.number.desc())
+        index = sa.table("jobs_search", sa.column("rowid", sa.Integer))
+        both = sa.select(jobs).select_from(index).join(jobs, jobs.c.number == index.c.rowid)
+        return both.order_by(index.c.rowid.desc())
+
+    def _conditions(self, owner: str, query: Query) -> list[sa.ColumnElement[bool] | sa.TextClause]:
+        found: list[sa.ColumnElement[bool] | sa.TextClause] = [jobs.c.owner == owner]
+        words = [searchable(word) for word in query.words]
+        indexed = self._indexed(query)
         if indexed:
             match = " AND ".join('"' + word.replace('"', '""') + '"' for word in indexed)
-            inner = sa.text("SELECT rowid FROM jobs_search WHERE jobs_search MATCH :match").bindparams(match=match)
-            found.append(jobs.c.number.in_(inner.columns(sa.column("rowid", sa.Integer))))
+            found.append(sa.text("jobs_search MATCH :match").bindparams(match=match))
         found += [jobs.c.search.contains(word, autoescape=True) for word in words if word not in indexed]
         if query.status:
             found.append(jobs.c.status == query.status)
