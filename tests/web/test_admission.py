@@ -31,6 +31,27 @@ def app() -> Flask:
     return app
 
 
+def test_few_enter_at_a_time_and_all_are_counted(app: Flask) -> None:
+    """Those that want a place in the queue; the next enters when one has asked for its place, or is answered."""
+    counted: admission.Admission = app.extensions[admission.EXTENSION]
+    seen: list[int] = []
+
+    @app.before_request
+    def look() -> None:
+        seen.append(counted.num_entering)
+        admission.asked()
+        seen.append(counted.num_entering)
+        admission.entered()
+
+    client = Client(app)
+    for _ in range(admission.ENTERING + 1):  # each leaves what it held
+        client.get("/stream", environ_overrides={admission.ENTERS: True}).close()
+    client.get("/stream").close()
+    assert seen == [1, 0] * (admission.ENTERING + 1) + [0, 0]
+    assert counted.num_entering == counted.in_flight == 0
+    assert all(counted._entrance.acquire(blocking=False) for _ in range(admission.ENTERING)), "each place is free again"
+
+
 def test_requests_over_the_limit_are_refused_at_once_and_life_signs_are_not(app: Flask) -> None:
     client = Client(app)
     counted: admission.Admission = app.extensions[admission.EXTENSION]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, request
+from flask import Flask, has_request_context, request
 
 from dalle_server.config import Settings
 from dalle_server.errors import Overloaded
@@ -22,6 +22,10 @@ ASSUMED_SLOTS = 32  # where num_slots is left to the engine, which is not loaded
 SHARE = 0.75  # of the places, that one address may hold: who holds them all shuts everybody out
 MAX_IN_FLIGHT = 480  # each holds a thread
 EXTENSION = "dalle_server.admission"
+ENTERING = 2
+ENTER_S = 1.0  # the longest wait for one of those before
+ENTERS = "dalle_server.enters"  # in environ: the request wants a place
+_ASKED, _ENTERED = "dalle_server.asked", "dalle_server.entered"
 _REFUSED = "dalle_server.refused"
 
 
@@ -46,6 +50,8 @@ class Admission:
         self._in_flight = 0
         self._by_address: Counter[str] = Counter()
         self._changed = threading.Condition()
+        self._entrance = threading.BoundedSemaphore(ENTERING)
+        self.num_entering = 0  # that may take a place in the engine's queue any moment
 
     @property
     def in_flight(self) -> int:
@@ -80,12 +86,40 @@ class Admission:
         def leave() -> None:
             self._leave(address)
 
+        entered = self._enter(environ)
         try:
             body = self._app(environ, start_response)
         except BaseException:
             leave()
             raise
+        finally:
+            entered()
         return _Body(body, leave)
+
+    def _enter(self, environ: WSGIEnvironment) -> Callable[[], None]:
+        """Few requests at a time read their bodies and ask for a place: a burst of threads would only take turns at the
+        interpreter, and the thread that tells the others that there is no room would be one of hundreds.
+        """
+        if not environ.get(ENTERS):
+            return lambda: None
+        with self._changed:
+            self.num_entering += 1
+        is_held = self._entrance.acquire(timeout=ENTER_S)
+
+        def asked() -> None:
+            if environ.pop(ENTERS, None):
+                with self._changed:
+                    self.num_entering -= 1
+
+        def entered() -> None:
+            nonlocal is_held
+            asked()
+            if is_held:
+                is_held = False
+                self._entrance.release()
+
+        environ[_ASKED], environ[_ENTERED] = asked, entered
+        return entered
 
     def _leave(self, address: str) -> None:
         with self._changed:
@@ -114,6 +148,18 @@ class _Body:
         finally:
             leave, self._leave = self._leave, lambda: None
             leave()
+
+
+def asked() -> None:
+    """The current request asks for its place now, and is counted there."""
+    if has_request_context():
+        request.environ.get(_ASKED, lambda: None)()
+
+
+def entered() -> None:
+    """The current request has its place, or waits for something else: let the next one in."""
+    if has_request_context():
+        request.environ.get(_ENTERED, lambda: None)()
 
 
 def install(app: Flask, limit: int) -> Admission:

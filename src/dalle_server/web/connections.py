@@ -24,6 +24,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
+from dalle_server.web.admission import ENTERS
 from dalle_server.web.error_task import RefusalTask
 from dalle_server.web.gate import Gate, Verdict
 from dalle_server.web.security import REFUSAL
@@ -126,6 +127,8 @@ class Task(WSGITask):  # type: ignore[misc]
         environ: dict[str, Any] = super().get_environment()
         if self.request.verdict.refusal is not None:
             environ[REFUSAL] = self.request.verdict.refusal
+        elif self.request.verdict.enters:
+            environ[ENTERS] = True
         return environ
 
 
@@ -345,6 +348,11 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
             channel.answer_at_once()
         else:
             self.task_dispatcher.add_task(channel)
+
+    def pull_trigger(self) -> None:
+        """Wakes the thread that serves all connections, unless it is this one."""
+        if threading.get_ident() != self._thread:
+            super().pull_trigger()
 
     def maintenance(self, now: float) -> None:
         """Every second. Closes at once: waitress would wait until a deaf client's socket can be written."""

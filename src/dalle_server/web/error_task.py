@@ -29,7 +29,8 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         self.status = f"{error.status} {_phrase(error.status)}"
         self.response_headers, body = plain_answer(error, path, request_id)
         self.set_close_on_finish()
-        self.write(body)
+        self.channel.write_soon(self.build_response_header() + body)  # in one piece: each costs a turn at the network
+        self.wrote_header = True
         self.channel.server.gate.count(verdict.rule, method, error)
         line = {"request": request_id, "method": method, "route": path, "status": error.status}
         access.log(

@@ -29,6 +29,7 @@ class Verdict:
     client: str = ""  # address
     body_limit: int = 0  # bytes
     refusal: DalleServerError | None = None
+    enters: bool = False  # it will ask for a place in the queue
 
     @property
     def reads_body(self) -> bool:
@@ -63,10 +64,10 @@ class Gate:
                 self._admission.check(address, num_waiting)
             if has_body:
                 self._guard.check(environ, route)
-                self._check_queue(route)
+                self._check_queue(route, num_waiting)
         except DalleServerError as error:
             return Verdict(rule, address, refusal=error.with_traceback(None))
-        return Verdict(rule, address, self._guard.body_limit(route))
+        return Verdict(rule, address, self._guard.body_limit(route), enters=has_body and route.cost == "pictures")
 
     def _find(self, environ: WSGIEnvironment) -> tuple[str, Route] | None:
         path = environ["PATH_INFO"].encode("latin-1", "replace").decode("utf-8", "replace")
@@ -76,9 +77,9 @@ class Gate:
             return None
         return rule.rule, route_of(self.app, rule)
 
-    def _check_queue(self, route: Route) -> None:
+    def _check_queue(self, route: Route, num_waiting: int) -> None:
         if route.cost == "pictures":
-            retry_after_s = self._service.full_for_s()
+            retry_after_s = self._service.full_for_s(num_waiting + self._admission.num_entering)
             if retry_after_s is not None:
                 raise Overloaded("the queue is full; try again later", retry_after_s=retry_after_s)
 

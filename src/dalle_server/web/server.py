@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from dalle_server.web.workers import translated
 
 WARM_UP_PROMPT = "warm-up"
 ENDING_S = 5.0  # to close everything, after the drain
+SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for the one that serves all connections
 LAST_WORDS_S = 2.0  # for errors to reach those who wait, when the engine is gone
 
 LoadEngine = Callable[[Settings, Observer, Callable[[], None]], Engine]  # settings, observer, on_fatal → not started
@@ -53,6 +55,7 @@ def serve(settings: Settings, load_engine: LoadEngine) -> int:
     gives no port or threads.
     """
     hold_standard_streams()
+    sys.setswitchinterval(SWITCH_S)
     terminal = Terminal()
     try:
         terminal.start()

@@ -17,6 +17,7 @@ from dalle_server.engine.stats import EngineStats
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.models.config import ModelConfig
+from dalle_server.web.admission import asked, entered
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.metrics import Metrics
 from dalle_server.web.workers import NO_THREADS
@@ -105,6 +106,7 @@ class Service:
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
         """True when loading ended within timeout_s, well or not."""
+        entered()
         with self._changed:
             return self._changed.wait_for(lambda: self._state != "loading", timeout_s)
 
@@ -124,16 +126,24 @@ class Service:
         if self._state == "draining":
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
         engine = self.engine
-        with self.bookkeeping.submitting(request):
-            return engine.submit(request)
+        asked()
+        try:
+            with self.bookkeeping.submitting(request):
+                return engine.submit(request)
+        finally:
+            entered()
 
-    def full_for_s(self) -> float | None:
-        """None while the queue has room for a picture, else an estimate of the seconds until it has. Cheap."""
+    def full_for_s(self, num_entering: int = 0) -> float | None:
+        """None while the queue has room for a picture, else an estimate of the seconds until it has. Cheap.
+
+        `num_entering` requests are about to take a place.
+        """
         engine = self._engine
         if engine is None:
             return None
         stats = engine.stats()
-        if stats.running + stats.waiting + stats.detokenizing < stats.num_slots + self.settings.max_waiting_images:
+        busy = stats.running + stats.waiting + stats.detokenizing + num_entering
+        if busy < stats.num_slots + self.settings.max_waiting_images:
             return None
         picture_s = (stats.step_s or 0.0) * engine.config.picture.num_tokens
         return max(1.0, picture_s / max(1, stats.num_slots))
