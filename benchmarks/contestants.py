@@ -22,6 +22,7 @@ from benchmarks.prepared import WORK
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
 from dalle_server.engine.runners.select import choose_runner
+from dalle_server.errors import ConfigError
 from dalle_server.generation import ImageKey, SamplingParams
 
 NUM_TEXT_TOKENS = 12
@@ -220,7 +221,11 @@ def main() -> None:
     with PeakMemory() as memory:
         start = time.perf_counter()
         num_threads = 1 if arguments.clock == "processor" else None
-        contestant = CONTESTANTS[arguments.name](arguments.checkpoint, arguments.num_images, num_threads)
+        try:
+            contestant = CONTESTANTS[arguments.name](arguments.checkpoint, arguments.num_images, num_threads)
+        except ConfigError as error:  # this processor has not what it needs
+            print(json.dumps({"cannot": str(error)}))
+            return
         load_s = time.perf_counter() - start
         timing = contestant.draw(arguments.num_images, arguments.num_steps, CLOCKS[arguments.clock])
     print(json.dumps({"load_s": load_s, "peak_bytes": memory.peak_bytes, **asdict(timing)}))

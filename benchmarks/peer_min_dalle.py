@@ -57,7 +57,10 @@ def race(names: list[str], num_images: int, rounds: int, num_steps: int, clock: 
     for _ in range(rounds):
         for name in names:
             runs[name].append(turn(name, num_images, num_steps, clock))
-    figures = {name: summary(found, num_images) for name, found in runs.items()}
+    cannot = {name: found[0]["cannot"] for name, found in runs.items() if "cannot" in found[0]}
+    for name, reason in cannot.items():
+        print(f"{num_images} image(s)  {name:18} cannot run here: {reason}", flush=True)
+    figures = {name: summary(found, num_images) for name, found in runs.items() if name not in cannot}
     for name, figure in figures.items():
         for key in ("ms_per_step", "s_per_picture"):
             figure[f"{key}_ratio"] = round(figures[PEER][key] / figure[key], 2)
@@ -66,7 +69,7 @@ def race(names: list[str], num_images: int, rounds: int, num_steps: int, clock: 
             f" s/picture  ×{figure['s_per_picture_ratio']:.2f}  peak {figure['peak_gb']:.2f} GB",
             flush=True,
         )
-    return {"num_images": num_images, "contestants": figures}
+    return {"num_images": num_images, "contestants": figures, "cannot": cannot}
 
 
 def turn(name: str, num_images: int, num_steps: int, clock: str) -> dict[str, Any]:

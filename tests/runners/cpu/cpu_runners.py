@@ -15,6 +15,7 @@ from dalle_server.engine.runners.cpu.compiled.builds import BUILDS, NAMES
 from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.load import compiled_parts, load_cpu_runner
+from dalle_server.engine.runners.cpu.openvino.compile import Compiler
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 
 # Skipped where nothing is compiled for the processor. Where it should have been and was not, tests fail.
@@ -22,7 +23,8 @@ _has_none = platform.machine().lower() not in (*BUILDS, "amd64", "arm64")
 needs_compiled = pytest.mark.skipif(_has_none, reason="no build of the compiled code is for this processor")
 RUNNABLE = [name for name in NAMES if why_not(name) is None]  # builds of the compiled code, the best first
 COMPILED = [pytest.param(name, marks=needs_compiled) for name in ("compiled int8", "compiled fp32")]
-FORMATS = ["fp32", "bf16", "int8", *COMPILED]
+needs_bf16 = pytest.mark.skipif(not Compiler(1).has_bf16, reason="needs a CPU with bf16 instructions")
+FORMATS = ["fp32", pytest.param("bf16", marks=needs_bf16), "int8", *COMPILED]
 
 
 def cpu_runner(checkpoint: Checkpoint, form: str, **options: Any) -> CpuRunner:

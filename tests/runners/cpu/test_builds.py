@@ -15,6 +15,7 @@ from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.runners.cpu.compiled import library
 from dalle_server.engine.runners.cpu.compiled.builds import NAMES
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
+from dalle_server.engine.selftest import check_determinism
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled, without_pixels
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
@@ -110,3 +111,10 @@ def test_a_build_of_other_sources_is_refused_by_name(monkeypatch: pytest.MonkeyP
     library.load_library.cache_clear()
     assert reason is not None and f"compiled-{RUNNABLE[0]}.so was not made from this package's sources" in reason
     assert "python hatch_build.py" in reason
+
+
+def test_the_start_up_check_says_what_a_build_may_claim() -> None:
+    runner = without_pixels(random_checkpoint(), "int8", RUNNABLE[-1], num_slots=2)
+    verdict = check_determinism(runner)
+    runner.close()
+    assert verdict.startswith("exact") and f"the same on every CPU (build {RUNNABLE[-1]} here)" in verdict

@@ -21,7 +21,8 @@ from dalle_server.engine.runners.cpu.openvino.vqgan_int8 import Int8Layers, Rang
 from dalle_server.engine.runners.cpu.openvino.vqgan_layers import Layers
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import ModelSize
-from tests.runners.cpu.test_pixels import BF16, F32, needs_bf16
+from tests.runners.cpu.cpu_runners import needs_bf16
+from tests.runners.cpu.test_pixels import BF16, F32
 from tests.runners.random_checkpoint import random_checkpoint
 
 pytestmark = needs_bf16

@@ -10,6 +10,7 @@ import pytest
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.cpu.openvino.decoder import row_buckets
 from dalle_server.engine.runners.cpu.runner import CpuRunner
+from dalle_server.engine.selftest import check_determinism
 from dalle_server.generation import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner
 from tests.runners.random_checkpoint import random_checkpoint, random_text
@@ -52,7 +53,10 @@ def run(runner: CpuRunner, pictures: list[Picture], reverse: bool = False) -> di
 
 @pytest.fixture(params=FORMATS, scope="module")
 def runner(request: pytest.FixtureRequest) -> CpuRunner:
-    return cpu_runner(random_checkpoint(), request.param, num_slots=NUM_SLOTS)
+    """As the engine takes it: the start-up check has left the batch sizes whose bits agree on this machine."""
+    made = cpu_runner(random_checkpoint(), request.param, num_slots=NUM_SLOTS)
+    check_determinism(made)
+    return made
 
 
 @pytest.fixture(scope="module")

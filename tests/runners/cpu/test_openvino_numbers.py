@@ -14,7 +14,7 @@ from dalle_server.families.dalle_bart import sizes
 from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
-from tests.runners.cpu.cpu_runners import COMPILED, cpu_runner, needs_compiled
+from tests.runners.cpu.cpu_runners import COMPILED, cpu_runner, needs_bf16, needs_compiled
 from tests.runners.golden_checkpoints import force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
 
@@ -62,7 +62,7 @@ def run(checkpoint: Checkpoint, tokens: np.ndarray, dtype: str, num_threads: int
     ("dtype", "limit"),
     [
         ("fp32", 1e-5),
-        ("bf16", 0.05),
+        pytest.param("bf16", 0.05, marks=needs_bf16),
         ("int8", 0.08),
         pytest.param("compiled int8", 0.08, marks=needs_compiled),
         pytest.param("compiled fp32", 1e-5, marks=needs_compiled),
@@ -82,7 +82,7 @@ def test_one_thread_gives_the_bits_of_two(tokens: np.ndarray, dtype: str) -> Non
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize(("dtype", "levels"), [("fp32", 1), ("bf16", 3), ("int8", 3)])
+@pytest.mark.parametrize(("dtype", "levels"), [("fp32", 1), pytest.param("bf16", 3, marks=needs_bf16), ("int8", 3)])
 def test_pixels_against_torch(dtype: str, levels: int) -> None:
     checkpoint = random_checkpoint()
     model = VQGAN(checkpoint.config.vqgan, with_encoder=False)

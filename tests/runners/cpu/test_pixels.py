@@ -18,10 +18,10 @@ from dalle_server.engine.runners.cpu.openvino.vqgan import build_decoder
 from dalle_server.engine.runners.cpu.openvino.vqgan_bf16 import BF16Layers, doubled_kernel
 from dalle_server.engine.runners.cpu.openvino.vqgan_layers import Layers
 from dalle_server.models.config import ModelConfig
+from tests.runners.cpu.cpu_runners import needs_bf16
 from tests.runners.random_checkpoint import START, random_checkpoint
 
 Kind = Callable[[Mapping[str, Any], ModelConfig], Layers]
-needs_bf16 = pytest.mark.skipif(not Compiler(1).has_bf16, reason="needs a CPU with bf16 instructions")
 LIMIT = 0.006  # rms error over the deviation of the pixels
 F32, BF16 = ov.Type.f32, ov.Type.bf16
 

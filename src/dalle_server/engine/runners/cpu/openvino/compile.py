@@ -40,6 +40,8 @@ class Compiler:
     def __init__(self, num_threads: int | None = None):
         self._core = ov.Core()
         self._settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        # Two servers that both bind their threads to the first cores would share those and leave the others idle.
+        self._settings["ENABLE_CPU_PINNING"] = False
         if num_threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = num_threads
         self.device_name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
