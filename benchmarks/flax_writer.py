@@ -1,4 +1,4 @@
-"""Writing `flax_model.msgpack` without JAX, one array in memory at a time: the inverse of checkpoints/flax_file.py."""
+"""Writing `flax_model.msgpack` without JAX, one array in memory at a time: flax_file.py backwards."""
 
 from __future__ import annotations
 

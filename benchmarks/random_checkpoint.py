@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from benchmarks.flax_writer import write_flax_leaves
 from benchmarks.sizes import SIZES
 from dalle_server.checkpoints import write_native
-from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
+from dalle_server.checkpoints.published.flax_names import transformer_place, vqgan_place
 from dalle_server.checkpoints.tensor_file import LazyTensor
 from dalle_server.checkpoints.tensor_names import (
     vqgan_decoder_tensors,

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 # Only these files may name the library; everything else must run without it installed.
 ONLY_IN = {
-    "torch": {"models/dalle_bart.py", "models/janus.py", "models/vqgan.py", "checkpoints/unpickle.py"},
+    "torch": {"models/dalle_bart.py", "models/janus.py", "models/vqgan.py", "checkpoints/published/unpickle.py"},
     "flask": {"web/"},
     "apiflask": {"web/"},
     "ray": {"cluster/"},

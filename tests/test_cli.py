@@ -92,7 +92,7 @@ def test_replay_downloads_only_what_it_is_asked_to(run: Run, tmp_path: Path, mon
         asked.append(size)
         raise WeightsNotFound("pulled")
 
-    monkeypatch.setattr("dalle_server.checkpoints.hub.pull", pull)
+    monkeypatch.setattr("dalle_server.checkpoints.hub.pull.pull", pull)
     code, _, errors = run("replay", path, "--cache_dir", tmp_path / "empty")
     assert code == 1 and asked == [] and "dalle-server pull mega" in errors and "--download" in errors
     for words in (("--download",), ("--model_version", "mega")):

@@ -152,7 +152,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    from dalle_server.web.server import serve
+    from dalle_server.web.serving.server import serve
 
     def load(settings: Settings, observer: Observer, on_fatal: Callable[[], None]) -> Engine:
         from dalle_server.dalle_model import load_engine  # after the port answers: this imports the runners

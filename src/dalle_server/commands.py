@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dalle_server.checkpoints import hub
+from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
 from dalle_server.engine.engine import Engine

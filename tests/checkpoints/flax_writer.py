@@ -6,7 +6,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
-from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
+from dalle_server.checkpoints.published.flax_names import transformer_place, vqgan_place
 
 
 def pack_array(array: np.ndarray) -> msgpack.ExtType:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dalle_server.checkpoints import convert, open_checkpoint
-from dalle_server.checkpoints.flax_file import read_leaves
-from dalle_server.checkpoints.flax_names import transformer_place, vqgan_place
+from dalle_server.checkpoints.published.flax_file import read_leaves
+from dalle_server.checkpoints.published.flax_names import transformer_place, vqgan_place
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig, sizes

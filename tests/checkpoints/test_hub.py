@@ -13,7 +13,8 @@ import huggingface_hub.constants as hf
 import numpy as np
 import pytest
 
-from dalle_server.checkpoints import find_checkpoint, hub, open_checkpoint
+from dalle_server.checkpoints import find_checkpoint, open_checkpoint
+from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.errors import CheckpointError, WeightsNotFound
 from dalle_server.families.dalle_bart import sizes
 from dalle_server.variants import VARIANTS, ModelSize

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle_server.checkpoints import Checkpoint, convert, open_checkpoint, unpickle
-from dalle_server.checkpoints.min_dalle import _source
+from dalle_server.checkpoints import Checkpoint, convert, open_checkpoint
 from dalle_server.checkpoints.native import VQGAN
+from dalle_server.checkpoints.published import unpickle
+from dalle_server.checkpoints.published.min_dalle import _source
 from dalle_server.checkpoints.tensor_file import open_tensors
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.errors import CheckpointError

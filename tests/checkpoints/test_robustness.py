@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_server.checkpoints import convert, open_checkpoint
-from dalle_server.checkpoints.flax_file import read_leaves
 from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN  # type: ignore[attr-defined]
+from dalle_server.checkpoints.published.flax_file import read_leaves
 from dalle_server.errors import CheckpointError
 
 from .flax_writer import pack_array, write_flax

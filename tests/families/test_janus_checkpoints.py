@@ -14,7 +14,7 @@ import torch
 
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.convert import Form, convert, detect_form
-from dalle_server.checkpoints.janus_names import is_left_out, native_name
+from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
 from dalle_server.checkpoints.tensor_file import open_tensors, write_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import JanusConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from dalle_server.checkpoints.janus_tokens import BEGIN_OF_IMAGE
+from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import JanusConfig
 from dalle_server.text.janus import JanusTokenizer, formatted

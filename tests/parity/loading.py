@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from dalle_server.checkpoints import Checkpoint
-from dalle_server.checkpoints.flax import read_flax
-from dalle_server.checkpoints.min_dalle import read_min_dalle
+from dalle_server.checkpoints.published.flax import read_flax
+from dalle_server.checkpoints.published.min_dalle import read_min_dalle
 from dalle_server.engine.runners.torch.weights import load_transformer
 from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.config import ModelConfig

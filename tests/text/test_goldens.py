@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from dalle_server.checkpoints.tokenizer_files import tokenizer_from_bpe
+from dalle_server.checkpoints.published.tokenizer_files import tokenizer_from_bpe
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.text import TextNormalizer, TextTokenizer
 from dalle_server.text.hashtags import HashtagSplitter

@@ -16,7 +16,7 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import StepRow, TextTokens
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import WeightsNotFound
-from dalle_server.web.server import serve
+from dalle_server.web.serving.server import serve
 from tests.fake_runner import FakeRunner, FakeTokenizer
 
 

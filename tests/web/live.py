@@ -14,9 +14,9 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.web.app import create_app
-from dalle_server.web.http_server import HttpServer
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.service import Service
+from dalle_server.web.serving.http_server import HttpServer
 from tests.fake_runner import FakeRunner, FakeTokenizer
 
 

@@ -4,8 +4,9 @@ import pytest
 from flask import Flask, Response
 from werkzeug.test import Client
 
-from dalle_server.web import admission, errors
+from dalle_server.web import errors
 from dalle_server.web.routing import describe
+from dalle_server.web.serving import admission
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from flask import Flask, Response
 
 from dalle_server.config import Settings
 from dalle_server.engine.stats import EngineStats
-from dalle_server.web import connections
-from dalle_server.web.http_server import HttpServer
 from dalle_server.web.routing import describe
+from dalle_server.web.serving import connections
+from dalle_server.web.serving.http_server import HttpServer
 from tests.web.live import serving
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.waits import until
@@ -158,7 +158,7 @@ def test_what_could_be_read_in_two_ways_is_refused(start: Callable[..., HttpServ
 def test_half_open_connections_of_one_address_shut_nobody_out(
     start: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dalle_server.web.http_server.connection_limit", lambda: 100)
+    monkeypatch.setattr("dalle_server.web.serving.http_server.connection_limit", lambda: 100)
     server = start()
     half = [connect(server, b"POST /dalle HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(150)]
     try:

@@ -10,8 +10,8 @@ from flask import Flask, request
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError
-from dalle_server.web import forwarded
-from dalle_server.web.forwarded import Forwarded
+from dalle_server.web.serving import forwarded
+from dalle_server.web.serving.forwarded import Forwarded
 
 MakeApp = Callable[..., Flask]
 

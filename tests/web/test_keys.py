@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 
 from dalle_server.config import load_settings
 from dalle_server.errors import ConfigError, DalleServerError, Unauthorized
-from dalle_server.web.keys import Guesses, Keys
-from dalle_server.web.rates import MAX_NAMES, SlidingWindow
+from dalle_server.web.access.keys import Guesses, Keys
+from dalle_server.web.access.rates import MAX_NAMES, SlidingWindow
 from tests.web.scripted_engine import ScriptedEngine
 
 MakeApp = Callable[..., Flask]

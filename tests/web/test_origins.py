@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError
-from dalle_server.web.origins import Origins
+from dalle_server.web.access.origins import Origins
 
 MakeApp = Callable[..., Flask]
 BODY = {"text": "x", "num_images": 1}

@@ -13,10 +13,10 @@ import pytest
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, DalleServerError
-from dalle_server.web import directories, sockets
-from dalle_server.web.admission import MAX_IN_FLIGHT, max_in_flight
-from dalle_server.web.sockets import connection_limit, listen, shown
-from dalle_server.web.workers import FIRST_THREADS, Workers
+from dalle_server.web.serving import directories, sockets
+from dalle_server.web.serving.admission import MAX_IN_FLIGHT, max_in_flight
+from dalle_server.web.serving.sockets import connection_limit, listen, shown
+from dalle_server.web.serving.workers import FIRST_THREADS, Workers
 from tests.web.waits import until
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from dalle_server.web.logging import configure
-from dalle_server.web.terminal import MOST_LINES, Terminal
+from dalle_server.web.serving.terminal import MOST_LINES, Terminal
 from tests.web.server_process import PATIENCE_S, ROOT, ServerProcess
 from tests.web.waits import until
 
@@ -147,7 +147,7 @@ def test_the_end_comes_whatever_hangs(tmp_path: Path) -> None:
     """A request, a disk or a library that never returns: the drain's limit holds."""
     code = """
 import sys, time
-from dalle_server.web import server
+from dalle_server.web.serving import server
 from dalle_server.web.jobs.pump import Jobs
 server.ENDING_S = 1.0
 Jobs.close = lambda self: time.sleep(1000)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dalle_server.checkpoints import flax, janus, min_dalle
-from dalle_server.checkpoints.damage import missing
+from dalle_server.checkpoints.hub.damage import missing
 from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
-from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.published import flax, janus, min_dalle
+from dalle_server.checkpoints.published.source import Source
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig

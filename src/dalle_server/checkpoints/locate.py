@@ -42,7 +42,7 @@ def find_checkpoint(
 
 def _find_variant(size: ModelSize, cache_dir: Path, progress: Progress | None, download: bool) -> Path:
     # Imported late: the hub's client takes half a second that a converted model never needs.
-    from dalle_server.checkpoints import hub
+    from dalle_server.checkpoints.hub import pull as hub
 
     directory = variant_dir(size, cache_dir)
     if is_ready(directory):

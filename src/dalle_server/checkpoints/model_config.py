@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_server import families
-from dalle_server.checkpoints.damage import missing, unreadable
+from dalle_server.checkpoints.hub.damage import missing, unreadable
 from dalle_server.errors import CheckpointError, InvalidRequest
 from dalle_server.models.config import ModelConfig
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dalle_server.checkpoints.damage import missing, unreadable
+from dalle_server.checkpoints.hub.damage import missing, unreadable
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import Shapes
 

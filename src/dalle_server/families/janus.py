@@ -1,7 +1,7 @@
 """Janus, the family of Janus-Pro (arXiv:2501.17811), its picture-making half: sizes, tensors and products.
 
 A Llama decoder that reads the prompt as a prefix and goes on with image tokens. The transformer itself is
-models/janus.py; the prompt's tokens are made by text/janus.py; the published forms are read by checkpoints/janus.py.
+models/janus.py; text/janus.py makes the prompts tokens, and checkpoints/published/janus.py reads the published forms.
 """
 
 from __future__ import annotations

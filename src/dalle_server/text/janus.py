@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.janus_tokens import (
+from dalle_server.checkpoints.published.janus_tokens import (
     ASSISTANT,
     BEGIN_OF_IMAGE,
     BEGIN_OF_SENTENCE,

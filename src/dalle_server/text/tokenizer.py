@@ -8,8 +8,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.damage import unreadable
-from dalle_server.checkpoints.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
+from dalle_server.checkpoints.hub.damage import unreadable
+from dalle_server.checkpoints.published.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.errors import CheckpointError

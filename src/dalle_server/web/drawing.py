@@ -31,7 +31,7 @@ from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.repaint import Plan, Repaint, Repainting, repaint
 from dalle_server.snapshot import Snapshot
-from dalle_server.web.security import client_id
+from dalle_server.web.access.security import client_id
 from dalle_server.web.service import Engine, Service, current_service
 from dalle_server.web.waiting import POLL_S, client_left, watched_events
 

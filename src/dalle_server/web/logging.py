@@ -13,7 +13,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from dalle_server.web.routing import current_route
-from dalle_server.web.terminal import Terminal, TerminalHandler
+from dalle_server.web.serving.terminal import Terminal, TerminalHandler
 
 access = logging.getLogger("dalle_server.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -17,10 +17,10 @@ from flask.sansio.blueprints import BlueprintSetupState
 from dalle_server.errors import NotFound, StorageError
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.saving import write_whole
-from dalle_server.web.forwarded import root_url
+from dalle_server.web.access.security import client_id
 from dalle_server.web.routing import describe
-from dalle_server.web.security import client_id
 from dalle_server.web.service import EXTENSION
+from dalle_server.web.serving.forwarded import root_url
 
 SWEEP_EVERY_S = 60.0
 OWNER_SHARE = 0.25  # of the store's bytes, that one key or address may fill

@@ -17,10 +17,10 @@ from dalle_server.engine.stats import EngineStats
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.generation import Generation, GenerationRequest
 from dalle_server.models.config import ModelConfig
-from dalle_server.web.admission import asked, entered
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.metrics import Metrics
-from dalle_server.web.workers import NO_THREADS
+from dalle_server.web.serving.admission import asked, entered
+from dalle_server.web.serving.workers import NO_THREADS
 
 State = Literal["loading", "ready", "failed", "draining"]
 EXTENSION = "dalle_server"

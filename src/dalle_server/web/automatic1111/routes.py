@@ -15,6 +15,7 @@ from dalle_server.generation import SamplingParams, unwrap
 from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
 from dalle_server.pictures.codec import base64_text
 from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
+from dalle_server.web.access.security import client_id
 from dalle_server.web.automatic1111.infotext import (
     KEYWORD,
     SAMPLER,
@@ -38,7 +39,6 @@ from dalle_server.web.automatic1111.schemas import (
 from dalle_server.web.drawing import Drawing, Form, Order, await_model, draw, encoding
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.security import client_id
 from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 

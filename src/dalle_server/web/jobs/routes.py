@@ -12,6 +12,7 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from dalle_server.config import Settings
 from dalle_server.errors import InvalidRequest, NotFound
 from dalle_server.pictures.codec import ImageFormat
+from dalle_server.web.access.security import client_id
 from dalle_server.web.jobs.ends import image_json
 from dalle_server.web.jobs.feed import Entry, View
 from dalle_server.web.jobs.metrics import JobsCollector
@@ -21,7 +22,6 @@ from dalle_server.web.jobs.rows import Query
 from dalle_server.web.jobs.schemas import JobBody, JobList, JobQuery, JobReply, reply_of
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.security import client_id
 from dalle_server.web.service import Service, current_service
 from dalle_server.web.sse import event_stream, format_event
 from dalle_server.web.waiting import client_left

@@ -14,7 +14,7 @@ from pathlib import Path
 from werkzeug.datastructures import Headers
 
 from dalle_server.errors import ConfigError, RateLimited, Unauthorized
-from dalle_server.web.rates import SlidingWindow
+from dalle_server.web.access.rates import SlidingWindow
 
 MIN_KEY_CHARS = 8
 BAD_KEYS_PER_MINUTE = 10

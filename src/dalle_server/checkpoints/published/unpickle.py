@@ -1,4 +1,4 @@
-"""`python -m dalle_server.checkpoints.unpickle IN.pt OUT.safetensors …`: the only place that opens pickles.
+"""`python -m dalle_server.checkpoints.published.unpickle IN.pt OUT.safetensors …`: the only place that opens pickles.
 
 Runs in a process of its own, so that torch stays out of the server's and a hostile file has only
 `weights_only` unpickling to work with. Errors are one line on stderr and exit status 1.
@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_dtypes
 
-from dalle_server.checkpoints.damage import instead
+from dalle_server.checkpoints.hub.damage import instead
 from dalle_server.checkpoints.tensor_file import Array, write_tensors
 from dalle_server.errors import CheckpointError
 

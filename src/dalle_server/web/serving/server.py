@@ -26,17 +26,17 @@ from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.saving import sweep_leftovers
-from dalle_server.web import admission
 from dalle_server.web.app import create_app
-from dalle_server.web.directories import prepare
-from dalle_server.web.http_server import HttpServer
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
 from dalle_server.web.service import Service
-from dalle_server.web.sockets import shown
-from dalle_server.web.terminal import Terminal, hold_standard_streams
-from dalle_server.web.workers import translated
+from dalle_server.web.serving import admission
+from dalle_server.web.serving.directories import prepare
+from dalle_server.web.serving.http_server import HttpServer
+from dalle_server.web.serving.sockets import shown
+from dalle_server.web.serving.terminal import Terminal, hold_standard_streams
+from dalle_server.web.serving.workers import translated
 
 WARM_UP_PROMPT = "warm-up"
 ENDING_S = 5.0  # to close everything, after the drain

@@ -22,7 +22,7 @@ def unpickle(sources: Sequence[Path], targets: Sequence[Path], progress: Progres
     package_root = str(Path(dalle_server.__file__).parents[1])
     search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     # -P: a numpy.py in the working directory must not be imported in numpy's place.
-    command = [sys.executable, "-P", "-m", "dalle_server.checkpoints.unpickle"]
+    command = [sys.executable, "-P", "-m", "dalle_server.checkpoints.published.unpickle"]
     finished = subprocess.run(
         [*command, *map(str, chain(*zip(sources, targets, strict=True)))],
         env=os.environ | {"PYTHONPATH": search_path},

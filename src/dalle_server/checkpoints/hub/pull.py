@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from dalle_server.checkpoints.cache import converted_once, default_cache_dir, is_ready, variant_dir
 from dalle_server.checkpoints.convert import convert
-from dalle_server.checkpoints.hub_files import (
+from dalle_server.checkpoints.hub.files import (
     HubFile,
     Meter,
     broken_link,

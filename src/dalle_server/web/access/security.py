@@ -9,10 +9,10 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 
 from dalle_server.config import Settings
 from dalle_server.errors import DalleServerError, InvalidRequest, PayloadTooLarge, RateLimited
-from dalle_server.web import origins
-from dalle_server.web.keys import Guesses, Keys, client_name, presented_keys
-from dalle_server.web.origins import Origins
-from dalle_server.web.rates import SlidingWindow
+from dalle_server.web.access import origins
+from dalle_server.web.access.keys import Guesses, Keys, client_name, presented_keys
+from dalle_server.web.access.origins import Origins
+from dalle_server.web.access.rates import SlidingWindow
 from dalle_server.web.routing import NO_ROUTE, Route, current_route
 
 if TYPE_CHECKING:

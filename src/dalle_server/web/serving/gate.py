@@ -13,9 +13,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from dalle_server.errors import DalleServerError, Overloaded
-from dalle_server.web import admission, forwarded, security
+from dalle_server.web.access import security
 from dalle_server.web.routing import Route, route_of
 from dalle_server.web.service import EXTENSION, Service
+from dalle_server.web.serving import admission, forwarded
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from dalle_server.checkpoints.damage import missing, unreadable
+from dalle_server.checkpoints.hub.damage import missing, unreadable
 from dalle_server.checkpoints.tensor_file import Array
 from dalle_server.errors import CheckpointError
 

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dalle_server.checkpoints.flax_file import Leaf, read_leaves
-from dalle_server.checkpoints.flax_names import (
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.published.flax_file import Leaf, read_leaves
+from dalle_server.checkpoints.published.flax_names import (
     stacked_prefix,
     to_native,
     to_native_shape,
     transformer_place,
     vqgan_place,
 )
-from dalle_server.checkpoints.model_config import check_config, model_config, read_json
-from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
-from dalle_server.checkpoints.tokenizer_files import find_tokenizer_files
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import sizes
 from dalle_server.models.config import Shapes

@@ -24,11 +24,11 @@ from waitress.server import TcpWSGIServer
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-from dalle_server.web.admission import ENTERS
+from dalle_server.web.access.security import REFUSAL
 from dalle_server.web.error_task import RefusalTask
-from dalle_server.web.gate import Gate, Verdict
-from dalle_server.web.security import REFUSAL
-from dalle_server.web.workers import Workers
+from dalle_server.web.serving.admission import ENTERS
+from dalle_server.web.serving.gate import Gate, Verdict
+from dalle_server.web.serving.workers import Workers
 
 HEADERS_S = 30.0  # for a request's headers to be complete
 STALL_S = 10.0  # for a reader to take the next bytes

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
-from dalle_server.checkpoints.pickles import unpickle
-from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.published.pickles import unpickle
+from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
-from dalle_server.checkpoints.tokenizer_files import find_tokenizer_files
 from dalle_server.errors import CheckpointError
 
 DETOKENIZER = "detoker.pt"

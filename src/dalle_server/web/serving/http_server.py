@@ -15,11 +15,11 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 
 from dalle_server.config import Settings
-from dalle_server.web.admission import SPARE_THREADS, max_in_flight
-from dalle_server.web.connections import Book, Server
-from dalle_server.web.gate import Gate
-from dalle_server.web.sockets import connection_limit, listen
-from dalle_server.web.workers import Workers
+from dalle_server.web.serving.admission import SPARE_THREADS, max_in_flight
+from dalle_server.web.serving.connections import Book, Server
+from dalle_server.web.serving.gate import Gate
+from dalle_server.web.serving.sockets import connection_limit, listen
+from dalle_server.web.serving.workers import Workers
 
 _POLL_S = 0.02
 HURRY_S = 2.0  # for a reader to take the next bytes, while the server wants to end

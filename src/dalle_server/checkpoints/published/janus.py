@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dalle_server.checkpoints.janus_names import is_left_out, native_name
-from dalle_server.checkpoints.janus_tokens import BEGIN_OF_IMAGE, special_ids
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
-from dalle_server.checkpoints.pickles import unpickle
-from dalle_server.checkpoints.source import Source
+from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
+from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
+from dalle_server.checkpoints.published.pickles import unpickle
+from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
-from dalle_server.checkpoints.tokenizer_files import TOKENIZER, find_tokenizer_files
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
 
