@@ -43,7 +43,7 @@ serve: $(VENV)/.serve
 	$(BIN)/dalle-server serve --model_version nano --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m tests.setup_browser
+	$(BIN)/python -m tests.setup_system
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev

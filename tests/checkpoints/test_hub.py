@@ -334,7 +334,7 @@ def test_list_models_says_what_is_here_and_what_it_would_take(tmp_path, stub):
 def test_the_environment_is_respected(tmp_path, stub):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, read by a fresh process."""
     program = (
-        "from pathlib import Path; from dalle_server.checkpoints import hub;"
+        "from pathlib import Path; from dalle_server.checkpoints.hub import pull as hub;"
         "from dalle_server.variants import ModelSize;"
         f"hub.pull(ModelSize.MINI, cache_dir=Path({str(tmp_path / 'cache')!r}))"
     )

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.playground.server import Server
-from tests.setup_browser import find_browser
+from tests.setup_system import find_browser
 
 expect.set_options(timeout=20_000)  # the machine may have other work; what must be quick is timed where it is tested
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -23,7 +23,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 def browser() -> Iterator[Browser]:
     executable = find_browser()
     if executable is None:
-        message = "no Chromium; `python -m tests.setup_browser` installs one, or set TEST_BROWSER"
+        message = "no Chromium; `python -m tests.setup_system` installs one, or set TEST_BROWSER"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)

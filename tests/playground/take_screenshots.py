@@ -20,7 +20,7 @@ from dalle_server.dalle_model import load_engine
 from dalle_server.engine.stats import Observer
 from tests.playground.conftest import FLAGS
 from tests.playground.server import Server
-from tests.setup_browser import find_browser
+from tests.setup_system import find_browser
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "images"
 MAX_BYTES = 150_000

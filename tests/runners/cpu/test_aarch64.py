@@ -19,7 +19,7 @@ from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, for
 QEMU = shutil.which("qemu-aarch64")
 pytestmark = [
     needs_compiled,
-    pytest.mark.skipif(QEMU is None, reason="no qemu-aarch64; `python -m tests.setup_browser` installs qemu-user"),
+    pytest.mark.skipif(QEMU is None, reason="no qemu-aarch64; `python -m tests.setup_system` installs qemu-user"),
     pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no ziglang, the compiler of the build"),
     pytest.mark.timeout(600),  # the first run compiles a C library for ARM, too
 ]

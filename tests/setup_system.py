@@ -1,7 +1,7 @@
-"""Makes sure that the browser tests have a Chromium, and the ARM builds an emulator: installs Debian's when we may.
+"""Makes sure that the tests have a Chromium, a PostgreSQL and an emulator of ARM: installs Debian's when we may.
 
-`make test` runs this first. Where it cannot install one (no apt, no root), it says how, and the browser
-tests then skip with that reason, except under CI=true, where a missing browser is an error.
+`make test` runs this first. Where it cannot install one (no apt, no root), it says how, and the tests that need it
+then skip with that reason, except under CI=true, where a missing browser or database is an error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -40,8 +41,16 @@ def install_emulator() -> None:
         print("No qemu-aarch64 found; the ARM builds are not tested: install `qemu-user`.", file=sys.stderr)
 
 
+def install_postgres() -> None:
+    """The server alone: the tests start one of their own on a free port."""
+    is_there = shutil.which("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not is_there and not _apt_install("postgresql"):
+        print("No PostgreSQL found; its tests need one: install `postgresql`.", file=sys.stderr)
+
+
 def main() -> int:
     install_emulator()
+    install_postgres()
     if find_browser() or install_browser():
         return 0
     print("No Chromium found; the browser tests need one: install `chromium` or set TEST_BROWSER.", file=sys.stderr)
