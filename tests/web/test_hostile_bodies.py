@@ -28,8 +28,9 @@ RAW = {
     "a form": b"prompt=x&n=1",
 }
 COUNTS = [0, -1, 10**9, 10**400, 1.5, True, "3", [], {}, "1; DROP TABLE jobs"]
-TEXTS = ["", " ", "\t\n", "\u2003", None, 3, [], {"a": 1}]
-ODD_BUT_FINE = ["\x00", "a\x00b", "\u202eelppa", "🍎" * 200, "<script>alert(1)</script>", "../../etc/passwd", "\ufeffx"]
+BLANK = ["", " ", "\t\n", "\u2003", "\x00", None]
+NO_TEXT = [3, [], {"a": 1}]
+ODD_BUT_FINE = ["a\x00b", "\u202eelppa", "🍎" * 200, "<script>alert(1)</script>", "../../etc/passwd", "\ufeffx"]
 
 
 @pytest.fixture(params=ROUTES)
@@ -50,18 +51,24 @@ def test_what_is_no_request_is_refused(client: FlaskClient, route: str, body: by
     assert post(client, route) in (200, 202)
 
 
+COERCES = "/sdapi/v1/txt2img"  # as its own server does: "3" is a number there, and a blank prompt none
+
+
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: repr(count)[:20])
 def test_odd_counts_are_refused(client: FlaskClient, engine: ScriptedEngine, route: str, count: object) -> None:
+    if route == COERCES and count == "3":
+        return
     assert post(client, route, **{ROUTES[route][1]: count}) == 400
     assert engine.requests == []
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=repr)
+@pytest.mark.parametrize("text", [*BLANK, *NO_TEXT], ids=repr)
 def test_a_text_that_says_nothing_is_refused(
     client: FlaskClient, engine: ScriptedEngine, route: str, text: object
 ) -> None:
-    assert post(client, route, **{ROUTES[route][0]: text}) == 400
-    assert engine.requests == []
+    taken = route == COERCES and text in BLANK
+    assert post(client, route, **{ROUTES[route][0]: text}) == (200 if taken else 400)
+    assert len(engine.requests) == taken
 
 
 @pytest.mark.parametrize("text", ODD_BUT_FINE, ids=ascii)
@@ -76,5 +83,5 @@ def test_a_megabyte_of_prompt_is_too_large(client: FlaskClient, route: str) -> N
 
 @pytest.mark.parametrize("seed", [-3, 2**63, 2**64, 10**400, 1.5, "7", True])
 def test_seeds_out_of_range_are_refused(client: FlaskClient, route: str, seed: object) -> None:
-    if route != "/dalle":  # the original has no seed
+    if route != "/dalle" and not (route == COERCES and seed == "7"):  # the original has no seed
         assert post(client, route, seed=seed) == 400

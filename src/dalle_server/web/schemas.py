@@ -8,16 +8,18 @@ from typing import Annotated, Any, TypeVar
 
 from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
 
 M = TypeVar("M", bound=BaseModel)
 MAX_ELEMENTS = 40_000  # of a body, counted by their marks: a prompt of 32,000 commas is one too
-_PLAIN = ("string", "integer", "number", "boolean")
 
 
 def _whole(value: Any) -> Any:
     """2.0 is 2: languages without whole numbers, and some JSON writers, send it so."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
     return int(value) if isinstance(value, float) and abs(value) <= 2**53 and value.is_integer() else value
 
 
@@ -31,20 +33,23 @@ class Body(BaseModel):
 
 
 def _say_lenient(schema: dict[str, Any]) -> None:
-    """Every plain value may be written as another: the document says what is taken."""
+    """A number or a yes may be written as text: the document says what is taken."""
     for field in schema.get("properties", {}).values():
-        kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") in _PLAIN]
-        if kinds and "anyOf" in field:
-            field["anyOf"] += [{"type": kind} for kind in _PLAIN if kind not in [each["type"] for each in kinds]]
-        elif kinds:
-            bounds = {name: field.pop(name) for name in list(field) if name not in ("default", "title", "description")}
-            field["anyOf"] = [bounds, *({"type": kind} for kind in _PLAIN if kind != bounds["type"])]
+        kinds = {kind.get("type") for kind in field.get("anyOf", [field])}
+        if not kinds & {"integer", "number", "boolean"} or "string" in kinds:
+            continue
+        others = [{"type": "string"}, {"type": "number"}]
+        if "anyOf" in field:
+            field["anyOf"] += others
+        else:
+            own = {name: field.pop(name) for name in list(field) if name not in ("default", "title", "description")}
+            field["anyOf"] = [own, *others]
 
 
 class LenientBody(Body):
-    """For APIs whose own servers coerce: "64" and 64.0 are 64, "true" is true, 5 as a text is "5"."""
+    """For APIs whose own servers coerce: "64" and 64.0 are 64, "true" is true. True is no number."""
 
-    model_config = ConfigDict(strict=False, coerce_numbers_to_str=True, json_schema_extra=_say_lenient)
+    model_config = ConfigDict(strict=False, json_schema_extra=_say_lenient)
 
 
 def read_json(model: type[M]) -> M:
