@@ -4,6 +4,7 @@
 #   make check            ruff and mypy
 #   make bench            every benchmark, peers in the same run
 #   make soak             load, overload, slow clients and kills with full figures, four minutes
+#   make wheels           a wheel for each system, cross-compiled and looked into, in dist/
 #   make train-nano PRESET=cpu   the recipe that made the embedded model
 PYTHON ?= python3
 VENV   := .venv
@@ -15,10 +16,10 @@ ARGS   ?=
 PRESET ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench soak train-nano clean
+.PHONY: help serve test check bench soak wheels train-nano clean
 
 help:
-	@sed -n '2,7s/^#   //p' Makefile
+	@sed -n '2,8s/^#   //p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,9 @@ bench: $(VENV)/.bench
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.web.soak $(ARGS)
+
+wheels: $(VENV)/.dev
+	$(BIN)/python -m tests.wheels dist $(ARGS)
 
 train-nano: $(VENV)/.train
 	$(BIN)/python -m training --preset $(PRESET) $(ARGS)

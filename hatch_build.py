@@ -63,8 +63,9 @@ def this_system() -> str:
     return f"{platform.system().lower()}{libc}-{processor}"
 
 
-def compile_builds(system: System) -> list[Path]:
+def compile_builds(system: System, into: Path = builds.FOLDER) -> list[Path]:
     """Every build for the system's processor. Raises CalledProcessError, the compiler's messages on stderr."""
+    into.mkdir(parents=True, exist_ok=True)
     names = builds.BUILDS[system.processor]
     with tempfile.TemporaryDirectory() as scratch:
         # The compiler's own library is compiled for a target once, which takes longer than our code.
@@ -75,8 +76,8 @@ def compile_builds(system: System) -> list[Path]:
             compiler = [sys.executable, "-m", "ziglang", "cc", "-target", system.compiler_target, "-shared", "-fPIC"]
             command = [*compiler, *builds.OPTIONS, *defines, "-o", str(made), str(builds.FOLDER / "library.c")]
             subprocess.run(command, check=True, env={**caches, **os.environ})
-            _put(made, builds.library_of(name))
-    return [builds.library_of(name) for name in names]
+            _put(made, into / made.name)
+    return [into / builds.library_of(name).name for name in names]
 
 
 def _put(made: Path, library: Path) -> None:
@@ -107,17 +108,22 @@ class CompiledHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if not (system := wanted_system()):
             return
-        try:
-            libraries = compile_builds(system)
+        named = os.environ.get("DALLE_BUILD", "")
+        try:  # another system's libraries must not take the place of this one's
+            libraries = compile_builds(system, ROOT / "build" / named) if named else compile_builds(system)
         except (OSError, subprocess.CalledProcessError) as error:
-            if os.environ.get("DALLE_BUILD"):
+            if named:
                 raise
             self.app.display_warning(
                 f"the CPU code was not compiled ({error}): on a CPU the server will use OpenVINO, two to three times"
                 " slower, and a seed will give other pictures than with the compiled code"
             )
             return
-        build_data["artifacts"] += [library.relative_to(self.root).as_posix() for library in libraries]
+        if named:
+            folder = builds.FOLDER.relative_to(ROOT / "src").as_posix()
+            build_data["force_include"] |= {str(library): f"{folder}/{library.name}" for library in libraries}
+        else:
+            build_data["artifacts"] += [library.relative_to(self.root).as_posix() for library in libraries]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{system.wheel_platform}"
 

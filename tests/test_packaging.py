@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -77,3 +78,11 @@ def _distribution(requirement: str) -> str:
     for separator in "[<>=!~; ":
         name = name.split(separator)[0]
     return name.lower().replace("_", "-")
+
+
+def test_an_install_may_compile_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, timeout=250, env=os.environ | {"DALLE_BUILD": "0"})
+    (made,) = tmp_path.glob("*.whl")
+    assert made.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")]
