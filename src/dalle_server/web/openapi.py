@@ -17,6 +17,7 @@ from dalle_server.web.routing import Route, routes
 
 Schema = dict[str, Any]
 _EVENTS = "text/event-stream"
+_PICTURES = ("png", "jpeg", "webp")
 Refs = dict[Any, Schema]  # (model, mode) → {"$ref": …}
 
 
@@ -93,6 +94,8 @@ def _responses(path: str, route: Route, refs: Refs) -> Schema:
     content: Schema = {route.reply_type: {"schema": schema}}
     if route.streams or route.reply_type == _EVENTS:
         content[_EVENTS] = {}  # OpenAPI 3.1 has no words for a stream of events
+    if route.bare:
+        content |= {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES}
     error = {"application/json": {"schema": refs[error_model(path), "serialization"]}}
     others = {
         str(status): {

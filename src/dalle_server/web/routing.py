@@ -39,6 +39,7 @@ class Route:
     reply: type[BaseModel] | None = None
     reply_type: str = "application/json"  # or image/png, text/plain, …
     streams: bool = False  # may answer text/event-stream instead
+    bare: bool = False  # may answer a bare picture instead
     status: int = 200
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # other statuses with a reply of their own
 

@@ -49,6 +49,7 @@ CANDIDATES = 4
     body_type="multipart/form-data",
     reply=ImagesReply,
     streams=True,
+    bare=True,
 )
 def edits() -> ResponseReturnValue:
     require_room()
@@ -87,6 +88,7 @@ def _mask(picture: Picture, mask: bytes | None) -> Weights | None:
     body_type="multipart/form-data",
     reply=ImagesReply,
     streams=True,
+    bare=True,
 )
 def variations() -> ResponseReturnValue:
     require_room()

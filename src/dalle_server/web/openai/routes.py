@@ -42,6 +42,7 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v1")
     body=ImageGenerationBody,
     reply=ImagesReply,
     streams=True,
+    bare=True,
 )
 def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
