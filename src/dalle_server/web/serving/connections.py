@@ -54,6 +54,7 @@ class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         self.head = b""  # its first bytes, for a refusal of headers that were not read
         self.verdict = Verdict()
         self.is_cut = False  # the verdict leaves its body unread: the connection ends with the answer
+        self.has_come = False  # that body has arrived already, and nothing of it is on its way
         self._channel = channel
 
     @property
@@ -76,6 +77,8 @@ class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         if self.body_bytes_received > self.verdict.body_limit and self.error is None:  # chunked: no length to judge
             self.error = RequestEntityTooLarge(f"exceeds {self.verdict.body_limit}")
             self.completed = True
+        if self.is_cut and "CONTENT_LENGTH" in self.headers:
+            self.has_come = len(data) - consumed >= int(self.headers["CONTENT_LENGTH"])
         # What follows a refused request may be its body: it must never be taken for a request.
         return len(data) if self.ends_connection else consumed
 
@@ -144,6 +147,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._taken_at = time.time()  # when the client last took bytes, or had none to take
         self._is_answering = False  # bytes of the current answer are on their way
         self.is_half_closed = False
+        self._lingers = False
         self._ends = False  # with the answer to what was refused, whose body may still be coming
         self._answers_at_once = False
         self._lingers_until: float | None = None
@@ -186,6 +190,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if not self._ends:
             super().received(data)
             self._ends = any(request.ends_connection for request in self.requests)
+            self._lingers = any(request.ends_connection and not request.has_come for request in self.requests)
         return True
 
     def answer_at_once(self) -> None:
@@ -214,7 +219,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     # -- ends
 
     def handle_write(self) -> None:
-        lingers = self.close_when_flushed and self._ends and not self.will_close
+        lingers = self.close_when_flushed and self._lingers and not self.will_close
         if lingers:
             self.close_when_flushed = False
         super().handle_write()

@@ -43,6 +43,7 @@ class Gate:
     def __init__(self, app: Flask):
         self.app = app
         self._routes = app.url_map.bind("")
+        self._plain: dict[tuple[str, str], tuple[str, Route]] = {}
         self._service: Service = app.extensions[EXTENSION]
         self._guard: security.Guard = app.extensions[security.EXTENSION]
         self._admission: admission.Admission = app.extensions[admission.EXTENSION]
@@ -71,12 +72,18 @@ class Gate:
         return Verdict(rule, address, self._guard.body_limit(route), enters=has_body and route.cost == "pictures")
 
     def _find(self, environ: WSGIEnvironment) -> tuple[str, Route] | None:
-        path = environ["PATH_INFO"].encode("latin-1", "replace").decode("utf-8", "replace")
+        asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if asked in self._plain:
+            return self._plain[asked]
+        path = asked[1].encode("latin-1", "replace").decode("utf-8", "replace")
         try:
-            rule, _ = self._routes.match(path, environ["REQUEST_METHOD"], return_rule=True)
+            rule, _ = self._routes.match(path, asked[0], return_rule=True)
         except (HTTPException, RequestRedirect):
             return None
-        return rule.rule, route_of(self.app, rule)
+        found = rule.rule, route_of(self.app, rule)
+        if rule.rule == path:  # without variable parts: there are only so many
+            self._plain[asked] = found
+        return found
 
     def _check_queue(self, route: Route, num_waiting: int) -> None:
         if route.cost == "pictures":
