@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# docker build -t dalle-server .                        CPU: OpenVINO, no torch, about 0.5 GB
+# docker build -t dalle-server .                        CPU: no torch, about 0.35 GB
 # docker build -t dalle-server:cuda --build-arg VARIANT=cuda .   NVIDIA GPUs: torch with CUDA
 FROM python:3.12-slim AS build
 ARG VARIANT=cpu

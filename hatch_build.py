@@ -115,8 +115,8 @@ class CompiledHook(BuildHookInterface[Any]):
             if named:
                 raise
             self.app.display_warning(
-                f"the CPU code was not compiled ({error}): on a CPU the server will use OpenVINO, two to three times"
-                " slower, and a seed will give other pictures than with the compiled code"
+                f"the CPU code was not compiled ({error}): on a CPU the server will need PyTorch"
+                " (pip install 'dalle-server[torch]') and take many times as long"
             )
             return
         if named:

@@ -182,9 +182,6 @@ CONTESTANTS: dict[str, Build] = {
     "min-dalle fp32": min_dalle,
     "torch fp32": ours("torch", "fp32"),
     "torch bf16": ours("torch", "bf16"),
-    "openvino fp32": ours("openvino", "fp32"),
-    "openvino bf16": ours("openvino", "bf16"),
-    "openvino int8": ours("openvino", "int8"),
     "compiled fp32": ours("compiled", "fp32"),
     "compiled int8": ours("compiled", "int8"),
 }

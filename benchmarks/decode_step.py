@@ -38,8 +38,8 @@ BYTES = {"fp32": 4, "bf16": 2}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("mini", "mega"), default="mini")
-    parser.add_argument("--runner", choices=("auto", "compiled", "openvino"), default="auto")
-    parser.add_argument("--dtype", choices=("int8", "bf16", "fp32"), default="int8")
+    parser.add_argument("--runner", choices=("auto", "compiled"), default="auto")
+    parser.add_argument("--dtype", choices=("int8", "fp32"), default="int8")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dalle-server", "torch", "openvino", "numpy", "min-dalle")
+PACKAGES = ("dalle-server", "torch", "numpy", "min-dalle")
 
 
 def describe() -> dict[str, Any]:

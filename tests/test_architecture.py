@@ -30,7 +30,6 @@ ONLY_IN = {
     "flask": {"web/"},
     "apiflask": {"web/"},
     "ray": {"cluster/"},
-    "openvino": {"engine/runners/cpu/openvino/"},
 }
 # These two ask torch, once it is known to be installed, whether there is a GPU and what is free on it.
 TORCH_RUNNERS = {"engine/runners/torch/", "engine/runners/choice.py", "engine/runners/sizing.py"}

@@ -1,5 +1,5 @@
-"""What number formats do to the trained model, through the runner that serves it: fp32, bf16 and int8, by OpenVINO
-and by the compiled step, side by side.
+"""What number formats do to the trained model, through the runner that serves it: fp32 and int8 of the compiled
+runner, and bf16 of torch, side by side.
 
 Two views. Along the same tokens: how far the guided logits move, how often the best and the sampled token stay the
 same, and how far the pixels of the same grids move. And by the judge: the scores of the evaluation, with pictures
@@ -29,11 +29,9 @@ from training.evaluate import Generate, Question, score
 from training.recipe import NUM_SEEDS, Recipe
 
 FORMATS = {  # name → runner and dtype
-    "fp32": ("openvino", "fp32"),
-    "bf16": ("openvino", "bf16"),
-    "int8": ("openvino", "int8"),
-    "int8 compiled": ("compiled", "int8"),
-    "fp32 compiled": ("compiled", "fp32"),
+    "fp32": ("compiled", "fp32"),
+    "int8": ("compiled", "int8"),
+    "bf16": ("torch", "bf16"),
 }
 ASKED = ("single object, top-1", "single object, top-5", "background colour", "count")
 PROMPTS = (

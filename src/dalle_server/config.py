@@ -79,9 +79,9 @@ def _lower(value: object) -> object:
 
 
 def _runner(value: object) -> object:
-    """0.1.0 called the compiled runner native."""
+    """0.1.0 called the compiled runner native, and had another, whose work that one does now."""
     value = _lower(value)
-    return "compiled" if value == "native" else value
+    return "compiled" if value in ("native", "openvino") else value
 
 
 _WORDINGS = (  # so that they follow "expected"
@@ -133,9 +133,9 @@ class Settings(BaseModel):
     max_images: Integer = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
 
-    runner: Annotated[Literal["auto", "compiled", "openvino", "torch"], BeforeValidator(_runner)] = Field("auto",
+    runner: Annotated[Literal["auto", "compiled", "torch"], BeforeValidator(_runner)] = Field("auto",
         json_schema_extra={"group": "Engine"},
-        description="What does the arithmetic; auto takes torch on a GPU, and compiled (or openvino) on a CPU.")
+        description="What does the arithmetic; auto takes torch on a GPU, and compiled on a CPU.")
     device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",

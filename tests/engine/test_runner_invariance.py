@@ -36,7 +36,7 @@ def janus_runner() -> Runner:
     return TorchRunner(opened(max_text_length=64), num_slots=NUM_SLOTS)
 
 
-def openvino_runner(dtype: str) -> Runner:
+def compiled_runner(dtype: str) -> Runner:
     pytest.importorskip("torch")  # reads the golden
     from dalle_server.engine.runners.cpu.load import load_cpu_runner
     from tests.runners.golden_checkpoints import open_golden
@@ -49,9 +49,8 @@ RUNNERS: dict[str, Callable[[], Runner]] = {
     "torch-bf16": lambda: torch_runner("bf16"),
     "torch-fp32-sampled-on-device": lambda: torch_runner("fp32", on_device=True),
     "torch-janus": janus_runner,
-    "openvino-fp32": lambda: openvino_runner("fp32"),
-    "openvino-bf16": lambda: openvino_runner("bf16"),
-    "openvino-int8": lambda: openvino_runner("int8"),
+    "compiled-fp32": lambda: compiled_runner("fp32"),
+    "compiled-int8": lambda: compiled_runner("int8"),
 }
 
 

@@ -20,8 +20,7 @@ WANTED = frozenset({LOGPROBS})
 RUNNERS: dict[str, Callable[[], Runner]] = {
     "torch": lambda: TorchRunner(open_golden(NAME), num_slots=4),
     "torch on the device": lambda: TorchRunner(open_golden(NAME), num_slots=4, on_device=True),
-    "openvino fp32": lambda: cpu_runner(open_golden(NAME), "fp32", num_slots=4),
-    "compiled fp32": lambda: cpu_runner(open_golden(NAME), "compiled fp32", num_slots=4),
+    "fp32": lambda: cpu_runner(open_golden(NAME), "fp32", num_slots=4),
 }
 
 

@@ -49,19 +49,23 @@ def test_a_cpu_takes_the_compiled_step_in_int8(monkeypatch: pytest.MonkeyPatch) 
     assert (choice.runner, choice.device, choice.dtype) == ("compiled", "cpu", "int8")
     for word in ("device cpu", "runner compiled", "dtype int8"):
         assert word in choice.reason
-    assert choose(dtype="bf16").runner == "openvino"
+    assert choose(dtype="bf16").runner == "torch"
     assert choose(dtype="fp32").runner == "compiled"
     assert choose(runner="compiled", num_weights=4_000_000).dtype == "fp32"
 
 
-def test_a_cpu_that_cannot_run_the_compiled_step_takes_openvino_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_cannot_run_the_compiled_code_takes_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, None)
     with_compiled(monkeypatch, "this CPU has no AVX-512 VNNI instructions")
     choice = choose()
-    assert (choice.runner, choice.device, choice.dtype) == ("openvino", "cpu", "int8")
-    assert "runner openvino: this CPU has no AVX-512 VNNI instructions, which runner compiled needs" in choice.reason
-    with pytest.raises(ConfigError, match="VNNI instructions; use --runner openvino"):
-        choose(runner="compiled")
+    assert (choice.runner, choice.device, choice.dtype) == ("torch", "cpu", "fp32")
+    assert "runner torch: this CPU has no AVX-512 VNNI instructions, which runner compiled needs" in choice.reason
+    for wish in (("compiled", "auto", "auto"), ("auto", "cpu", "int8")):
+        with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
+            choose(*wish)
+    without(monkeypatch, "torch")
+    with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
+        choose()
 
 
 def test_a_small_model_stays_exact_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +85,8 @@ def test_an_accelerator_takes_torch_in_fp16(monkeypatch: pytest.MonkeyPatch, dev
 def test_the_cpus_runners_stay_there_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     with_accelerator(monkeypatch, "cuda")
     with_compiled(monkeypatch)
-    assert choose(runner="openvino").device == "cpu"
     assert choose(runner="compiled").device == "cpu"
-    assert choose(device="cpu", dtype="bf16").runner == "openvino"
+    assert choose(device="cpu", dtype="bf16").runner == "torch"
 
 
 def test_torch_on_a_cpu_is_the_exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +95,14 @@ def test_torch_on_a_cpu_is_the_exact_reference(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_asked_for_is_taken() -> None:
-    assert choose("openvino", "cpu", "bf16") == Choice("openvino", "cpu", "bf16", "as asked for")
+    assert choose("torch", "cpu", "bf16") == Choice("torch", "cpu", "bf16", "as asked for")
 
 
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (("openvino", "cuda", "auto"), "runs on the CPU"),
-        (("openvino", "cpu", "fp16"), "use int8, bf16 or fp32"),
-        (("torch", "cpu", "int8"), "for --runner compiled or openvino"),
+        (("compiled", "cpu", "fp16"), "use int8 or fp32"),
+        (("torch", "cpu", "int8"), "for --runner compiled"),
         (("compiled", "cuda", "auto"), "runs on the CPU"),
         (("compiled", "cpu", "bf16"), "computes in int8 or fp32"),
     ],
@@ -112,7 +114,7 @@ def test_impossible_wishes_are_refused(wish: tuple[str, str, str], message: str)
 
 def test_torch_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "torch")
-    assert choose().runner in ("compiled", "openvino")
+    assert choose().runner == "compiled"
     with pytest.raises(ConfigError, match=r"dalle-server\[torch\]"):
         choose(runner="torch")
 
@@ -127,9 +129,9 @@ def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: 80 << 30)
     config = random_checkpoint().config
     mega = replace(config, transformer=replace(sizes(config), d_model=2048, decoder_layers=24, image_length=256))
-    assert default_num_slots(config, Choice("openvino", "cpu", "int8", "")) == 16
+    assert default_num_slots(config, Choice("compiled", "cpu", "int8", "")) == 16
     assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
-    assert default_num_slots(mega, Choice("openvino", "cpu", "int8", "")) == 4
+    assert default_num_slots(mega, Choice("compiled", "cpu", "int8", "")) == 4
 
 
 @pytest.mark.parametrize(("free_gb", "slots"), [(80, 17), (7.7, 11), (6.6, 2), (4, 1)])
@@ -156,10 +158,10 @@ def test_a_model_that_does_not_fit_in_memory_says_what_to_lower(monkeypatch: pyt
 
 def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dalle_server"):
-        runner = choose_runner(random_checkpoint(), "openvino", num_slots=3, num_threads=1)
-    assert runner.info.runner == "openvino" and runner.info.dtype == "fp32" and runner.num_slots == 3
+        runner = choose_runner(random_checkpoint(), "compiled", num_slots=3, num_threads=1)
+    assert runner.info.runner == "compiled" and runner.info.dtype == "fp32" and runner.num_slots == 3
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "openvino on cpu in fp32, 3 slots" in line and runner.info.reason in line
+    assert "compiled on cpu in fp32, 3 slots" in line and runner.info.reason in line
     assert "1 threads (as asked for)" in line
 
 
@@ -185,7 +187,8 @@ def test_a_build_may_be_named_and_one_that_is_not_there_is_refused() -> None:
         ConfigError, match=r"--runner compiled: this installation has no build sse9 of the compiled code"
     ):
         choose("compiled", "cpu", "int8", cpu_build="sse9")
-    assert choose(device="cpu", dtype="int8", cpu_build="sse9").runner == "openvino"
+    with pytest.raises(ConfigError, match="sse9"):
+        choose(device="cpu", cpu_build="sse9")
 
 
 def too_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import TOKENIZE, Runner
-from dalle_server.engine.runners.cpu.openvino.compile import Compiler
-from dalle_server.engine.runners.cpu.openvino.pixels import nearest
-from dalle_server.engine.runners.cpu.openvino.vqgan import build_encoder
-from dalle_server.engine.runners.cpu.openvino.vqgan_layers import Layers
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.errors import NotSupported
 from tests.parity.loading import golden_checkpoint, goldens, load_vqgan, min_dalle_checkpoint
@@ -24,10 +19,8 @@ Load = Callable[[Checkpoint], Runner]
 RUNNERS: dict[str, Load] = {
     "torch": lambda checkpoint: TorchRunner(checkpoint, num_slots=1),
     "torch bf16": lambda checkpoint: TorchRunner(checkpoint, num_slots=1, dtype="bf16"),
-    "openvino fp32": lambda checkpoint: cpu_runner(checkpoint, "fp32", num_slots=1),
-    "openvino int8": lambda checkpoint: cpu_runner(checkpoint, "int8", num_slots=1),
-    "compiled fp32": lambda checkpoint: cpu_runner(checkpoint, "compiled fp32", num_slots=1),
-    "compiled int8": lambda checkpoint: cpu_runner(checkpoint, "compiled int8", num_slots=1),
+    "compiled fp32": lambda checkpoint: cpu_runner(checkpoint, "fp32", num_slots=1),
+    "compiled int8": lambda checkpoint: cpu_runner(checkpoint, "int8", num_slots=1),
 }
 
 
@@ -36,20 +29,6 @@ RUNNERS: dict[str, Load] = {
 )
 def load(request: pytest.FixtureRequest) -> Load:
     return RUNNERS[request.param]
-
-
-def test_the_graph_finds_the_references_ids() -> None:
-    checkpoint, golden = golden_checkpoint("tiny-mega"), goldens("tiny-vqgan/goldens.npz")
-    program = Compiler(1).compile(build_encoder(Layers(checkpoint.vqgan, checkpoint.config)), ov.Type.f32)
-    request = program.create_infer_request()
-    codebook = np.asarray(checkpoint.vqgan["quantize.embedding.weight"], np.float32)
-    for image, prequant, ids in zip(
-        golden["encode_images"], golden["encode_prequant"], golden["encode_indices"], strict=True
-    ):
-        request.infer({"pixels": image})
-        features = request.get_tensor("features").data
-        np.testing.assert_allclose(features, prequant.reshape(features.shape), rtol=0, atol=5e-4)
-        np.testing.assert_array_equal(nearest(features, codebook), ids)
 
 
 def test_every_runner_finds_the_references_ids_in_bytes(load: Load) -> None:
@@ -74,8 +53,3 @@ def test_a_checkpoint_without_an_encoder_says_so_and_what_would_help(load: Load)
     side = checkpoint.config.picture.width_px
     with pytest.raises(NotSupported, match=r"no encoder.*docs/checkpoints\.md"):
         runner.tokenize(np.zeros((1, side, side, 3), np.uint8))
-
-
-def test_among_equally_near_entries_the_lowest_id_is_taken() -> None:
-    codebook = np.array([[5, 5], [1, 1], [1, 1], [0, 9]], np.float32)
-    assert nearest(np.array([[1.2, 0.9], [0, 8]], np.float32), codebook).tolist() == [1, 3]

@@ -50,8 +50,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     check_config(str(path / CONFIG), config)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(f"{path / TOKENIZER} is missing")
-    # OpenVINO uses the VQGAN's weights where they lie, and takes only writable memory (which it never writes).
-    transformer, vqgan = open_tensors(path / TRANSFORMER), open_tensors(path / VQGAN, private=True)
+    transformer, vqgan = open_tensors(path / TRANSFORMER), open_tensors(path / VQGAN)
     check_native(str(path), config, transformer, vqgan)
     try:
         digest = _weights_digest(config, _verified_sums(path))

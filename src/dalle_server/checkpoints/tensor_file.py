@@ -80,7 +80,7 @@ def _view(
     start, end = entry["data_offsets"]
     dtype = dtypes[entry["dtype"]]
     array: Array = np.frombuffer(mapped, np.uint8)[data_start + start : data_start + end]
-    if (data_start + start) % dtype.itemsize:  # another writer may not align; torch and OpenVINO want it
+    if (data_start + start) % dtype.itemsize:  # another writer may not align; torch and the compiled code want it
         array = array.copy()
     shaped: Array = array.view(dtype).reshape(entry["shape"])
     return shaped

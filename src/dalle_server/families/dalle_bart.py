@@ -43,7 +43,7 @@ class DalleBartConfig:
     """Sizes of a DalleBart (dalle-mini's `config.json`)."""
 
     family: ClassVar[str] = "dalle-bart"
-    cpu_runners: ClassVar[tuple[str, ...]] = ("compiled", "openvino")
+    cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
 
     d_model: int
     encoder_layers: int

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
-from dalle_server.engine.runners.cpu.packing import pack, products
+from dalle_server.engine.runners.cpu.packing import products, stacked
 from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
@@ -55,8 +55,8 @@ class Given(nn.Module):
 
 def rounded(checkpoint: Checkpoint, name: str) -> np.ndarray:
     """The named product's weights after int8, groups filled up with zeros."""
-    packed = pack(checkpoint.transformer, products(checkpoint.config)[name], "int8")
-    weight = packed["values"] * packed["scales"]
+    quantised = quantise(stacked(checkpoint.transformer, products(checkpoint.config)[name]))
+    weight = quantised.values * quantised.scales
     rows = np.zeros((len(weight), weight.shape[1], GROUP_SIZE), np.float32)
     rows[:, :, : weight.shape[2]] = weight
     return rows.reshape(len(rows), -1)
@@ -91,7 +91,7 @@ def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
 )
 def test_a_step_is_the_int8_arithmetic(d_model: int, heads: int, ffn_dim: int, image_length: int) -> None:
     checkpoint = random_checkpoint(d_model, heads, ffn_dim, image_length)
-    runner = cpu_runner(checkpoint, "compiled int8", num_slots=2)
+    runner = cpu_runner(checkpoint, "int8", num_slots=2)
     encoded = runner.encode([random_text(1, 40), random_text(2, 3)])
     runner.admit(0, *encoded)
     tokens = np.random.default_rng(4).integers(0, START, (1, image_length))
@@ -126,7 +126,7 @@ def rms(x: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_goldens_within_what_int8_allows(name: str) -> None:
-    runner, golden = cpu_runner(open_golden(name), "compiled int8", num_slots=4), goldens(GOLDENS[name])
+    runner, golden = cpu_runner(open_golden(name), "int8", num_slots=4), goldens(GOLDENS[name])
     admit_goldens(runner, golden)
     for branch, scale in (("", 1.0), ("_uncond", 0.0)):
         logits = force(runner, golden["decoder_input_ids"], replace(GREEDY, condition_scale=scale))
@@ -175,5 +175,5 @@ def test_any_number_of_threads_gives_the_same_bits(num_threads: int, dtype: str)
 
 
 def test_a_grid_too_long_for_the_step_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--runner openvino"):
-        cpu_runner(random_checkpoint(image_length=65 * 65), "compiled int8", num_slots=1)
+    with pytest.raises(ConfigError, match="--runner torch"):
+        cpu_runner(random_checkpoint(image_length=65 * 65), "int8", num_slots=1)

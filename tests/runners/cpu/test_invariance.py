@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
-from dalle_server.engine.runners.cpu.openvino.decoder import row_buckets
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.generation import ImageKey, SamplingParams
-from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner
+from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint, random_text
+
+pytestmark = needs_compiled
 
 NUM_SLOTS = 16
 SAMPLING = SamplingParams(temperature=1.0, top_k=8, top_p=1.0, condition_scale=10.0)
@@ -82,12 +83,6 @@ def test_padding_to_a_larger_bucket_changes_nothing(runner: CpuRunner, alone: di
     assert runner.row_buckets[0] == 6
     assert run(runner, [Picture(1, slot=5)])[1] == alone[1]
     runner.row_buckets = before
-
-
-def test_a_step_never_has_fewer_rows_than_threads() -> None:
-    assert row_buckets(num_threads=2, num_slots=16) == (1, 2, 3, 4, 6, 8, 12, 16)
-    assert row_buckets(num_threads=6, num_slots=8) == (3, 4, 6, 8)
-    assert row_buckets(num_threads=16, num_slots=4) == (8,)
 
 
 def test_different_prompts_differ(alone: dict[int, list[bytes]]) -> None:

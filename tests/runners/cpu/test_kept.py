@@ -14,11 +14,13 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.cpu import packing
-from dalle_server.engine.runners.cpu.packing import format_of, kept_packed, pack, products
+from dalle_server.engine.runners.cpu.packing import kept_packed, pack, products
 from dalle_server.errors import CheckpointError
-from tests.runners.cpu.cpu_runners import COMPILED, FORMATS, cpu_runner
+from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import GREEDY, force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
+
+pytestmark = needs_compiled
 
 
 @pytest.fixture
@@ -53,15 +55,15 @@ def test_the_first_the_next_and_an_uncached_start_agree(
 def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Path, dtype: str) -> None:
     kept = kept_packed(checkpoint, dtype, tmp_path)
     for name, product in products(checkpoint.config).items():
-        for part, expected in pack(checkpoint.transformer, product, format_of(dtype)).items():
-            for _ in range(2):  # the second time from pages that were given back
-                np.testing.assert_array_equal(kept[name][part], expected)
-                release_pages(kept[name][part])
+        expected = pack(checkpoint.transformer, product, dtype)
+        for _ in range(2):  # the second time from pages that were given back
+            np.testing.assert_array_equal(kept[name], expected)
+            release_pages(kept[name])
 
 
 def test_a_damaged_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     kept_packed(checkpoint, "int8", tmp_path)
-    (file,) = tmp_path.glob("openvino/*/*.safetensors")
+    (file,) = tmp_path.glob("compiled/*/*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=file.name):
         kept_packed(checkpoint, "int8", tmp_path)
@@ -78,7 +80,7 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
     np.testing.assert_array_equal(result, logits(checkpoint, None))
 
 
-@pytest.mark.parametrize("dtype", ["int8", *COMPILED])
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again(
     checkpoint: Checkpoint, tmp_path: Path, dtype: str
 ) -> None:

@@ -28,7 +28,7 @@ PAD = 1  # of the golden tokenizer
 Case = tuple[CpuRunner, dict[str, np.ndarray]]
 
 
-@pytest.fixture(params=["fp32", pytest.param("compiled fp32", marks=needs_compiled)], scope="module")
+@pytest.fixture(params=["fp32", pytest.param("fp32", marks=needs_compiled)], scope="module")
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -1,1 +1,1 @@
-"""Runners do the arithmetic: torch (reference and GPU) and OpenVINO (CPU). Each imports its library itself."""
+"""Runners do the arithmetic: torch (reference and GPU) and compiled C (CPU)."""

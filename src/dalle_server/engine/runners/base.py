@@ -1,4 +1,4 @@
-"""The protocol between the engine and what does the arithmetic. No torch, no OpenVINO here."""
+"""The protocol between the engine and what does the arithmetic. No torch and no C here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextTokens:
 class RunnerInfo:
     """What runs, where, and why: shown in the log, by /v1/info and by the playground."""
 
-    runner: str  # "compiled" | "openvino" | "torch" | "fake"
+    runner: str  # "compiled" | "torch" | "fake"
     device: str  # "cpu" | "cuda:0" | "mps"
     device_name: str
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
 from dalle_server.errors import ConfigError
 
-CPU_RUNNERS = ("compiled", "openvino")
+CPU_RUNNERS = ("compiled",)
 _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
 
 
@@ -17,7 +17,7 @@ _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/perf
 class Choice:
     """What runs, and why: `reason` goes to the log and to /v1/info."""
 
-    runner: str  # "compiled" | "openvino" | "torch"
+    runner: str  # "compiled" | "torch"
     device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
     reason: str
@@ -47,12 +47,12 @@ def choose(
         reasons.append(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )
-    if dtype == "auto":
-        dtype, why = _default_dtype(runner, device, num_weights)
-        reasons.append(f"dtype {dtype}: {why}")
     if runner == "auto":
         runner, why = _default_runner(device, dtype, cpu_build)
         reasons.append(f"runner {runner}: {why}")
+    if dtype == "auto":
+        dtype, why = _default_dtype(runner, device, num_weights)
+        reasons.append(f"dtype {dtype}: {why}")
     _check(runner, device, dtype, cpu_build)
     return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
 
@@ -84,10 +84,12 @@ def _default_runner(device: str, dtype: str, cpu_build: str) -> tuple[str, str]:
     """The runner and why."""
     if device != "cpu":
         return "torch", "the fastest on this device"
-    if dtype not in ("int8", "fp32"):
-        return "openvino", "the fastest on a CPU in this dtype"
+    if dtype == "bf16":
+        return "torch", "the only one on a CPU in this dtype"
     if missing := why_not(cpu_build):
-        return "openvino", f"{missing}, which runner compiled needs"
+        if cpu_build == "auto" and dtype != "int8" and importlib.util.find_spec("torch") is not None:
+            return "torch", f"{missing}, which runner compiled needs and which would be faster"
+        return "compiled", "nothing else will do"  # to be refused, with the reason
     return "compiled", f"the fastest on a CPU, build {load_library(cpu_build).build}"
 
 
@@ -96,13 +98,13 @@ def _check(runner: str, device: str, dtype: str, cpu_build: str) -> None:
         if importlib.util.find_spec("torch") is None:
             raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
         if dtype == "int8":
-            raise ConfigError("--dtype int8 is for --runner compiled or openvino; with torch use fp32, bf16 or fp16")
+            raise ConfigError("--dtype int8 is for --runner compiled; with torch use fp32, bf16 or fp16")
         return
     if device != "cpu":
         raise ConfigError(f"--runner {runner} runs on the CPU, not on {device}; use --runner torch")
-    if runner == "compiled" and dtype not in ("int8", "fp32"):
-        raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner openvino")
-    if runner == "compiled" and (missing := why_not(cpu_build)):
-        raise ConfigError(f"--runner compiled: {missing}; use --runner openvino")
     if dtype == "fp16":
-        raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8, bf16 or fp32")
+        raise ConfigError("--dtype fp16 has no fast arithmetic on a CPU; use int8 or fp32")
+    if dtype not in ("int8", "fp32"):
+        raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner torch")
+    if missing := why_not(cpu_build):
+        raise ConfigError(f"--runner compiled: {missing}; or use --runner torch, which is slower")

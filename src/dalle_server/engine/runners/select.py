@@ -69,13 +69,12 @@ def _load(
     cpu_build: str,
     cache_dir: Path | None,
 ) -> Runner:
-    # Imported here: neither library is touched, or need be installed, where the other one runs.
+    # Imported here: torch need not be installed where the compiled runner runs.
     if choice.runner != "torch":
         from dalle_server.engine.runners.cpu.load import load_cpu_runner
 
         return load_cpu_runner(
             checkpoint,
-            choice.runner,
             dtype=choice.dtype,
             num_slots=num_slots,
             num_threads=num_threads,

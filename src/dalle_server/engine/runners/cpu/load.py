@@ -19,20 +19,15 @@ from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.openvino.compile import PRECISIONS, VERSION, Compiler
-from dalle_server.engine.runners.cpu.openvino.decoder import OpenVINOStep
-from dalle_server.engine.runners.cpu.openvino.encoder import OpenVINOTexts
-from dalle_server.engine.runners.cpu.openvino.pixels import OpenVINOPixels
-from dalle_server.engine.runners.cpu.openvino.weights import Weights
-from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, kept_packed, products
-from dalle_server.engine.runners.cpu.parts import Pixels, Step, Texts
+from dalle_server.engine.runners.cpu.packing import Tiles, kept_packed, products
+from dalle_server.engine.runners.cpu.parts import Step, Texts
 from dalle_server.engine.runners.cpu.runner import CpuRunner
-from dalle_server.engine.runners.cpu.threads import usable_threads
-from dalle_server.engine.sampling import Draw, gumbel_max
+from dalle_server.engine.runners.cpu.threads import processor_name, usable_threads
+from dalle_server.engine.sampling import Draw
 from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.families.dalle_bart import sizes
 
-DTYPES = {"compiled": ("int8", "fp32"), "openvino": tuple(PRECISIONS)}
+DTYPES = ("int8", "fp32")
 WORTH_KEEPING_BYTES = 200 << 20
 
 logger = logging.getLogger(__name__)
@@ -40,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 def load_cpu_runner(
     checkpoint: Checkpoint,
-    runner: str = "openvino",
     *,
     dtype: str = "int8",
     num_slots: int = 8,
@@ -49,53 +43,39 @@ def load_cpu_runner(
     cache_dir: Path | None = None,
     reason: str = "chosen by the caller",
 ) -> CpuRunner:
-    """`runner` names what encodes texts, writes tokens and makes pixels: "compiled" or "openvino".
+    """dtype "fp32" is exact; "int8" says how weights are stored and products computed. num_threads None means as many
+    as `usable_threads` finds.
 
-    dtype "fp32" is exact; "bf16" and "int8" say how weights are stored and products computed. num_threads None means
-    as many as `usable_threads` finds. Raises OSError where the compiled code cannot run (`compiled.library.why_not`
-    says so beforehand), ConfigError for a dtype that the runner does not have.
+    Raises OSError where the compiled code cannot run (`compiled.library.why_not` says so beforehand), ConfigError for
+    another dtype.
     """
-    if dtype not in DTYPES[runner]:
-        raise ConfigError(f"dtype {dtype!r} is not one of --runner {runner}: {', '.join(DTYPES[runner])}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not one of --runner compiled: {', '.join(DTYPES)}")
     threads = num_threads or usable_threads()[0]
-    config, compiler = checkpoint.config, Compiler(threads)
-    kept = _kept(checkpoint, (COMPILED if runner == "compiled" else "") + dtype, cache_dir)
+    library, team = load_library(cpu_build), Team(threads)
+    kept = _kept(checkpoint, dtype, cache_dir)
+    texts, step, draw = compiled_parts(library, team, checkpoint, kept, dtype, num_slots)
+    release_pages(*(kept or {}).values())  # each part has a copy of its own
     # A model whose weights are not worth keeping paints in no time anyway.
     ranges_dir = cache_dir if kept and dtype == "int8" else None
-    pixels: Pixels
-    if runner == "compiled":
-        library, team = load_library(cpu_build), Team(threads)
-        texts, step, draw, build = compiled_parts(library, team, checkpoint, kept, dtype, num_slots)
-        pixels = CompiledPixels(library, team, checkpoint, ranges_dir=ranges_dir)
-    else:
-        texts, step, draw, build = _openvino_parts(checkpoint, kept, dtype, num_slots, compiler)
-        pixels = OpenVINOPixels(checkpoint, compiler, dtype, ranges_dir=ranges_dir)
-    _release(kept)
+    pixels = CompiledPixels(library, team, checkpoint, ranges_dir=ranges_dir)
     info = RunnerInfo(
-        runner=runner,
+        runner="compiled",
         device="cpu",
-        device_name=compiler.device_name,
+        device_name=processor_name(),
         dtype=dtype,
         reason=reason,
-        versions={"openvino": VERSION, "numpy": np.__version__},
+        versions={"numpy": np.__version__},
         num_threads=threads,
-        build=build,
+        build=library.build,
         features=(LOGPROBS, TOKENIZE) if checkpoint.has_encoder else (LOGPROBS,),
     )
-    return CpuRunner(config, info, num_slots, texts, step, pixels, draw)
-
-
-Parts = tuple[Texts, Step, Draw, str | None]  # and the name of the compiled code's build
+    return CpuRunner(checkpoint.config, info, num_slots, texts, step, pixels, draw)
 
 
 def compiled_parts(
-    library: Any,
-    team: Team,
-    checkpoint: Checkpoint,
-    kept: dict[str, Packed] | None,
-    dtype: str,
-    num_slots: int,
-) -> Parts:
+    library: Any, team: Team, checkpoint: Checkpoint, kept: Tiles | None, dtype: str, num_slots: int
+) -> tuple[Texts, Step, Draw]:
     embeddings = Embeddings(checkpoint.transformer, sizes(checkpoint.config))
     wanted = products(checkpoint.config)
     of_step = {name: product for name, product in wanted.items() if product.of_step}
@@ -105,32 +85,16 @@ def compiled_parts(
     texts = CompiledTexts(library, team, checkpoint, tiles, embeddings, is_exact=is_exact)
     tiles = tiles_of(checkpoint, of_step, kept, dtype)
     step = CompiledStep(library, team, checkpoint, tiles, embeddings, is_exact=is_exact, num_slots=num_slots)
-    return texts, step, compiled_draw(library), library.build
+    return texts, step, compiled_draw(library)
 
 
-def _openvino_parts(
-    checkpoint: Checkpoint, kept: dict[str, Packed] | None, dtype: str, num_slots: int, compiler: Compiler
-) -> Parts:
-    config, weights = checkpoint.config, Weights(checkpoint, dtype, kept)
-    embeddings = Embeddings(checkpoint.transformer, sizes(config))
-    texts = OpenVINOTexts(weights, sizes(config), embeddings, compiler, dtype)
-    _release(kept)
-    return texts, OpenVINOStep(weights, config, embeddings, compiler, dtype, num_slots), gumbel_max, None
-
-
-def _kept(checkpoint: Checkpoint, layout: str, cache_dir: Path | None) -> dict[str, Packed] | None:
+def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> Tiles | None:
     """Packed weights from the cache, where packing them anew would be felt at start."""
     size_bytes = sum(tensor.nbytes for tensor in checkpoint.transformer.values())
     if cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
         return None
     try:
-        return kept_packed(checkpoint, layout, cache_dir)
+        return kept_packed(checkpoint, dtype, cache_dir)
     except (OSError, CheckpointError) as error:
         logger.warning("packed weights are not kept, so every start takes longer and more memory: %s", error)
         return None
-
-
-def _release(kept: dict[str, Packed] | None) -> None:
-    """Each part has an arrangement of its own by now and does not read the mapped weights again."""
-    for packed in (kept or {}).values():
-        release_pages(*packed.values())

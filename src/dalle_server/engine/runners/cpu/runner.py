@@ -1,4 +1,4 @@
-"""The CPU runner: texts, step and pixels put together (load.py). Knows neither OpenVINO nor C."""
+"""The CPU runner: texts, step and pixels put together (load.py). Knows nothing of C."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""How many threads may compute here: no more than there are cores that this process may use all the time."""
+"""The processor: how many threads may compute here, no more than cores that this process may use all the time."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -56,3 +57,9 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def processor_name() -> str:
+    """As the processor calls itself, where the system says."""
+    names = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

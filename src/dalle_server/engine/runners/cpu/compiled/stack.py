@@ -17,13 +17,11 @@ from dalle_server.engine.runners.cpu.compiled.library import (
     TiledProduct,
 )
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.packing import COMPILED, Packed, format_of, pack
+from dalle_server.engine.runners.cpu.packing import Tiles, pack
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE
 from dalle_server.models.config import Product
 
 _ALIGNMENT = 64  # bytes: a cache line
-
-Tiles = Mapping[str, NDArray[Any]]  # name → (tiles, groups, …), laid out by tiles.py
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -35,15 +33,11 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return zeros
 
 
-def tiles_of(
-    checkpoint: Checkpoint, wanted: Mapping[str, Product], kept: Mapping[str, Packed] | None, dtype: str
-) -> dict[str, NDArray[Any]]:
-    """The wanted products' tiles; `kept` holds the products packed already, as `packing.COMPILED` lays them out."""
-    found = {
-        name: kept[name] if kept else pack(checkpoint.transformer, product, format_of(COMPILED + dtype))
-        for name, product in wanted.items()
+def tiles_of(checkpoint: Checkpoint, wanted: Mapping[str, Product], kept: Tiles | None, dtype: str) -> Tiles:
+    """The wanted products' tiles; `kept` holds them packed already."""
+    return {
+        name: kept[name] if kept else pack(checkpoint.transformer, product, dtype) for name, product in wanted.items()
     }
-    return {name: packed["tiles"] for name, packed in found.items()}
 
 
 class Memory:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.caches import Caches
 from dalle_server.engine.runners.cpu.compiled.library import DecoderPointers, LayerPointers, StepArguments
-from dalle_server.engine.runners.cpu.compiled.stack import Memory, Tiles
+from dalle_server.engine.runners.cpu.compiled.stack import Memory
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
+from dalle_server.engine.runners.cpu.packing import Tiles
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.errors import ConfigError
 from dalle_server.families.dalle_bart import sizes
@@ -41,7 +42,7 @@ class CompiledStep:
         config = sizes(checkpoint.config)
         most = library.max_positions()
         if max(config.image_length, config.max_text_length) > most:
-            raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner openvino")
+            raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner torch")
         self._run, self._team, self._embeddings = library.decode_step, team, embeddings
         self._codebook_size = checkpoint.config.picture.codebook_size
         self.row_buckets = tuple(range(1, num_slots + 1))

@@ -12,9 +12,10 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.engine.runners.cpu.compiled.caches import cache_arrays
 from dalle_server.engine.runners.cpu.compiled.library import EncoderPointers, TextArguments, TiledProduct
-from dalle_server.engine.runners.cpu.compiled.stack import Memory, Tiles
+from dalle_server.engine.runners.cpu.compiled.stack import Memory
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
+from dalle_server.engine.runners.cpu.packing import Tiles
 from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.families.dalle_bart import sizes
 
