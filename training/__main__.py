@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed.run import main as torchrun
 
 from training import parallel
+from training.compare import compare
 from training.formats import compare_formats
 from training.preset import load_preset
-from training.recipe import EXTRA_STAGES, PARALLEL_STAGES, STAGES, Recipe
+from training.recipe import EXTRA_STAGES, LEARNING_STAGES, PARALLEL_STAGES, STAGES, Recipe
+
+ALL_STAGES = {**STAGES, **EXTRA_STAGES, "formats": compare_formats, "compare": compare}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--preset", default="cpu", help="a name in training/presets, or a path to a .toml file")
+    parser.add_argument("--work", type=Path, help="where runs are kept and resumed; default: training/work")
     parser.add_argument("stages", nargs="*", help=f"default: all, in order: {' '.join(STAGES)}")
     arguments = parser.parse_args()
-    stages = {**STAGES, **EXTRA_STAGES, "formats": compare_formats}
     for stage in arguments.stages:
-        if stage not in stages:
-            parser.error(f"no stage {stage!r}; there are {' '.join(stages)}")
-    preset = load_preset(arguments.preset)
+        if stage not in ALL_STAGES:
+            parser.error(f"no stage {stage!r}; there are {' '.join(ALL_STAGES)}")
+    preset = load_preset(arguments.preset, arguments.work)
     if preset.processes > 1 and not parallel.is_started():
         torchrun(["--nproc-per-node", str(preset.processes), "-m", "training", *sys.argv[1:]])
         return
     parallel.start()
-    recipe = Recipe(preset)
-    for stage in arguments.stages or STAGES:
+    if preset.base is not None and not arguments.stages:
+        run(Recipe(preset.base), LEARNING_STAGES)
+    run(Recipe(preset), arguments.stages or list(STAGES))
+
+
+def run(recipe: Recipe, stages: Sequence[str]) -> None:
+    for stage in stages:
         if stage in PARALLEL_STAGES or parallel.rank() == 0:
             with parallel.threads(of_many=stage in PARALLEL_STAGES):
-                stages[stage](recipe)
+                ALL_STAGES[stage](recipe)
         parallel.barrier()
 
 

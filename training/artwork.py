@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -20,9 +21,13 @@ from torch import Tensor
 from training.concepts import Concept
 from training.palette import tint_statistics
 
-STYLES = ("3d", "flat")
+STYLES = ("3d", "flat", "noto")
 # Exact versions: another version is other artwork, and other weights. Licences: THIRD_PARTY_NOTICES.md.
-PACKAGES = {"3d": "@lobehub/fluent-emoji-3d@1.1.0", "flat": "@iconify-json/fluent-emoji-flat@1.2.6"}
+PACKAGES = {
+    "3d": "@lobehub/fluent-emoji-3d@1.1.0",
+    "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "noto": "@iconify-json/noto@1.2.9",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,11 @@ class Atlas:
     sprites: Tensor
     colourful: Tensor  # (N,) bool
     mid: Tensor  # (N,) luminance that a tint maps to the named colour
-    num_concepts: int
+    mirrorable: Tensor  # (concepts,) bool: a left arrow is not
+
+    @property
+    def num_concepts(self) -> int:
+        return len(self.mirrorable)
 
     def index(self, style: str, concept: int) -> int:
         return STYLES.index(style) * self.num_concepts + concept
@@ -40,20 +49,22 @@ class Atlas:
 
 def load_atlas(concepts: list[Concept], *, sprite_px: int, work_dir: Path) -> Atlas:
     """Render every concept in every style, or reuse the rendering of an earlier run."""
-    cache = work_dir / f"atlas-{len(concepts)}x{sprite_px}.npz"
+    asked = f"{sprite_px} {PACKAGES} {[concept.emoji for concept in concepts]}"
+    cache = work_dir / f"atlas-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
     work_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # every process of a parallel stage comes here
         if not cache.exists():
             _render_atlas(concepts, sprite_px, work_dir, cache)
     loaded = np.load(cache)
     return Atlas(
-        *(torch.from_numpy(loaded[key]) for key in ("sprites", "colourful", "mid")), num_concepts=len(concepts)
+        *(torch.from_numpy(loaded[key]) for key in ("sprites", "colourful", "mid")),
+        mirrorable=torch.tensor([concept.mirrorable for concept in concepts]),
     )
 
 
 def _render_atlas(concepts: list[Concept], sprite_px: int, work_dir: Path, cache: Path) -> None:
     sources = {style: fetch(package, work_dir / "artwork") for style, package in PACKAGES.items()}
-    renderers = {"3d": _Fluent3D(sources["3d"]), "flat": _FluentFlat(sources["flat"])}
+    renderers = {"3d": _Fluent3D(sources["3d"]), "flat": _Iconify(sources["flat"]), "noto": _Iconify(sources["noto"])}
     sprites = np.stack([_square(renderers[style].render(c.emoji), sprite_px) for style in STYLES for c in concepts])
     statistics = [tint_statistics(sprite.astype(np.float32) / 255) for sprite in sprites]
     colourful, mid = zip(*statistics, strict=True)
@@ -97,17 +108,23 @@ class _Fluent3D:
         raise KeyError(f"{emoji}: no 3d artwork for {'-'.join(bare)}")
 
 
-class _FluentFlat:
+class _Iconify:
     """SVG bodies in one JSON file, found through the code points in chars.json."""
 
     def __init__(self, package: Path):
-        self.icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))["icons"]
+        icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))
+        self.icons, self.aliases, self.side = icons["icons"], icons.get("aliases", {}), icons["width"]
         self.names = json.loads((package / "chars.json").read_text(encoding="utf-8"))
 
     def render(self, emoji: str) -> Image.Image:
         code = "-".join(f"{ord(char):04x}" for char in emoji if char != "\ufe0f")
-        body = self.icons[self.names[code]]["body"]
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="256" height="256">{body}</svg>'
+        name = self.names[code]
+        alias = self.aliases.get(name, {})
+        body = self.icons[alias.get("parent", name)]["body"]
+        if alias.get("hFlip"):
+            body = f'<g transform="translate({self.side} 0) scale(-1 1)">{body}</g>'
+        box = f"0 0 {self.side} {self.side}"
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="256" height="256">{body}</svg>'
         return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
 
 

@@ -12,7 +12,8 @@ from training.scenes import SceneSpec, Thing
 NUMBERS = {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4"), 5: ("five", "5"), 6: ("six", "6")}
 SIZE_WORDS = {"small": ("small", "tiny", "little"), "big": ("big", "large", "huge")}
 STYLE_PHRASES = {"flat": ("flat {}", "{}, flat style", "flat drawing of {}", "{} in flat style"),
-                 "3d": ("3d {}", "{}, 3d style", "3d render of {}", "{} in 3d")}  # fmt: skip
+                 "3d": ("3d {}", "{}, 3d style", "3d render of {}", "{} in 3d"),
+                 "noto": ("cartoon {}", "{}, cartoon style", "cartoon of {}", "{}, noto style")}  # fmt: skip
 FRAMES = ("a picture of {}", "a drawing of {}", "an emoji of {}", "an image of {}", "a painting of {}", "draw {}",
           "a photo of {}", "a cute {bare}", "an illustration of {}", "{} emoji", "there is {}")  # fmt: skip
 RELATION_PHRASES = {
@@ -54,15 +55,10 @@ class Captioner:
             text = f"{rng.choice(NUMBERS[spec.count])} {self._plural(spec.things[0], rng)}"
         else:
             text = self._single(spec, rng)
-        if spec.style == "flat" and not self._says_style(spec):
-            text = f"{text}, flat style"
+        if spec.style is not None:
+            text = rng.choice(STYLE_PHRASES[spec.style]).format(text)
         text = self._background(text, spec.background, rng)
         return surround(text, rng) if rng.random() < CHATTER_SHARE else text
-
-    @staticmethod
-    def _says_style(spec: SceneSpec) -> bool:
-        """Whether `_single` has already put the style into words."""
-        return spec.relation is None and spec.count == 1 and spec.position is None
 
     def _single(self, spec: SceneSpec, rng: random.Random) -> str:
         thing = spec.things[0]
@@ -73,11 +69,7 @@ class Captioner:
             text = f"{plain} that is {rng.choice(SPELLINGS.get(thing.colour, (thing.colour,)))}"
         if spec.position is not None:
             text = f"{text} {rng.choice(POSITION_PHRASES[spec.position])}"
-        elif spec.style == "flat":
-            return rng.choice(STYLE_PHRASES["flat"]).format(text)
-        elif rng.random() < 0.03:
-            return rng.choice(STYLE_PHRASES["3d"]).format(text)
-        elif rng.random() < 0.2:
+        elif spec.style is None and rng.random() < 0.2:
             return rng.choice(FRAMES).format(text, bare=bare)
         return text
 

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.artwork import STYLES
+from training.composer import Composer
 from training.concepts import Concept
 from training.loop import train
 from training.palette import COLOUR_NAMES
 from training.preset import Schedule
-from training.scenes import Composer, Placement, SceneSpec, Thing
+from training.scenes import Placement, SceneSpec, Thing
 
 SIDE_PX = 64  # what it looks at; other pictures are resized
-SCHEDULE = Schedule(batch=64, learning_rate=2e-3, steps=1200, ema_decay=0.99)
 _CHANNELS = (32, 64, 128, 256)
 
 
@@ -49,15 +50,17 @@ def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
 
 
-def train_classifier(concepts: list[Concept], composer: Composer, *, seed: int, checkpoint: Path) -> None:
+def train_classifier(
+    concepts: list[Concept], composer: Composer, schedule: Schedule, *, seed: int, checkpoint: Path
+) -> None:
     """Train (or resume), every concept as often as any other; leaves `checkpoint`."""
     torch.manual_seed(seed)
     model = Classifier(len(concepts)).to(composer.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), SCHEDULE.learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, weight_decay=1e-2)
 
-    def loss_of_step(draw: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(draw: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{seed} classifier {draw}")
-        shown = [rng.randrange(len(concepts)) for _ in range(SCHEDULE.batch)]
+        shown = [rng.randrange(len(concepts)) for _ in range(schedule.batch)]
         labels = torch.tensor(shown, device=composer.device)
         images = _views(shown, concepts, composer, rng).contiguous(memory_format=torch.channels_last)
         with torch.autocast(composer.device.type, torch.bfloat16):
@@ -65,7 +68,7 @@ def train_classifier(concepts: list[Concept], composer: Composer, *, seed: int, 
         right = float((logits.argmax(1) == labels).float().mean())
         return F.cross_entropy(logits.float(), labels, label_smoothing=0.05), {"right": right}
 
-    train("classifier", model, [optimizer], loss_of_step, SCHEDULE, checkpoint)
+    train("classifier", model, [optimizer], loss_of_step, schedule, checkpoint)
 
 
 def _views(shown: list[int], concepts: list[Concept], composer: Composer, rng: random.Random) -> Tensor:
@@ -78,12 +81,12 @@ def _views(shown: list[int], concepts: list[Concept], composer: Composer, rng: r
             SceneSpec(
                 things=(Thing(concept, rng.choice(COLOUR_NAMES) if tinted else None),),
                 background="plain" if plain else rng.choice(list(composer.backgrounds)),
-                style="flat" if rng.random() < 0.1 else "3d",
             )
         )
         side = rng.uniform(0.4, 1.0)
         play = (1 - side) / 2 + 0.05
-        places.append(Placement(rng.uniform(-play, play), rng.uniform(-play, play), side))
+        dx, dy = rng.uniform(-play, play), rng.uniform(-play, play)
+        places.append(Placement(dx, dy, side, rng.choice(STYLES), rng.random() < 0.3, rng.uniform(-8, 8)))
     images = composer.compose_at(specs, places, rng)
     images = F.interpolate(images, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
     soft = F.interpolate(images, scale_factor=rng.uniform(0.35, 1.0), mode="bilinear", antialias=True)

@@ -24,6 +24,8 @@ class Concept:
     natural_colours: tuple[str, ...]
     countable: bool
     tintable: bool
+    mirrorable: bool
+    extra: bool  # only in presets that ask for every concept
     weight: int  # how often it is shown, compared with others
 
 
@@ -34,8 +36,8 @@ def load_concepts(*, include_extra: bool) -> list[Concept]:
         if not line or line.startswith("#"):
             continue
         emoji, rest = line.split(" ", 1)
-        flags = {mark for mark in "~!+*" if mark in rest}
-        names, _, colours = rest.translate(str.maketrans("", "", "~!+*")).partition(":")
+        flags = {mark for mark in "~!=+*" if mark in rest}
+        names, _, colours = rest.translate(str.maketrans("", "", "~!=+*")).partition(":")
         if "+" in flags and not include_extra:
             continue
         concepts.append(
@@ -45,6 +47,8 @@ def load_concepts(*, include_extra: bool) -> list[Concept]:
                 natural_colours=tuple(colour.strip() for colour in colours.split(",") if colour.strip()),
                 countable="~" not in flags,
                 tintable="!" not in flags,
+                mirrorable="=" not in flags,
+                extra="+" in flags,
                 weight=4 if "*" in flags else 1,
             )
         )

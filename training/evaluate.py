@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from dalle_server.generation import SamplingParams
 from dalle_server.models.vqgan import VQGAN
+from training.artwork import STYLES
+from training.composer import Composer
 from training.judge import Judge
 from training.prompts import Prompter, Prompts
 from training.sample import decode_images
-from training.scenes import POSITIONS, Composer, SceneSampler, SceneSpec
+from training.scenes import POSITIONS, Placement, SceneSampler, SceneSpec
 from training.vqgan import psnr, tokenize_images, used_codes
 
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
@@ -51,8 +53,8 @@ class Score:
     control: float
 
 
-def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026) -> list[Question]:
-    """What is asked, and who says whether the answer is right."""
+def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026, everyday: bool = False) -> list[Question]:
+    """What is asked (of all concepts, or of the everyday ones), and who says whether the answer is right."""
 
     def top(places: int) -> Judgement:
         return lambda images, spec: judge.concept_rank(images, spec) < places
@@ -60,7 +62,7 @@ def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026) -> list[
     def in_place(images: Tensor, spec: SceneSpec) -> Tensor:
         return judge.position_right(images, spec, list(POSITIONS))
 
-    ask = Prompter(sampler, seed)
+    ask = Prompter(sampler, seed, everyday=everyday)
     singles, synonyms, colours, unseen = ask.singles(), ask.synonyms(), ask.colours(), ask.unseen_colours()
     return [
         Question("single object, top-1", singles, top(1)),
@@ -72,6 +74,7 @@ def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026) -> list[
         Question("unseen colour of object: object, top-1", unseen, top(1)),
         Question("unseen colour of object: colour", unseen, judge.colour_right),
         Question("background colour", ask.backgrounds(), judge.background_right),
+        Question("thing on a scene: thing, top-1", ask.scenes(), top(1)),
         Question("position", ask.positions(), in_place),
         Question("count", ask.counts(), judge.count_right),
         Question("pair: both right and in order", ask.pairs(), judge.pair_right),
@@ -106,6 +109,16 @@ def reconstruction(
         "psnr_db": round(psnr(images, decode_images(vqgan, tokens)), 2),
         "codes_used": round(used_codes(tokens, vqgan.config.n_embed)),
     }
+
+
+def seeds_differ(generate: Generate, prompts: Prompts, composer: Composer) -> float:
+    """Mean distance of the pixels of two seeds, over that of two artworks of the thing in one place: 1 is as far."""
+    texts, specs = [text for _, text in prompts], [spec for spec, _ in prompts]
+    apart = (generate(texts, 0) - generate(texts, 1)).abs().mean()
+    centre = Placement(0.0, 0.0, 0.75)
+    rng = random.Random(0)
+    artworks = [composer.compose_at(specs, [replace(centre, style=s)] * len(specs), rng) for s in STYLES[:2]]
+    return round(float(apart / (artworks[0] - artworks[1]).abs().mean()), 2)
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

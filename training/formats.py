@@ -65,7 +65,7 @@ def _runner(path: Path, name: str) -> Runner:
 
 def _grids(path: Path) -> NDArray[np.int32]:
     """The token grids (N, I) of PROMPTS, as fp32 draws them."""
-    engine = _engine(path, _runner(path, "fp32"))
+    engine = start_engine(path, _runner(path, "fp32"))
     try:
         drawn = [engine.submit(GenerationRequest.of(prompt, seed=7)) for prompt in PROMPTS]
         return np.stack([generation.result()[0].tokens for generation in drawn])
@@ -105,18 +105,18 @@ def _difference(
 
 
 def _scores(recipe: Recipe, path: Path, runner: Runner) -> list[dict[str, object]]:
-    engine = _engine(path, runner)
+    engine = start_engine(path, runner)
     try:
         asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
         return [
-            asdict(score(question, _through(engine), recipe.vqgan, recipe.composer, seeds=NUM_SEEDS))
+            asdict(score(question, through(engine), recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
             for question in asked
         ]
     finally:
         engine.stop()
 
 
-def _through(engine: Engine) -> Generate:
+def through(engine: Engine) -> Generate:
     """Captions and a seed to pictures, as a client of the engine gets them."""
 
     def draw(captions: list[str], seed: int) -> Tensor:
@@ -132,7 +132,7 @@ def _through(engine: Engine) -> Generate:
     return draw
 
 
-def _engine(path: Path, runner: Runner) -> Engine:
+def start_engine(path: Path, runner: Runner) -> Engine:
     engine = Engine(runner, TextTokenizer.from_checkpoint(open_checkpoint(path)))
     engine.start()
     return engine

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.classifier import Classifier
+from training.composer import Composer
 from training.palette import COLOUR_NAMES
-from training.scenes import RELATIONS, Composer, SceneSpec, Thing, placements
+from training.scenes import RELATIONS, SceneSpec, Thing
 
 _SIDE_PX = 32  # pictures are compared at this size
 
@@ -49,7 +50,7 @@ class Judge:
         key = tuple(candidates)
         if key not in self._templates:
             placed = [
-                (i, spec, where) for i, spec in enumerate(candidates) for where in dict.fromkeys(placements(spec))
+                (i, spec, where) for i, spec in enumerate(candidates) for where in self.composer.variety.every(spec)
             ]
             rng = random.Random(0)
             parts = [

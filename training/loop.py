@@ -38,14 +38,14 @@ def train(
     name: str,
     module: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    loss_of_step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss_of_step: Callable[[int, float], tuple[Tensor, dict[str, float]]],
     schedule: Schedule,
     checkpoint: Path,
 ) -> AveragedWeights:
     """Run one stage to the end of its schedule, resuming from `checkpoint` if it exists.
 
-    `loss_of_step(draw)` draws its own batch from the number it is given (a different one in every step and process):
-    a resumed run sees the data it would have seen.
+    `loss_of_step(draw, progress)` draws its own batch from the number it is given (a different one in every step and
+    process): a resumed run sees the data it would have seen. `progress` is the done share of the run, 0…1.
     """
     average = AveragedWeights(module, schedule.ema_decay)
     step, elapsed_s = _resume(checkpoint, module, optimizers, average)
@@ -55,7 +55,8 @@ def train(
     compiled = False
     while schedule.progress(step, elapsed_s) < 1:
         _scale_rates(optimizers, schedule.learning_rate_scale(step, elapsed_s))
-        loss, measures = loss_of_step(step * parallel.world_size() + parallel.rank())
+        draw = step * parallel.world_size() + parallel.rank()
+        loss, measures = loss_of_step(draw, schedule.progress(step, elapsed_s))
         loss.backward()
         parallel.average_gradients(module)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

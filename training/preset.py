@@ -10,6 +10,8 @@ from typing import Any
 
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import VQGANConfig
+from training.grow import grown
+from training.scenes import Variety
 
 PRESETS = Path(__file__).with_name("presets")
 BOS, PAD, EOS, UNK, MASK = range(5)  # ids of <s> <pad> </s> <unk> <mask>, as in BART
@@ -53,12 +55,23 @@ class Preset:
     text_vocab_size: int
     caption_dropout: float
     processes: int  # data parallel, one thread each: on a CPU better than one process of as many threads
+    variety: Variety
     vqgan: VQGANConfig
     vqgan_schedule: Schedule
+    doublings: int  # levels that the stage `decoder` puts in front of the VQGAN's: each doubles the picture's side
+    critic_from: float  # share of that stage after which a critic joins
+    num_scenes: int  # tokenised for the transformer
     decoder_schedule: Schedule
+    judge_schedule: Schedule
     transformer: dict[str, int]
     transformer_schedule: Schedule
     work_dir: Path
+    base: Preset | None = None  # whose VQGAN and transformer this one goes on from
+
+    @property
+    def picture_vqgan(self) -> VQGANConfig:
+        """The VQGAN that is served."""
+        return grown(self.vqgan, self.doublings)
 
     @property
     def image_length(self) -> int:
@@ -86,14 +99,19 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
     levels = tuple(raw["vqgan"].pop("fsq_levels"))
     vqgan = VQGANConfig.from_dict({**raw["vqgan"], "embed_dim": len(levels), "n_embed": math.prod(levels)})
     work_root = work_root or Path(__file__).with_name("work")
+    base = raw["run"].pop("base", None)
     return Preset(
         name=path.stem,
         fsq_levels=levels,
+        variety=Variety(**{**raw["variety"], "styles": tuple(raw["variety"]["styles"])}),
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
         decoder_schedule=Schedule(**raw["decoder_schedule"]),
+        **raw["decoder"],
+        judge_schedule=Schedule(**raw["judge_schedule"]),
         transformer=raw["transformer"],
         transformer_schedule=Schedule(**raw["transformer_schedule"]),
         work_dir=work_root / path.stem,
+        base=load_preset(base, work_root) if base else None,
         **raw["run"],
     )

@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 
 from training.concepts import plural, with_article
-from training.palette import COLOUR_NAMES
+from training.palette import COLOUR_NAMES, SCENES
 from training.scenes import RELATIONS, SceneSampler, SceneSpec, Thing
 
 Prompts = list[tuple[SceneSpec, str]]
 
 
 class Prompter:
-    """The fixed evaluation prompts: they follow from the seed, concepts.txt and held_out.toml alone."""
+    """The fixed evaluation prompts: they follow from the seed, concepts.txt and held_out.toml alone.
 
-    def __init__(self, sampler: SceneSampler, seed: int):
+    `everyday` asks for the everyday concepts alone, those of a small model.
+    """
+
+    def __init__(self, sampler: SceneSampler, seed: int, *, everyday: bool = False):
         self.rng = random.Random(seed)
-        self.concepts, self.held_out, self.countable = sampler.concepts, sampler.held_out, sampler.countable
-        self.everything = range(len(self.concepts))
+        self.concepts, self.held_out = sampler.concepts, sampler.held_out
+        self.everything = [i for i, concept in enumerate(self.concepts) if not (everyday and concept.extra)]
+        self.countable = [i for i in sampler.countable if not (everyday and self.concepts[i].extra)]
 
     def name(self, concept: int, colour: str | None = None) -> str:
         phrase = f"{colour} {self.concepts[concept].names[0]}" if colour else self.concepts[concept].names[0]
@@ -50,6 +54,10 @@ class Prompter:
     def backgrounds(self) -> Prompts:
         return [(SceneSpec(things=(Thing(i),), background=c), f"{self.name(i)} on {with_article(c)} background")
                 for c in COLOUR_NAMES for i in self.rng.sample(self.everything, 6)]  # fmt: skip
+
+    def scenes(self) -> Prompts:
+        return [(SceneSpec(things=(Thing(i),), background=scene), f"{self.name(i)} {words[0]}")
+                for scene, words in SCENES.items() for i in self.rng.sample(self.everything, 6)]  # fmt: skip
 
     def positions(self) -> Prompts:
         where = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}

@@ -19,20 +19,23 @@ from dalle_server.models.vqgan import VQGAN
 from training.artwork import Atlas, load_atlas
 from training.captions import Captioner
 from training.classifier import Classifier, train_classifier
+from training.composer import Composer
 from training.concepts import Concept, load_concepts
-from training.evaluate import Generate, Question, questions, reconstruction, report, sampling_grid, score
+from training.evaluate import Generate, Question, questions, reconstruction, report, sampling_grid, score, seeds_differ
 from training.export import export
 from training.held_out import HeldOut, load_held_out
 from training.judge import Judge
 from training.loop import load_average
+from training.painter import load_painted, train_painter
 from training.preset import Preset
 from training.restore import restore
 from training.sample import decode_images, sample_tokens
-from training.scenes import Composer, Mixture, SceneSampler
+from training.scenes import Mixture, SceneSampler
 from training.sheets import SHEETS, save_sheet
 from training.tokenizer import train_tokenizer
+from training.tokens import load_tokens, tokenize_scenes
 from training.transformer import train_transformer
-from training.vqgan import finetune_decoder, train_vqgan
+from training.vqgan import train_vqgan
 
 NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"
@@ -44,6 +47,7 @@ class Recipe:
     def __init__(self, preset: Preset):
         self.preset = preset
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._composers: dict[int, Composer] = {}
         preset.work_dir.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -62,9 +66,20 @@ class Recipe:
     def sampler(self) -> SceneSampler:
         return SceneSampler(self.concepts, self.held_out, Mixture())
 
-    @cached_property
-    def composer(self) -> Composer:
-        return Composer(self.atlas, self.preset.vqgan.resolution, self.device)
+    def composer(self, image_px: int) -> Composer:
+        """Kept, one for each size: the pictures that become tokens, and those that are served."""
+        if image_px not in self._composers:
+            self._composers[image_px] = Composer(self.atlas, image_px, self.preset.variety, self.device)
+        return self._composers[image_px]
+
+    @property
+    def small_composer(self) -> Composer:
+        """At the resolution of the preset's first VQGAN: for what need not look closely."""
+        return self.composer(self.preset.vqgan.resolution)
+
+    @property
+    def token_composer(self) -> Composer:
+        return self.composer(self.trunk.config.resolution)
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -78,6 +93,15 @@ class Recipe:
                 vocab_size=self.preset.text_vocab_size, seed=self.preset.seed, target=self.tokenizer_file,
             )  # fmt: skip
         return Tokenizer.from_file(str(self.tokenizer_file))
+
+    @property
+    def pictures(self) -> Composer:
+        """At the resolution of the VQGAN to be served."""
+        return self.composer(self.vqgan.config.resolution)
+
+    @property
+    def tokens_folder(self) -> Path:
+        return self.preset.work_dir / "tokens"
 
     @property
     def tokenizer_file(self) -> Path:
@@ -94,7 +118,7 @@ class Recipe:
 
     @cached_property
     def questions(self) -> list[Question]:
-        return questions(self.sampler, Judge(self.composer, self.classifier))
+        return questions(self.sampler, Judge(self.small_composer, self.classifier))
 
     @property
     def classifier_file(self) -> Path:
@@ -108,12 +132,21 @@ class Recipe:
         return model.to(self.device, memory_format=torch.channels_last).eval()
 
     @cached_property
-    def vqgan(self) -> VQGAN:
-        """The trained VQGAN (its averaged weights), as far as it has come."""
-        model = VQGAN(self.preset.vqgan)
-        finetuned = self.preset.work_dir / "decoder.pt"
-        model.load_state_dict(load_average(finetuned if finetuned.exists() else self.preset.work_dir / "vqgan.pt"))
+    def trunk(self) -> VQGAN:
+        """The VQGAN that makes the tokens, as far as it has come. Restored from a checkpoint it is the one served."""
+        weights = load_average(self.preset.work_dir / "vqgan.pt")
+        fits = len(weights["encoder.conv_in.bias"]) == self.preset.vqgan.ch
+        model = VQGAN(self.preset.vqgan if fits else self.preset.picture_vqgan)
+        model.load_state_dict(weights)
         return model.to(self.device, memory_format=torch.channels_last).eval()
+
+    @cached_property
+    def vqgan(self) -> VQGAN:
+        """The VQGAN to be served, as far as it has come: without the stage `decoder`, the trunk."""
+        painted = self.preset.work_dir / "decoder.pt"
+        if not painted.exists():
+            return self.trunk
+        return load_painted(self.preset, painted).to(self.device, memory_format=torch.channels_last).eval()
 
     @cached_property
     def transformer(self) -> DalleBart:
@@ -146,21 +179,32 @@ def learn_text_tokens(recipe: Recipe) -> None:
 
 
 def learn_image_tokens(recipe: Recipe) -> None:
-    train_vqgan(recipe.preset, recipe.sampler, recipe.composer)
+    train_vqgan(recipe.preset, recipe.sampler, recipe.small_composer)
+
+
+def write_tokens(recipe: Recipe) -> None:
+    preset = recipe.preset
+    tokenize_scenes(
+        preset.seed, preset.num_scenes, recipe.sampler, recipe.token_composer, recipe.trunk, recipe.tokens_folder
+    )
 
 
 def learn_to_paint(recipe: Recipe) -> None:
-    finetune_decoder(recipe.preset, recipe.sampler, recipe.composer)
+    composer = recipe.composer(recipe.preset.picture_vqgan.resolution)
+    train_painter(recipe.preset, recipe.sampler, composer, recipe.trunk)
     vars(recipe).pop("vqgan", None)  # an earlier stage may have loaded the decoder as it was
 
 
 def learn_to_draw(recipe: Recipe) -> None:
-    train_transformer(recipe.preset, recipe.sampler, recipe.composer, recipe.vqgan, recipe.captioner, recipe.tokenizer)
+    preset = recipe.preset
+    tokens = load_tokens(preset.num_scenes, recipe.tokens_folder)
+    train_transformer(preset, recipe.sampler, tokens, recipe.captioner, recipe.tokenizer, recipe.device)
 
 
 def learn_to_judge(recipe: Recipe) -> None:
     train_classifier(
-        recipe.concepts, recipe.composer, seed=recipe.preset.seed, checkpoint=recipe.classifier_file
+        recipe.concepts, recipe.small_composer, recipe.preset.judge_schedule,
+        seed=recipe.preset.seed, checkpoint=recipe.classifier_file,
     )  # fmt: skip
 
 
@@ -174,7 +218,7 @@ def choose_sampling(recipe: Recipe) -> None:
     thinned = [replace(question, prompts=question.prompts[::3]) for question in asked]
     results = []
     for sampling in sampling_grid():
-        values = [score(q, recipe.generate(sampling), recipe.vqgan, recipe.composer, seeds=1) for q in thinned]
+        values = [score(q, recipe.generate(sampling), recipe.vqgan, recipe.pictures, seeds=1) for q in thinned]
         results.append((sum(value.score for value in values) / len(values), sampling))
         print(f"{results[-1][0]:.3f} {sampling}", flush=True)
     best, _ = max(results, key=lambda result: result[0])
@@ -195,9 +239,10 @@ def evaluate(recipe: Recipe) -> None:
     draw = recipe.generate(recipe.sampling)
     scores = []
     for question in recipe.questions:
-        scores.append(score(question, draw, recipe.vqgan, recipe.composer, seeds=NUM_SEEDS))
+        scores.append(score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
         print(scores[-1], flush=True)
-    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.composer)
+    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.pictures)
+    quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, recipe.pictures)
     print(quality)
     print(report(scores, quality, recipe.preset.work_dir / "scores.json"))
     for name, prompts in SHEETS.items():
@@ -213,6 +258,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "data": fetch_data,
     "tokenizer": learn_text_tokens,
     "vqgan": learn_image_tokens,
+    "tokens": write_tokens,
     "transformer": learn_to_draw,
     "decoder": learn_to_paint,
     "judge": learn_to_judge,
@@ -221,6 +267,8 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "evaluate": evaluate,
 }
 # Run by every process of torchrun; the first process alone runs the others.
-PARALLEL_STAGES = ("vqgan", "transformer", "decoder", "judge")
+PARALLEL_STAGES = ("vqgan", "tokens", "transformer", "decoder", "judge")
+# What another preset needs of its base.
+LEARNING_STAGES = ("data", "tokenizer", "vqgan", "tokens", "transformer")
 # Only on request: start from the weights in the package instead of from nothing.
 EXTRA_STAGES: dict[str, Callable[[Recipe], None]] = {"restore": restore_checkpoint}

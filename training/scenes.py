@@ -1,22 +1,18 @@
-"""Scenes: what is in a picture (SceneSpec), where it goes (layout), and the pixels (Composer).
+"""Scenes: what is in a picture (SceneSpec) and where it goes (Variety, layout).
 
-A spec is drawn at random, or written down for the evaluation. `captions.py` puts the same spec into
-words, so that text and picture cannot disagree.
+A spec is drawn at random, or written down for the evaluation. `composer.py` paints it and `captions.py` puts the
+same spec into words, so that text and picture cannot disagree.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from training.artwork import Atlas
+from training.artwork import STYLES, Atlas
 from training.concepts import Concept
 from training.held_out import HeldOut
-from training.palette import COLOUR_NAMES, COLOURS, SCENES, backgrounds, tint
+from training.palette import COLOUR_NAMES, SCENES
 
 MAX_LAYERS = 6
 RELATIONS = ("left of", "right of", "above", "below", "beside")
@@ -60,7 +56,7 @@ class SceneSpec:
     position: str | None = None
     size: str | None = None
     background: str = "plain"
-    style: str = "3d"
+    style: str | None = None  # named by the caption; None leaves it to the seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +68,8 @@ class Layer:
     x: float
     y: float
     side: float
+    mirrored: bool = False
+    turn_degrees: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class Mixture:
     scene_background: float = 0.08
     position: float = 0.1
     size: float = 0.08
-    flat: float = 0.06
+    named_style: float = 0.06
 
 
 class SceneSampler:
@@ -107,7 +105,7 @@ class SceneSampler:
     def _draw(self, rng: random.Random) -> SceneSpec:
         mix = self.mixture
         kind = rng.random()
-        look = {"background": self._background(rng), "style": "flat" if rng.random() < mix.flat else "3d"}
+        look = {"background": self._background(rng), "style": self._style(rng)}
         if kind < mix.pairs:
             things = tuple(self._thing(rng, self.all, mix.colour / 2) for _ in range(2))
             return SceneSpec(things=things, relation=rng.choice(RELATIONS), **look)
@@ -127,6 +125,9 @@ class SceneSampler:
         tinted = self.concepts[concept].tintable and rng.random() < share
         return Thing(concept, rng.choice(COLOUR_NAMES) if tinted else None)
 
+    def _style(self, rng: random.Random) -> str | None:
+        return rng.choice(STYLES) if rng.random() < self.mixture.named_style else None
+
     def _background(self, rng: random.Random) -> str:
         drawn = rng.random()
         if drawn < self.mixture.colour_background:
@@ -138,21 +139,49 @@ class SceneSampler:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The play that a spec leaves: an offset, and the side of a thing whose size nobody asked for."""
+    """The play that a spec leaves: an offset, the side of a thing whose size nobody asked for, the artwork, a turn."""
 
     dx: float
     dy: float
     side: float
+    style: str = "3d"
+    mirrored: bool = False
+    turn_degrees: float = 0.0
 
 
-# Steps of a whole token (8 px of 64) and one size, not a continuum: a thing moved by a token is nearly the same tokens
-# moved, so that every example teaches all placements. The middle is as likely as both sides together.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variety:
+    """What a seed may change beside places: the styles of scenes that name none, a share mirrored, a slight turn."""
+
+    styles: tuple[str, ...] = ("3d",)
+    mirrored: float = 0.0
+    turn_degrees: float = 0.0
+
+    def draw(self, spec: SceneSpec, rng: random.Random) -> Placement:
+        """One placement, as likely as a training example has it."""
+        return replace(
+            rng.choice(_places(spec)),
+            style=spec.style or rng.choice(self.styles),
+            mirrored=rng.random() < self.mirrored,
+            turn_degrees=rng.uniform(-self.turn_degrees, self.turn_degrees),
+        )
+
+    def every(self, spec: SceneSpec) -> list[Placement]:
+        """Every different placement, upright."""
+        styles = (spec.style,) if spec.style else self.styles
+        sides = (False, True) if self.mirrored else (False,)
+        places = dict.fromkeys(_places(spec))
+        return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
+
+
+# Steps of a whole token (1/8 of the side) and one size, not a continuum: a thing moved by a token is nearly the same
+# tokens moved, so that every example teaches all placements. The middle is as likely as both sides together.
 _OFFSETS = (-1 / 8, 0.0, 0.0, 1 / 8)
 _SIDES = (0.75,)
 
 
-def placements(spec: SceneSpec) -> list[Placement]:
-    """Every placement that leaves the caption true; one of them is drawn, each listed as often as it is likely."""
+def _places(spec: SceneSpec) -> list[Placement]:
+    """Every offset that leaves the caption true, each listed as often as it is likely."""
     if spec.relation in ("above", "below"):
         return [Placement(dx, 0.0, 0.46) for dx in _OFFSETS]
     if spec.relation is not None:
@@ -170,7 +199,9 @@ def layout(spec: SceneSpec, atlas: Atlas, placement: Placement) -> list[Layer]:
     """Where a spec's things go."""
 
     def layer(thing: Thing, x: float, y: float, side: float = placement.side) -> Layer:
-        return Layer(atlas.index(spec.style, thing.concept), thing.colour, x, y, side)
+        mirrored = placement.mirrored and bool(atlas.mirrorable[thing.concept])
+        sprite = atlas.index(placement.style, thing.concept)
+        return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees)
 
     thing = spec.things[0]
     x, y = 0.5 + placement.dx, 0.5 + placement.dy
@@ -186,68 +217,3 @@ def layout(spec: SceneSpec, atlas: Atlas, placement: Placement) -> list[Layer]:
     if spec.position is not None:
         return [layer(thing, *POSITIONS[spec.position])]
     return [layer(thing, x, y)]
-
-
-class Composer:
-    """Turns batches of layers into pictures with torch, on whatever device it is moved to."""
-
-    def __init__(self, atlas: Atlas, image_px: int, device: torch.device | str = "cpu"):
-        self.atlas = atlas
-        self.image_px = image_px
-        self.device = torch.device(device)
-        # Mip levels: each is reduced at most 2× further by the bilinear sampler, so nothing aliases.
-        self.levels = [atlas.sprites.to(self.device)]
-        while self.levels[-1].shape[1] > image_px // 4:
-            smaller = F.avg_pool2d(_premultiplied(self.levels[-1]), 2)
-            straight = torch.cat([smaller[:, :3] / smaller[:, 3:].clamp(min=1 / 255), smaller[:, 3:]], 1)
-            self.levels.append((straight.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1))
-        self.backgrounds = {name: image.to(self.device) for name, image in backgrounds(image_px).items()}
-
-    def compose(self, specs: list[SceneSpec], rng: random.Random) -> Tensor:
-        """Pictures of `specs`, with placements drawn at random: (B,3,image_px,image_px) in [0,1]."""
-        return self.compose_at(specs, [rng.choice(placements(spec)) for spec in specs], rng)
-
-    def compose_at(self, specs: list[SceneSpec], where: list[Placement], rng: random.Random) -> Tensor:
-        """Pictures of `specs` at given placements; `rng` only chooses among the variants of a background."""
-        layouts = [layout(spec, self.atlas, placement) for spec, placement in zip(specs, where, strict=True)]
-        canvas = torch.stack([rng.choice(list(self.backgrounds[spec.background])) for spec in specs])
-        for depth in range(max(map(len, layouts))):
-            rows = [(row, layers[depth]) for row, layers in enumerate(layouts) if depth < len(layers)]
-            for level in range(len(self.levels)):
-                at_level = [(row, layer) for row, layer in rows if self._level(layer.side) == level]
-                if at_level:
-                    index = torch.tensor([row for row, _ in at_level], device=self.device)
-                    canvas[index] = self._paste(canvas[index], [layer for _, layer in at_level], level)
-        return canvas
-
-    def _level(self, side: float) -> int:
-        """The smallest mip level that still has at least one texel per pixel."""
-        needed_px = side * self.image_px
-        return max(level for level, sprites in enumerate(self.levels) if level == 0 or sprites.shape[1] >= needed_px)
-
-    def _paste(self, canvas: Tensor, layers: list[Layer], level: int) -> Tensor:
-        sprite = torch.tensor([layer.sprite for layer in layers], device=self.device)
-        straight = self.levels[level][sprite].permute(0, 3, 1, 2).float() / 255
-        rgb, alpha = straight[:, :3], straight[:, 3:]
-        tinted = [row for row, layer in enumerate(layers) if layer.colour is not None]
-        if tinted:
-            row = torch.tensor(tinted, device=self.device)
-            target = torch.tensor([COLOURS[layers[i].colour or ""] for i in tinted], device=self.device)
-            which = sprite[row]
-            mid, colourful = self.atlas.mid.to(self.device)[which], self.atlas.colourful.to(self.device)[which]
-            rgb = rgb.index_copy(0, row, tint(rgb[row], alpha[row], target, colourful, mid))
-        premultiplied = torch.cat([rgb * alpha, alpha], 1)
-        # theta maps picture coordinates (−1…1) to sprite coordinates.
-        theta = torch.tensor(
-            [[[1 / at.side, 0, (1 - 2 * at.x) / at.side], [0, 1 / at.side, (1 - 2 * at.y) / at.side]] for at in layers],
-            device=self.device,
-        )
-        grid = F.affine_grid(theta, [len(layers), 4, self.image_px, self.image_px], align_corners=False)
-        placed = F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return canvas * (1 - placed[:, 3:]) + placed[:, :3]
-
-
-def _premultiplied(sprites: Tensor) -> Tensor:
-    """(N,S,S,4) uint8 straight alpha → (N,4,S,S) float premultiplied."""
-    image = sprites.permute(0, 3, 1, 2).float() / 255
-    return torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)

@@ -28,10 +28,11 @@ SHEETS = {
 }  # fmt: skip
 
 
-def save_sheet(images: Tensor, path: Path, *, columns: int, scale: int = 1, gap_px: int = 2) -> None:
-    """Write (B,3,H,W) pictures in [0, 1] row by row; `scale` enlarges them by whole pixels."""
-    side = images.shape[-1] * scale
-    big = F.pad(F.interpolate(images.float().cpu(), scale_factor=scale), (gap_px, 0, gap_px, 0), value=1.0)
+def save_sheet(images: Tensor, path: Path, *, columns: int, side_px: int | None = None, gap_px: int = 2) -> None:
+    """Write (B,3,H,W) pictures in [0, 1] row by row, enlarged to `side_px` as a browser does it."""
+    side = side_px or images.shape[-1]
+    enlarged = F.interpolate(images.float().cpu(), (side, side), mode="bilinear")
+    big = F.pad(enlarged, (gap_px, 0, gap_px, 0), value=1.0)
     rows = -(-len(big) // columns)
     big = F.pad(big, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(big)), value=1.0)
     side += gap_px

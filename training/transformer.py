@@ -11,19 +11,43 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dalle_server.models.dalle_bart import Attention, DalleBart, plain_attention
-from dalle_server.models.vqgan import VQGAN
 from training import fsq
 from training.captions import Captioner
 from training.compiled import compiled_loss
-from training.loop import train
-from training.preset import BOS, EOS, PAD, Preset
-from training.scenes import Composer, SceneSampler
-from training.vqgan import tokenize_images
+from training.loop import load_average, train
+from training.preset import BOS, EOS, PAD, UNK, Preset
+from training.scenes import SceneSampler
+from training.tokens import scene
+
+TEXT_TABLE = "encoder.embed_tokens.weight"
 
 
-def build_model(preset: Preset, text_vocab_size: int) -> DalleBart:
-    """A fresh model. Image-token embeddings start from their FSQ coordinates: codes that look alike begin alike."""
+def build_model(preset: Preset, tokenizer: Tokenizer) -> DalleBart:
+    """A model before its first step: the base's if there is one, its text embeddings carried over to new tokens."""
     torch.manual_seed(preset.seed)
+    if preset.base is None:
+        return fresh_model(preset, tokenizer.get_vocab_size())
+    model = DalleBart(preset.transformer_config(tokenizer.get_vocab_size()))
+    weights = load_average(preset.base.work_dir / "transformer.pt")
+    known = Tokenizer.from_file(str(preset.base.work_dir / "tokenizer.json"))
+    weights[TEXT_TABLE] = carried_over(weights[TEXT_TABLE], known, tokenizer)
+    model.load_state_dict(weights)
+    return model
+
+
+def carried_over(table: Tensor, known: Tokenizer, tokenizer: Tokenizer) -> Tensor:
+    """A new text token starts as the mean of the old tokens that spell it; special tokens stay themselves."""
+    rows = []
+    for number in range(tokenizer.get_vocab_size()):
+        token = tokenizer.id_to_token(number)
+        own = known.token_to_id(token)
+        spelt = [own] if own is not None else known.encode(tokenizer.decode([number]), add_special_tokens=False).ids
+        rows.append(table[spelt or [UNK]].mean(0))
+    return torch.stack(rows)
+
+
+def fresh_model(preset: Preset, text_vocab_size: int) -> DalleBart:
+    """Image-token embeddings start from their FSQ coordinates: codes that look alike begin alike."""
     model = DalleBart(preset.transformer_config(text_vocab_size))
     codes = fsq.codebook(preset.fsq_levels)
     codes = codes / codes.square().mean().sqrt()
@@ -69,11 +93,15 @@ class PlainAttention(Attention):
 
 
 def train_transformer(
-    preset: Preset, sampler: SceneSampler, composer: Composer, vqgan: VQGAN, captioner: Captioner, tokenizer: Tokenizer
+    preset: Preset,
+    sampler: SceneSampler,
+    tokens: Tensor,
+    captioner: Captioner,
+    tokenizer: Tokenizer,
+    device: torch.device,
 ) -> DalleBart:
-    """Train (or resume) and return the averaged model."""
-    device = composer.device
-    model = build_model(preset, tokenizer.get_vocab_size()).to(device)
+    """Train (or resume) on the scenes whose `tokens` (scenes, I) these are, and return the averaged model."""
+    model = build_model(preset, tokenizer).to(device)
     if device.type == "cpu":
         for module in model.modules():
             if isinstance(module, Attention):
@@ -90,15 +118,15 @@ def train_transformer(
 
     def batch(draw: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = random.Random(f"{preset.seed} transformer {draw}")
-        specs = [sampler.sample(rng) for _ in range(schedule.batch)]
-        tokens = tokenize_images(vqgan, composer.compose(specs, rng))
+        numbers = [rng.randrange(len(tokens)) for _ in range(schedule.batch)]
+        specs = [scene(sampler, preset.seed, number) for number in numbers]
         captions = ["" if rng.random() < preset.caption_dropout else captioner.caption(spec, rng) for spec in specs]
         ids, mask = encode_captions(tokenizer, captions, longest, longest if schedule.compile else 0)
-        return ids.to(device), mask.to(device), tokens
+        return ids.to(device), mask.to(device), tokens[numbers].long().to(device)
 
     loss_of_batch = compiled_loss(token_loss, model, batch(-1)) if schedule.compile else token_loss
 
-    def loss_of_step(draw: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(draw: int, _: float) -> tuple[Tensor, dict[str, float]]:
         return loss_of_batch(*batch(draw)), {}
 
     average = train(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from training.captions import Captioner
+from training.captions import STYLE_PHRASES, Captioner
 from training.concepts import Concept, load_concepts, plural, with_article
 from training.held_out import load_held_out
 from training.palette import COLOUR_NAMES, SPELLINGS
@@ -75,8 +75,9 @@ def test_every_caption_names_what_is_drawn(samples: list[tuple[SceneSpec, str]])
             colours = SPELLINGS.get(thing.colour, (thing.colour,)) if thing.colour else ()
             assert not colours or any(colour in text for colour in colours), (spec, text)
         assert text == text.lower() == text.strip()
-        if spec.style == "flat":
-            assert "flat" in text
+        if spec.style is not None:
+            forms = (re.escape(phrase).replace(re.escape("{}"), ".+") for phrase in STYLE_PHRASES[spec.style])
+            assert any(re.search(form, text) for form in forms), (spec, text)
 
 
 def test_every_concept_and_colour_turns_up(samples: list[tuple[SceneSpec, str]]) -> None:

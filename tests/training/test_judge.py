@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_stages import make_recipe
-from training import classifier, loop
+from tests.training.test_stages import PRESET, make_recipe
+from training import loop
 from training.classifier import SIDE_PX, Classifier
+from training.composer import Composer
 from training.judge import Judge
 from training.recipe import Recipe, learn_to_judge
-from training.scenes import POSITIONS, Composer, SceneSpec, Thing
+from training.scenes import POSITIONS, SceneSpec, Thing
 
 
 class ByColour(nn.Module):
@@ -39,16 +40,17 @@ RNG = random.Random(0)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return make_recipe(tmp_path_factory.mktemp("judge"))
+    # One artwork of each thing: its colour alone tells what it is.
+    return make_recipe(tmp_path_factory.mktemp("judge"), PRESET.replace('styles = ["3d", "noto"]', 'styles = ["3d"]'))
 
 
 @pytest.fixture(scope="module")
 def judge(tiny: Recipe) -> Judge:
-    return Judge(tiny.composer, ByColour(tiny.composer))  # type: ignore[arg-type]
+    return Judge(tiny.small_composer, ByColour(tiny.small_composer))  # type: ignore[arg-type]
 
 
 def draw(tiny: Recipe, spec: SceneSpec) -> Tensor:
-    return tiny.composer.compose([spec] * 4, RNG)
+    return tiny.small_composer.compose([spec] * 4, RNG)
 
 
 def test_true_renders_are_right_and_others_wrong(tiny: Recipe, judge: Judge) -> None:
@@ -85,13 +87,20 @@ def test_a_pair_is_right_in_its_order_alone(tiny: Recipe, judge: Judge, relation
     assert not judge.pair_right(pictures, replace(asked, things=(Thing(3), Thing(20)))).any()
 
 
-def test_the_classifier_learns_from_renders_and_looks_at_any_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_classifier_learns_from_renders_and_looks_at_any_size(tmp_path: Path) -> None:
     tiny = make_recipe(tmp_path)
-    monkeypatch.setattr(classifier, "SCHEDULE", replace(classifier.SCHEDULE, batch=8, steps=2))
     learn_to_judge(tiny)
     assert isinstance(tiny.classifier, Classifier)
     assert loop.load_average(tiny.classifier_file).keys() == tiny.classifier.state_dict().keys()
     for side in (SIDE_PX, 24):
         assert tiny.classifier(torch.rand(2, 3, side, side)).shape == (2, len(tiny.concepts))
+
+
+def test_any_artwork_of_the_thing_counts(tmp_path: Path) -> None:
+    tiny = make_recipe(tmp_path)
+    judge = Judge(tiny.small_composer, ByColour(tiny.small_composer))  # type: ignore[arg-type]
+    asked = SceneSpec(things=(Thing(3),), background="blue")
+    for style in ("3d", "noto"):
+        drawn = tiny.small_composer.compose([replace(asked, style=style)] * 4, RNG)
+        assert judge.background_right(drawn, asked).all()
+        assert judge.background_right(drawn, replace(asked, style=style)).all()

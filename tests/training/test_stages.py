@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.generation import SamplingParams
 from dalle_server.text import TextTokenizer
-from training import formats, fsq, loop, recipe
+from training import formats, fsq, loop, recipe, tokenizer
 from training.artwork import STYLES, Atlas
 from training.compiled import Doubled, compiled_loss
+from training.composer import Composer
+from training.critic import Critic, critic_losses
 from training.evaluate import Question
 from training.export import export
 from training.loop import load_average
@@ -22,8 +25,8 @@ from training.preset import Schedule, load_preset
 from training.recipe import Recipe
 from training.restore import restore
 from training.sample import decode_images, sample_tokens
-from training.scenes import SceneSpec, Thing, placements
-from training.transformer import encode_captions
+from training.scenes import Placement, SceneSpec, Thing, Variety
+from training.transformer import TEXT_TABLE, build_model, encode_captions
 
 PRESET = """
 [run]
@@ -31,8 +34,13 @@ seed = 3
 include_extra = false
 sprite_px = 16
 text_vocab_size = 400
+num_scenes = 40
 caption_dropout = 0.1
 processes = 1
+[variety]
+styles = ["3d", "noto"]
+mirrored = 0.5
+turn_degrees = 5.0
 [vqgan]
 resolution = 16
 ch = 4
@@ -46,8 +54,15 @@ fsq_levels = [4, 3]
 batch = 4
 learning_rate = 1e-3
 steps = 4
+[decoder]
+doublings = 1
+critic_from = 0.5
 [decoder_schedule]
 batch = 4
+learning_rate = 1e-3
+steps = 2
+[judge_schedule]
+batch = 8
 learning_rate = 1e-3
 steps = 2
 [transformer]
@@ -76,9 +91,18 @@ def make_recipe(folder: Path, preset: str = PRESET) -> Recipe:
     alpha = (disc[:, None] + disc[None] < 1).float().mul(255).byte()
     colours = torch.randint(0, 255, (len(STYLES) * num, 1, 1, 3), generator=torch.Generator().manual_seed(0))
     sprites = torch.cat([colours.expand(-1, 16, 16, -1).byte(), alpha.expand(len(colours), -1, -1)[..., None]], -1)
-    atlas = Atlas(sprites, torch.ones(len(colours), dtype=torch.bool), torch.full((len(colours),), 0.5), num)
+    mirrorable = torch.tensor([concept.mirrorable for concept in made.concepts])
+    atlas = Atlas(sprites, torch.ones(len(colours), dtype=torch.bool), torch.full((len(colours),), 0.5), mirrorable)
     made.__dict__["atlas"] = atlas  # what the cached property would have rendered
     return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_captions() -> Iterator[None]:
+    """A tokenizer of fewer captions than a run's: learning one is the longest part of these tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tokenizer, "_NUM_CAPTIONS", 2000)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     made = make_recipe(tmp_path_factory.mktemp("recipe"))
     recipe.learn_text_tokens(made)
     recipe.learn_image_tokens(made)
+    recipe.write_tokens(made)
     recipe.learn_to_draw(made)
     return made
 
@@ -125,12 +150,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_decoder_finetuning_leaves_the_tokens_alone(trained: Recipe) -> None:
     before = load_average(trained.preset.work_dir / "vqgan.pt")
-    assert torch.equal(trained.vqgan.decoder.conv_out.weight, before["decoder.conv_out.weight"])
+    assert trained.vqgan is trained.trunk
     recipe.learn_to_paint(trained)
-    after = load_average(trained.preset.work_dir / "decoder.pt")
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"decoder", "post_quant_conv"}
-    assert torch.equal(trained.vqgan.decoder.conv_out.weight, after["decoder.conv_out.weight"])
+    after = trained.vqgan.state_dict()
+    assert trained.vqgan.config.resolution == 2 * trained.trunk.config.resolution
+    assert torch.equal(after["encoder.mid.block_1.conv1.weight"], before["encoder.mid.block_1.conv1.weight"])
+    assert torch.equal(after["quantize.embedding.weight"], before["quantize.embedding.weight"])
+    grafted, trunk = after["decoder.up.2.block.0.conv2.weight"], before["decoder.up.1.block.0.conv2.weight"]
+    assert not torch.equal(grafted, trunk)
+    torch.testing.assert_close(grafted, trunk, atol=0.01, rtol=0.5)  # trained from there, not from nothing
+    stored = load_average(trained.preset.work_dir / "decoder.pt")
+    assert not torch.equal(stored["critic.verdict.weight"], Critic().verdict.weight)
 
 
 def test_the_exported_checkpoint_opens_and_holds_the_trained_weights(trained: Recipe, tmp_path: Path) -> None:
@@ -148,6 +178,8 @@ def test_training_goes_on_from_an_exported_checkpoint(trained: Recipe, tmp_path:
     path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
     later = make_recipe(tmp_path)
     restore(path, later.preset.work_dir)
+    assert later.vqgan.config == trained.vqgan.config  # the one that was served also makes the tokens
+    recipe.write_tokens(later)
     recipe.learn_to_draw(later)
     state = torch.load(later.preset.work_dir / "transformer.pt", weights_only=True)
     assert state["step"] == 4
@@ -173,7 +205,7 @@ def test_sampling_is_a_function_of_the_seed(trained: Recipe) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     pictures = decode_images(trained.vqgan, first)
-    assert pictures.shape == (2, 3, 16, 16)
+    assert pictures.shape[:2] == (2, 3)
 
 
 def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:
@@ -197,14 +229,14 @@ def test_fsq_is_the_nearest_entry_of_its_codebook(trained: Recipe) -> None:
 
 
 def test_placements_leave_things_inside_the_picture() -> None:
-    for where in placements(SceneSpec(things=(Thing(0),))):
+    for where in Variety().every(SceneSpec(things=(Thing(0),))):
         assert abs(where.dx) + where.side / 2 <= 0.5
         assert abs(where.dy) + where.side / 2 <= 0.5
 
 
 def test_scenes_show_the_colours_they_are_asked_for(trained: Recipe) -> None:
     spec = SceneSpec(things=(Thing(0, "red"),), background="blue", position="left")
-    image = trained.composer.compose([spec], random.Random(0))[0]
+    image = trained.small_composer.compose([spec], random.Random(0))[0]
     red, _, blue = image[:, 8, 4]
     assert red > 0.5 > blue
     red, _, blue = image[:, 8, 12]
@@ -229,3 +261,85 @@ def test_doubling_equals_nearest_interpolation() -> None:
     torch.testing.assert_close(
         Doubled(conv)(x), conv(torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
     )
+
+
+def test_interrupted_tokens_are_gone_on_with(trained: Recipe, tmp_path: Path) -> None:
+    shards = sorted(trained.tokens_folder.glob("*.npy"))
+    again = make_recipe(tmp_path)
+    again.__dict__["trunk"] = trained.trunk
+    again.tokens_folder.mkdir()
+    marked = np.full_like(np.load(shards[0]), 7)
+    np.save(again.tokens_folder / shards[0].name, marked)
+    recipe.write_tokens(again)
+    assert (np.load(again.tokens_folder / shards[0].name) == marked).all()  # kept, not made again
+    (again.tokens_folder / shards[0].name).unlink()
+    recipe.write_tokens(again)
+    assert (np.load(again.tokens_folder / shards[0].name) == np.load(shards[0])).all()
+
+
+def test_a_preset_goes_on_from_its_base(trained: Recipe, tmp_path: Path) -> None:
+    work = trained.preset.work_dir.parent
+    (tmp_path / "wider.toml").write_text(
+        PRESET.replace("[run]", f'[run]\nbase = "{work.parent / "tiny.toml"}"').replace(
+            "vocab_size = 400", "vocab_size = 500"
+        )
+    )
+    wider = Recipe(load_preset(str(tmp_path / "wider.toml"), work))
+    recipe.learn_text_tokens(wider)
+    model = build_model(wider.preset, wider.tokenizer)
+    before, after = trained.transformer.state_dict(), model.state_dict()
+    assert len(after[TEXT_TABLE]) == 500 and len(before[TEXT_TABLE]) == 400
+    assert all(torch.equal(after[name], before[name]) for name in before if name != TEXT_TABLE)
+    shared = [token for token in wider.tokenizer.get_vocab() if trained.tokenizer.token_to_id(token) is not None]
+    assert len(shared) > 300
+    for token in shared:
+        old, new = (made.tokenizer.token_to_id(token) for made in (trained, wider))
+        assert torch.equal(after[TEXT_TABLE][new], before[TEXT_TABLE][old]), token
+    split = next(t for t in wider.tokenizer.get_vocab() if trained.tokenizer.token_to_id(t) is None)
+    pieces = trained.tokenizer.encode(split.replace("Ġ", " "), add_special_tokens=False).ids
+    assert len(pieces) > 1
+    torch.testing.assert_close(
+        after[TEXT_TABLE][wider.tokenizer.token_to_id(split)], before[TEXT_TABLE][pieces].mean(0)
+    )
+
+
+def test_what_a_critic_learns_is_not_what_its_painter_learns() -> None:
+    critic = Critic()
+    images, decoded = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
+    liked, judged = critic_losses(critic, images, decoded)
+    liked.backward()
+    assert decoded.grad is not None and all(weight.grad is None for weight in critic.parameters())
+    painted = decoded.grad.clone()
+    judged.backward()
+    assert torch.equal(decoded.grad, painted)
+    assert all(weight.grad is not None for weight in critic.parameters())
+
+
+def test_a_seed_changes_the_artwork_and_a_named_style_stays() -> None:
+    rng = random.Random(0)
+    variety = Variety(styles=("3d", "flat"), mirrored=0.5, turn_degrees=5.0)
+    free = {variety.draw(SceneSpec(things=(Thing(0),)), rng) for _ in range(60)}
+    assert {at.style for at in free} == {"3d", "flat"} and {at.mirrored for at in free} == {True, False}
+    assert {variety.draw(SceneSpec(things=(Thing(0),), style="noto"), rng).style for _ in range(20)} == {"noto"}
+
+
+def test_a_mirrored_thing_is_mirrored_and_a_turned_one_turned() -> None:
+    sprite = torch.zeros(1, 16, 16, 4, dtype=torch.uint8)
+    sprite[..., 3] = 255
+    sprite[:, :, 8:] = 255  # the right half is white, the left black
+    for mirrorable in (True, False):
+        atlas = Atlas(
+            sprite.expand(3, -1, -1, -1), torch.zeros(3) > 0, torch.full((3,), 0.5), torch.tensor([mirrorable])
+        )
+        composer = Composer(atlas, 16, Variety())
+        spec = SceneSpec(things=(Thing(0),), background="blue")
+
+        def draw(where: Placement, composer: Composer = composer, spec: SceneSpec = spec) -> torch.Tensor:
+            return composer.compose_at([spec], [where], random.Random(0))[0, 0]
+
+        upright = Placement(0.0, 0.0, 1.0)
+        plain, flipped = draw(upright), draw(replace(upright, mirrored=True))
+        assert plain[8, 12] > 0.9 > 0.1 > plain[8, 4]
+        torch.testing.assert_close(flipped, plain.flip(1) if mirrorable else plain)
+        turned = draw(replace(upright, turn_degrees=90.0))
+        assert abs(turned[4, 8] - turned[12, 8]) > 0.8 and abs(turned[8, 4] - turned[8, 12]) < 0.1
