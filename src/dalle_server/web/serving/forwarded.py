@@ -41,6 +41,8 @@ class Forwarded:
 
     def trusts(self, address: str) -> bool:
         """Whether connections from here are a proxy's, and so many clients' at once."""
+        if not self._trusted:
+            return False
         parsed = _address(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
 
