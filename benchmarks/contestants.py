@@ -84,13 +84,20 @@ def padded(ids: list[int]) -> TextTokens:
     return TextTokens(np.array(ids + [1] * (64 - len(ids)), np.int32), len(ids))
 
 
-def ours(runner: str, dtype: str) -> Build:
+def ours(runner: str, dtype: str, cpu_build: str = "auto") -> Build:
     def build(checkpoint: Path, num_images: int, num_threads: int | None) -> Contestant:
         weights = open_checkpoint(checkpoint)
         # With a cache, as the server has one: int8 keeps there what it needs to paint in int8, too.
         return RunnerContestant(
             choose_runner(
-                weights, runner, dtype, device="cpu", num_slots=num_images, num_threads=num_threads, cache_dir=WORK
+                weights,
+                runner,
+                dtype,
+                device="cpu",
+                num_slots=num_images,
+                num_threads=num_threads,
+                cpu_build=cpu_build,
+                cache_dir=WORK,
             )
         )
 
@@ -184,6 +191,7 @@ CONTESTANTS: dict[str, Build] = {
     "torch bf16": ours("torch", "bf16"),
     "compiled fp32": ours("compiled", "fp32"),
     "compiled int8": ours("compiled", "int8"),
+    "compiled int8 avx2": ours("compiled", "int8", "avx2"),  # what a processor without AVX-512 and VNNI runs
 }
 
 

@@ -264,7 +264,7 @@ INLINED Floats fused(Floats a, Floats b, Floats c) {
     const Doubles product = __builtin_convertvector(a, Doubles) * __builtin_convertvector(b, Doubles);
     const Doubles addend = __builtin_convertvector(c, Doubles), sum = product + addend, back = sum - product;
     const Doubles error = (product - (sum - back)) + (addend - back);
-    const Longs bits = (Longs)sum, is_even = (bits & 1) - 1, is_rounded = (error < 0) | (error > 0);
+    const Longs bits = (Longs)sum, is_even = (bits & 1) - 1, is_rounded = (Longs)((error < 0) | (error > 0));
     const Longs one = ((bits ^ (Longs)error) >> 63) | 1; /* away from zero if the error has the sum's sign */
     return __builtin_convertvector((Doubles)(bits + (is_rounded & is_even & one)), Floats);
 }
