@@ -32,7 +32,7 @@ def test_nano_draws_while_one_looks_on(nano: Server, make_page: Callable[..., Pa
     expect(card).to_have_attribute("data-status", "done", timeout=60_000)
     picture = card.locator("img.final").first
     expect(picture).to_be_visible()
-    assert nano.engine.stats().previews > 0
+    # No word on previews: nano may be done before the page asks for one. test_drawing.py has them, with a slow engine.
     size = nano.engine.config.picture.width_px
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [size, size]
     red, green, blue = picture.evaluate(

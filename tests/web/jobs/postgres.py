@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -38,9 +39,6 @@ class Postgres:
         # It refuses to be run by root: then it is nobody's.
         self._user = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
         if self._user:
-            for above in (self._directory, *self._directory.parents):
-                if above.stat().st_uid == 0 and above.stat().st_mode & 0o005 != 0o005 and str(above).startswith("/tmp"):
-                    above.chmod(above.stat().st_mode | 0o055)
             shutil.chown(self._directory, self._user)
         self._run("initdb", "-D", str(self._directory), "-U", "dalle", "--auth=trust", "-E", "UTF8", "--no-sync")
         self.start()
@@ -64,9 +62,12 @@ class Postgres:
 
 
 @contextmanager
-def postgres(directory: Path) -> Iterator[Postgres]:
-    server = Postgres(directory)
-    try:
-        yield server
-    finally:
-        server.stop()
+def postgres() -> Iterator[Postgres]:
+    """In a folder beside pytest's own, which every session that starts closes to other users."""
+    with TemporaryDirectory(prefix="dalle-postgres-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        server = Postgres(Path(directory))
+        try:
+            yield server
+        finally:
+            server.stop()

@@ -19,8 +19,8 @@ from tests.web.jobs.store_help import job
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("postgres")) as server:
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
         yield server
 
 
