@@ -36,9 +36,13 @@ def whole_number(name: str, value: Any, low: int, high: int) -> int:
     return _within(name, int(value), low, high)
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def number(name: str, value: Any, low: float, high: float) -> float:
     """The value as a float."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_number(value):
         raise InvalidRequest(f"{name} must be a number, not {shown(value)}", param=name)
     if isinstance(value, Integral) and abs(int(value)) > 10**30:  # float() of it may overflow
         raise InvalidRequest(f"{name} must lie between {low} and {high}, not {shown(value)}", param=name)

@@ -24,7 +24,7 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGE_INDEX = 2**32 - 1  # a word of the noise's counter
 MAX_IMAGES = 10_000  # of one request: more than any queue takes
 MAX_TOKEN_ID = 2**31 - 1
-MAX_TIMEOUT_S = 1e9
+MAX_TIMEOUT_S = 1e9  # as good as none
 WIRE_VERSION = 1
 FREE = -1  # in forced_tokens: this position is sampled
 
@@ -140,7 +140,10 @@ class GenerationRequest:
         )
         checks.true_or_false("logprobs", self.logprobs)
         if self.timeout_s is not None:
-            object.__setattr__(self, "timeout_s", checks.number("timeout_s", self.timeout_s, 1e-9, MAX_TIMEOUT_S))
+            if not checks.is_number(self.timeout_s) or not self.timeout_s > 0:  # `not >`: NaN too
+                shown = checks.shown(self.timeout_s)
+                raise InvalidRequest(f"timeout_s must be positive, not {shown}", param="timeout_s")
+            object.__setattr__(self, "timeout_s", float(self.timeout_s) if self.timeout_s < MAX_TIMEOUT_S else None)
 
     @classmethod
     def of(
