@@ -232,7 +232,8 @@ def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -
 def _vqgan(named: Tensors, num_levels: int) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     for name, array in named.items():
-        if not name.startswith("vqgan."):
+        # Left out: the way from pixels to tokens. Its encoder reads −1…1, which no runner gives it yet.
+        if not name.startswith("vqgan.") or name.startswith(("vqgan.encoder.", "vqgan.quant_conv.")):
             continue
         name = name.removeprefix("vqgan.")
         # Ours counts levels from the finest, as taming-transformers does.
