@@ -37,6 +37,7 @@ class HttpServer:
         self._ended = threading.Event()
         self._use_poll = hasattr(select, "poll")
         adj = Adjustments(
+            listen="",  # the sockets are ours: waitress need not look up an address of its own
             threads=1,  # `Workers` has its own number
             channel_request_lookahead=5,  # keeps a waiting channel readable: that is how a client's leaving is seen
             connection_limit=2 * most,  # `Book` keeps to the limit, and never stops to accept
