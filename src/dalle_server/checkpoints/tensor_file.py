@@ -45,10 +45,8 @@ class LazyTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def open_tensors(
-    path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES, *, private: bool = False
-) -> dict[str, Array]:
-    """Name → view of the mapped file, read-only unless `private` (then writing changes this process's copy alone).
+def open_tensors(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
+    """Name → read-only view of the mapped file.
 
     Raises CheckpointError for a damaged file or a dtype that is not in `dtypes`.
     """
@@ -58,7 +56,7 @@ def open_tensors(
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise CheckpointError(missing(path)) from None
     except (OSError, ValueError, SafetensorError) as error:
