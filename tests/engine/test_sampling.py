@@ -8,7 +8,7 @@ import pytest
 
 from dalle_server.engine.rng import gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
-from dalle_server.engine.sampling import filter_logits, guide, sample
+from dalle_server.engine.sampling import exponential, filter_logits, guide, sample
 from dalle_server.generation import ImageKey, SamplingParams
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
@@ -144,3 +144,21 @@ def test_top_p_is_not_changed_by_leaving_out_what_weighs_nothing(spread):
     for p in (0.1, 0.9, 0.999):
         sampling = SamplingParams(temperature=1.0, top_k=0, top_p=p, condition_scale=1.0)
         assert filter_logits(logits, sampling)[0].tolist() == sorted(order[before < p].tolist())
+
+
+EXPONENTIALS = {
+    0.0: "0x1.0000000000000p+0",
+    -0.3: "0x1.7b4c869c37c07p-1",
+    -1.0: "0x1.78b56362cef46p-2",
+    -7.7: "0x1.dad2df0f50379p-12",
+    -39.9: "0x1.5a7104ddea02cp-58",
+}
+
+
+def test_the_exponential_behind_top_p_is_the_same_number_on_every_machine():
+    """A library's own differs in the last bit between CPUs, and with it, now and then, who crosses top_p."""
+    x = np.array([*EXPONENTIALS])
+    assert [value.hex() for value in exponential(x).tolist()] == [*EXPONENTIALS.values()]
+    many = -np.random.default_rng(0).uniform(0, 40, 10_000)
+    assert np.abs(exponential(many) / np.exp(many) - 1).max() < 2.0**-45
+    assert exponential(np.array([-1e9, -np.inf])).max() < 2.0**-44

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.rng import gumbel
+from dalle_server.engine.rng import Words, gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.generation import SamplingParams
 
@@ -78,10 +78,24 @@ def _top_p(ids: NDArray[np.intp], scaled: Logits, p: float) -> NDArray[np.intp]:
     weighty = scaled >= scaled.max() - _NO_WEIGHT  # the others would come last and weigh nothing
     ids, scaled = ids[weighty], scaled[weighty]
     order = np.argsort(-scaled, kind="stable")  # stable: equal logits by lowest id
-    weights = (np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]])) * WEIGHT_ONE).astype(np.int64)
+    weights = (exponential(scaled[order].astype(np.float64) - float(scaled[order[0]])) * WEIGHT_ONE).astype(np.int64)
     before = np.cumsum(weights) - weights
     kept = before < np.float64(np.float32(p)) * weights.sum()  # p in float32, as it travels to a GPU
     return np.sort(ids[order[kept]])
+
+
+def exponential(x: Words) -> Words:
+    """e^x within 2⁻⁴⁵ of itself for −40 ≤ x ≤ 0, and e^−40 below; float64, a numpy array or a torch tensor.
+
+    A library's exponential may differ in its last bit on the next machine. Sums and products do not: e^(x/64) by its
+    series, squared six times.
+    """
+    part, series = x.clip(-40.0, 0.0) / 64, 1.0
+    for n in range(16, 0, -1):
+        series = series * part / n + 1.0
+    for _ in range(6):
+        series = series * series
+    return series
 
 
 def gumbel_max(rows: Sequence[StepRow], survivors: Sequence[Survivors]) -> list[int]:

@@ -83,3 +83,8 @@ def test_forced_and_broken_rows():
     rows.append(StepRow(2, 0, ImageKey(1), plain))
     host, device = on_both(logits, rows)
     assert device.tolist() == host.tolist() == [6, NAN_TOKEN, NAN_TOKEN]
+
+
+def test_probabilities_are_the_hosts_to_the_last_bit():
+    x = -np.random.default_rng(1).uniform(0, 60, (4, 500))
+    assert (sampling.exponential(torch.from_numpy(x)).numpy() == sampling.exponential(x)).all()

@@ -1,7 +1,7 @@
 """engine/sampling.py in torch operations without a host round trip, so that a CUDA graph can hold them.
 
-Same order, same ties, same noise. What may differ from numpy is the last bit of a float64 logarithm or
-exponential: it decides only between candidates that are equal to about 1e-15.
+Same order, same ties, same noise. What may differ from numpy is the last bit of a float64 logarithm: it decides only
+between candidates that are equal to about 1e-15.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import NAN_TOKEN
 from dalle_server.engine.runners.torch.inputs import StepInputs
-from dalle_server.engine.sampling import WEIGHT_ONE
+from dalle_server.engine.sampling import WEIGHT_ONE, exponential
 
 
 def sample(logits: Tensor, inputs: StepInputs) -> Tensor:
@@ -46,7 +46,7 @@ def filter_logits(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Ten
     values, ids = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(values.shape[1], device=values.device)
     kept = (rank < top_k[:, None]) | (top_k[:, None] <= 0)
-    weights = ((values.double() - values[:, :1].double()).exp() * WEIGHT_ONE).long() * kept
+    weights = (exponential(values.double() - values[:, :1].double()) * WEIGHT_ONE).long() * kept
     before = weights.cumsum(-1) - weights
     nucleus = (before < top_p[:, None].double() * weights.sum(-1, keepdim=True)) | (top_p[:, None] >= 1)
     return values, ids, kept & nucleus
