@@ -23,7 +23,7 @@ from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.errors import ConfigError
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 
 NUM_TEXT_TOKENS = 12
 SAMPLING = SamplingParams(temperature=1.0, top_k=256, top_p=1.0, condition_scale=16.0)  # min-dalle's defaults

@@ -29,7 +29,7 @@ from dalle_server.engine.runners.base import Runner, StepRow
 from dalle_server.engine.runners.cpu.packing import products
 from dalle_server.engine.runners.cpu.quantise import group_shape
 from dalle_server.engine.runners.select import choose_runner
-from dalle_server.generation import ImageKey
+from dalle_server.request import ImageKey
 
 STEPS_A_ROUND = 6
 BYTES = {"fp32": 4, "bf16": 2}

@@ -29,8 +29,8 @@ from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.sampling import guide, sample
 from dalle_server.families.dalle_bart import sizes
-from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
+from dalle_server.request import ImageKey, SamplingParams
 from dalle_server.text import TextTokenizer
 
 PROMPTS = (

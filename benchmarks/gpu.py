@@ -33,8 +33,8 @@ from dalle_server.engine.runners.base import PendingStep, StepRow
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.families.dalle_bart import DalleBartConfig, sizes
-from dalle_server.generation import ImageKey
 from dalle_server.models.config import ModelConfig, Shapes
+from dalle_server.request import ImageKey
 
 PEER_IMAGES = (1, 9)
 

@@ -25,7 +25,7 @@ from benchmarks.prepared import WORK, random_model
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.select import choose_runner
-from dalle_server.generation import GenerationRequest
+from dalle_server.request import GenerationRequest
 from dalle_server.text import TextTokenizer
 
 

@@ -27,7 +27,7 @@ from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.select import choose_runner
-from dalle_server.generation import GenerationRequest
+from dalle_server.request import GenerationRequest
 from dalle_server.text import TextTokenizer
 from dalle_server.variants import ModelSize
 from dalle_server.web.app import create_app

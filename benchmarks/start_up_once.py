@@ -16,7 +16,7 @@ def main(directory: str, dtype: str, cache_dir: str, asked_at: str) -> None:
         from dalle_server.checkpoints import open_checkpoint
         from dalle_server.engine.engine import Engine
         from dalle_server.engine.runners.select import choose_runner
-        from dalle_server.generation import GenerationRequest
+        from dalle_server.request import GenerationRequest
         from dalle_server.text import TextTokenizer
 
         checkpoint = open_checkpoint(Path(directory))

@@ -20,8 +20,8 @@ from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo, StepResult, StepRow, TextTokens
 from dalle_server.engine.sampling import guide, log_probabilities, sample
 from dalle_server.families.dalle_bart import DalleBartConfig
-from dalle_server.generation import ImageKey
 from dalle_server.models.config import ModelConfig, VQGANConfig
+from dalle_server.request import ImageKey
 
 MAX_TEXT_LENGTH = 64
 

@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dalle_server"
 ASSEMBLERS = {"cli", "dalle_model", "cluster", "__main__"}
-LEAVES = {"generation", "snapshot", "checks", "errors", "config", "variants", "assets"}
+LEAVES = {"request", "generation", "snapshot", "checks", "errors", "config", "variants", "assets"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package, beyond itself and the leaves.

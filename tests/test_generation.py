@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import FREE, MAX_SEED, GenerationRequest, ImageKey, SamplingParams
+from dalle_server.request import FREE, MAX_SEED, GenerationRequest, ImageKey, SamplingParams
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 REQUESTS = st.builds(

@@ -10,22 +10,10 @@ import pytest
 
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import InvalidRequest, Overloaded
-from dalle_server.generation import (
-    FREE,
-    Cancelled,
-    Done,
-    Failed,
-    GeneratedImage,
-    Generation,
-    GenerationRequest,
-    ImageKey,
-    ImageReady,
-    Pixels,
-    Preview,
-    Progress,
-)
+from dalle_server.generation import Cancelled, Done, Failed, GeneratedImage, Generation, ImageReady, Preview, Progress
 from dalle_server.pictures.canvas import Picture
 from dalle_server.repaint import INDEX_BITS, Plan, Repaint, Repainting, kept_behind, likeliest, repaint
+from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 
 SIDE_PX = 4 * 8  # a grid of 16 tokens, 8 pixels each

@@ -7,10 +7,11 @@ import pytest
 
 from dalle_server.errors import InvalidRequest
 from dalle_server.families.dalle_bart import sizes
-from dalle_server.generation import FREE, GeneratedImage, GenerationRequest
+from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, encode_result
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.replay import Source, info_text, replay
+from dalle_server.request import FREE, GenerationRequest
 from tests.web.scripted_engine import ScriptedEngine
 
 BOTH = pytest.mark.parametrize("source", list(Source))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dalle_server import DalleModel, ModelSize, cli
 from dalle_server.config import Settings
-from dalle_server.generation import GenerationRequest
+from dalle_server.request import GenerationRequest
 from dalle_server.web.app import create_app
 from dalle_server.web.service import Service
 from tests.web.live import listening

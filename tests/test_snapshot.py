@@ -10,7 +10,6 @@ from dalle_server.generation import (
     Event,
     Failed,
     GeneratedImage,
-    ImageKey,
     ImageReady,
     Preview,
     Progress,
@@ -18,6 +17,7 @@ from dalle_server.generation import (
     Started,
     unwrap,
 )
+from dalle_server.request import ImageKey
 from dalle_server.snapshot import Snapshot
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)

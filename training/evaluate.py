@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_server.generation import SamplingParams
 from dalle_server.models.vqgan import VQGAN
+from dalle_server.request import SamplingParams
 from training.artwork import STYLES
 from training.composer import Composer
 from training.judge import Judge

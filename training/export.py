@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dalle_server.checkpoints import write_native
-from dalle_server.generation import SamplingParams
 from dalle_server.models.config import ModelConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
+from dalle_server.request import SamplingParams
 
 CARD = Path(__file__).with_name("checkpoint_card.md")
 

@@ -23,7 +23,7 @@ from dalle_server.engine.runners.base import Runner, StepRow
 from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
-from dalle_server.generation import GenerationRequest, ImageKey
+from dalle_server.request import GenerationRequest, ImageKey
 from dalle_server.text import TextTokenizer
 from training.evaluate import Generate, Question, score
 from training.recipe import NUM_SEEDS, Recipe

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dalle_server import assets
-from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
+from dalle_server.request import SamplingParams
 from training.artwork import Atlas, load_atlas
 from training.captions import Captioner
 from training.classifier import Classifier, train_classifier

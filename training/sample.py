@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
+from dalle_server.request import SamplingParams
 from training.transformer import encode_captions
 
 

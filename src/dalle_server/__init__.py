@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dalle_server import errors as errors
     from dalle_server.dalle_model import DalleModel as DalleModel
-    from dalle_server.generation import SamplingParams as SamplingParams
+    from dalle_server.request import SamplingParams as SamplingParams
     from dalle_server.variants import ModelSize as ModelSize
 
 _HOMES = {
     "DalleModel": "dalle_server.dalle_model",
     "ModelSize": "dalle_server.variants",
-    "SamplingParams": "dalle_server.generation",
+    "SamplingParams": "dalle_server.request",
 }
 
 __all__ = ["DalleModel", "ModelSize", "SamplingParams", "__version__", "errors"]

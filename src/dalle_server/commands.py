@@ -18,12 +18,13 @@ from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import ConfigError, DalleServerError
-from dalle_server.generation import GeneratedImage, Generation, GenerationRequest, SamplingParams, unwrap
+from dalle_server.generation import GeneratedImage, Generation, unwrap
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.pictures.saving import safe_name, write_new, write_whole
 from dalle_server.replay import Source, info_text
 from dalle_server.replay import replay as replay_picture
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.variants import ModelSize
 

@@ -23,7 +23,8 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.stats import Observer
-from dalle_server.generation import Generation, GenerationRequest, SamplingParams
+from dalle_server.generation import Generation
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.text import open_tokenizer
 from dalle_server.variants import ModelSize
 

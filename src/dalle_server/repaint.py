@@ -17,25 +17,21 @@ from numpy.typing import NDArray
 from dalle_server.engine.rng import uniform
 from dalle_server.errors import DalleServerError, InvalidRequest
 from dalle_server.generation import (
-    FREE,
     Cancelled,
     Done,
     Event,
     Failed,
     GeneratedImage,
     Generation,
-    GenerationRequest,
-    ImageKey,
     ImageReady,
-    Pixels,
     Preview,
     Progress,
     Queued,
     Started,
-    Tokens,
 )
 from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.canvas import Picture, Weights, Window, free_tokens, paste, to_model
+from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels, Tokens
 
 MAX_CANDIDATES = 16
 MAX_DRAWN = 64  # pictures that one request draws, candidates included

@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import GeneratedImage, Generation, GenerationRequest
+from dalle_server.generation import GeneratedImage, Generation
 from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.metadata import PictureMetadata, pixels_sha256
+from dalle_server.request import GenerationRequest
 
 
 class Source(StrEnum):

@@ -14,12 +14,12 @@ from dalle_server.generation import (
     Failed,
     GeneratedImage,
     ImageReady,
-    Pixels,
     Preview,
     Progress,
     Queued,
     Started,
 )
+from dalle_server.request import Pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from dalle_server.generation import (
     Event,
     GeneratedImage,
     Generation,
-    GenerationRequest,
     ImageReady,
     Preview,
     Progress,
     Queued,
     Started,
 )
+from dalle_server.request import GenerationRequest
 from tests.fake_runner import FakeRunner, FakeTokenizer
 
 NUM_TOKENS = 16  # of the fake model's pictures

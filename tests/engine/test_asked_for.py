@@ -10,7 +10,7 @@ import pytest
 
 from dalle_server.engine.runners.base import LOGPROBS
 from dalle_server.errors import InvalidRequest, NotReady, NotSupported, Overloaded
-from dalle_server.generation import FREE, GenerationRequest
+from dalle_server.request import FREE, GenerationRequest
 from tests.engine.conftest import new_engine, run
 from tests.fake_runner import FakeRunner
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_server.errors import NotReady
-from dalle_server.generation import FREE, GenerationRequest, ImageKey, ImageReady
+from dalle_server.generation import ImageReady
+from dalle_server.request import FREE, GenerationRequest, ImageKey
 from tests.engine.conftest import alone, events_of, new_engine
 from tests.fake_runner import FakeRunner
 

@@ -7,19 +7,8 @@ import numpy as np
 import pytest
 
 from dalle_server.errors import InvalidRequest, NotReady, Overloaded
-from dalle_server.generation import (
-    FREE,
-    Cancelled,
-    Done,
-    Failed,
-    GenerationRequest,
-    ImageReady,
-    Preview,
-    Progress,
-    Queued,
-    SamplingParams,
-    Started,
-)
+from dalle_server.generation import Cancelled, Done, Failed, ImageReady, Preview, Progress, Queued, Started
+from dalle_server.request import FREE, GenerationRequest, SamplingParams
 from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, run, same
 from tests.fake_runner import FakeRunner, FakeTokenizer
 

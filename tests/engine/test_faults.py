@@ -8,7 +8,8 @@ import pytest
 
 from dalle_server.engine import engine as engine_module
 from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
-from dalle_server.generation import Done, Failed, GenerationRequest, ImageKey, ImageReady
+from dalle_server.generation import Done, Failed, ImageReady
+from dalle_server.request import GenerationRequest, ImageKey
 from tests.engine.conftest import NUM_TOKENS, alone, run, same
 from tests.fake_runner import FakeRunner
 

@@ -7,7 +7,8 @@ from functools import lru_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_server.generation import FREE, Cancelled, Done, GenerationRequest, SamplingParams
+from dalle_server.generation import Cancelled, Done
+from dalle_server.request import FREE, GenerationRequest, SamplingParams
 from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, new_engine, run, same
 from tests.fake_runner import FakeRunner, fake_config
 

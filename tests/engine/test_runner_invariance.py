@@ -11,7 +11,8 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.errors import ConfigError
-from dalle_server.generation import FREE, Done, GeneratedImage, Generation, GenerationRequest, SamplingParams
+from dalle_server.generation import Done, GeneratedImage, Generation
+from dalle_server.request import FREE, GenerationRequest, SamplingParams
 from tests.engine.conftest import run, same
 from tests.fake_runner import FakeTokenizer
 

@@ -9,7 +9,7 @@ import pytest
 from dalle_server.engine.rng import gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.sampling import exponential, filter_logits, guide, sample
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 KEEP_ALL = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=1.0)

@@ -8,7 +8,8 @@ from dalle_server.engine.scheduler import Scheduler
 from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import Counters, Observer
 from dalle_server.engine.tracker import RequestTracker
-from dalle_server.generation import Cancelled, Generation, GenerationRequest, Progress
+from dalle_server.generation import Cancelled, Generation, Progress
+from dalle_server.request import GenerationRequest
 
 TEXT = TextTokens(np.zeros(4, np.int32), 2)
 NUM_TOKENS = 10

@@ -5,7 +5,7 @@ import pytest
 
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.generation import GenerationRequest, ImageKey
+from dalle_server.request import GenerationRequest, ImageKey
 from tests.engine.conftest import new_engine, run, same
 from tests.fake_runner import FakeRunner
 

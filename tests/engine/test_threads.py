@@ -6,7 +6,8 @@ import time
 import pytest
 
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
-from dalle_server.generation import Cancelled, Done, GenerationRequest, ImageReady, Preview
+from dalle_server.generation import Cancelled, Done, ImageReady, Preview
+from dalle_server.request import GenerationRequest
 from tests.engine.conftest import NUM_TOKENS, alone, same
 from tests.fake_runner import FakeRunner
 

@@ -15,9 +15,9 @@ from dalle_server.engine.runners.base import TextTokens
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.runners.torch.weights import load_detokenizer, load_transformer
 from dalle_server.families.janus import JanusConfig
-from dalle_server.generation import SamplingParams
 from dalle_server.models.janus import Janus
 from dalle_server.models.vqgan import to_pixels
+from dalle_server.request import SamplingParams
 from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens
 from tests.parity.decoding import Picture, decode
 

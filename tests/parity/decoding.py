@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 
 
 @dataclass(frozen=True)

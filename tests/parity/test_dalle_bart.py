@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dalle_server.engine import sampling as sampling_on_numpy
 from dalle_server.engine.runners.torch import sampling as sampling_on_torch
-from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
+from dalle_server.request import SamplingParams
 from tests.parity.loading import goldens, load_bart, load_min_dalle
 
 FP32_TOLERANCE = 2e-4

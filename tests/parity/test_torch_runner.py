@@ -9,7 +9,7 @@ import pytest
 
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.engine.runners.torch.runner import TorchRunner
-from dalle_server.generation import SamplingParams
+from dalle_server.request import SamplingParams
 from tests.parity.decoding import Picture, decode, pictures
 from tests.parity.loading import golden_checkpoint, goldens, without_vqgan_limit
 from tests.runners.torch.torch_forms import FORMS, options

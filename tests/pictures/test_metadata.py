@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle_server.checks import is_blank
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import FREE, GeneratedImage, GenerationRequest, ImageKey, SamplingParams
+from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import (
     MAX_TEXT_BYTES,
@@ -24,6 +24,7 @@ from dalle_server.pictures.metadata import (
     read_metadata,
     unpack_tokens,
 )
+from dalle_server.request import FREE, GenerationRequest, ImageKey, SamplingParams
 
 SAMPLING = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, condition_scale=10.0)
 FORMATS = list(ImageFormat)

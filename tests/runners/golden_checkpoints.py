@@ -9,8 +9,8 @@ import numpy as np
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
-from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.models.config import ModelConfig
+from dalle_server.request import ImageKey, SamplingParams
 from tests.parity.loading import goldens, load_bart, load_vqgan
 
 GREEDY = SamplingParams(temperature=1.0, top_k=1, top_p=1.0, condition_scale=10.0)

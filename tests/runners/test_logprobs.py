@@ -10,7 +10,7 @@ import pytest
 
 from dalle_server.engine.runners.base import LOGPROBS, Runner, StepRow
 from dalle_server.engine.runners.torch.runner import TorchRunner
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import GOLDENS, admit_goldens, golden_texts, goldens, open_golden
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dalle_server.checkpoints import open_checkpoint
-from dalle_server.generation import SamplingParams
+from dalle_server.request import SamplingParams
 from dalle_server.text import TextTokenizer
 from training import formats, fsq, loop, recipe, tokenizer
 from training.artwork import STYLES, Atlas

@@ -18,18 +18,14 @@ from dalle_server.generation import (
     Failed,
     GeneratedImage,
     Generation,
-    GenerationRequest,
-    ImageKey,
     ImageReady,
-    Pixels,
     Preview,
     Progress,
     Queued,
-    SamplingParams,
     Started,
-    Tokens,
 )
 from dalle_server.models.config import ModelConfig
+from dalle_server.request import GenerationRequest, ImageKey, Pixels, SamplingParams, Tokens
 
 CONFIG = model_config(
     {

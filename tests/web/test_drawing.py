@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from dalle_server.generation import GenerationRequest
+from dalle_server.request import GenerationRequest
 from dalle_server.web import drawing
 from dalle_server.web.service import ENCODERS, EXTENSION, Service
 from tests.web.scripted_engine import ScriptedEngine

@@ -3,7 +3,8 @@
 import pytest
 from flask import Flask
 
-from dalle_server.generation import Cancelled, Event, Generation, GenerationRequest, SamplingParams, Started
+from dalle_server.generation import Cancelled, Event, Generation, Started
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.web import sse
 
 

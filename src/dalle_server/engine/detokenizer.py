@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.sequence import ImageSequence
-from dalle_server.generation import FREE, Pixels, Tokens
+from dalle_server.request import FREE, Pixels, Tokens
 
 UNWRITTEN_GREY = 127
 

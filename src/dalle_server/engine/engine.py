@@ -22,7 +22,8 @@ from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import RequestTracker
 from dalle_server.errors import EngineFault, InvalidRequest, NotReady, NotSupported, Overloaded
-from dalle_server.generation import FREE, Cancelled, Failed, Generation, GenerationRequest
+from dalle_server.generation import Cancelled, Failed, Generation
+from dalle_server.request import FREE, GenerationRequest
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.rng import Words, gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
-from dalle_server.generation import SamplingParams
+from dalle_server.request import SamplingParams
 
 Logits = NDArray[np.float32]
 Survivors = tuple[NDArray[np.intp], Logits]  # ids that may be drawn, ascending, and their scaled logits

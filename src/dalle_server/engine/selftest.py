@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.generation import ImageKey
+from dalle_server.request import ImageKey
 
 NUM_STEPS = 3
 SEED = 20210721

@@ -9,7 +9,8 @@ import numpy as np
 
 from dalle_server.engine.runners.base import LOGPROBS, StepRow, TextTokens
 from dalle_server.errors import DalleServerError
-from dalle_server.generation import FREE, GeneratedImage, Generation, ImageKey, LogProbs, Tokens
+from dalle_server.generation import GeneratedImage, Generation
+from dalle_server.request import FREE, ImageKey, LogProbs, Tokens
 
 NOTHING: frozenset[str] = frozenset()
 ONLY_LOGPROBS = frozenset({LOGPROBS})

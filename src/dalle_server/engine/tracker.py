@@ -21,12 +21,12 @@ from dalle_server.generation import (
     Failed,
     GeneratedImage,
     ImageReady,
-    Pixels,
     Preview,
     Progress,
     Queued,
     Started,
 )
+from dalle_server.request import Pixels
 
 LONGEST_SLEEP_S = 3600.0  # a lock cannot wait for a deadline in a thousand years; looking again costs nothing
 

@@ -8,8 +8,8 @@ from typing import Any
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.families.janus import JanusConfig
-from dalle_server.generation import SamplingParams
 from dalle_server.models.config import FamilyConfig, ModelConfig, VQGANConfig
+from dalle_server.request import SamplingParams
 
 # Name in config.json → its transformer's config from that file's "transformer".
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], FamilyConfig]] = {

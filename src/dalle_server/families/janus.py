@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.generation import SamplingParams
 from dalle_server.models.config import ModelConfig, Product, Shapes, TextConfig, from_fields
+from dalle_server.request import SamplingParams
 
 if TYPE_CHECKING:
     from dalle_server.models.janus import Janus

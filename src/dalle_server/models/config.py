@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from dalle_server.errors import CheckpointError
-from dalle_server.generation import SamplingParams
+from dalle_server.request import SamplingParams
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]  # tensor → shape; linear weights are (out, in)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFilter, UnidentifiedImageError
 
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
-from dalle_server.generation import Pixels
+from dalle_server.request import Pixels
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_PIXELS = 50_000_000

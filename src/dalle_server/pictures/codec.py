@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from dalle_server.generation import GeneratedImage, Generation, Pixels
+from dalle_server.generation import GeneratedImage, Generation
 from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.metadata import PictureMetadata, save_options
+from dalle_server.request import Pixels
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
 Fit = Literal["stretch", "crop"]  # how another shape is reached: crop cuts off what is too much, in the middle

@@ -24,16 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dalle_server import __version__
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import (
-    FREE,
-    MAX_SEED,
-    GeneratedImage,
-    GenerationRequest,
-    ImageKey,
-    Pixels,
-    SamplingParams,
-    Tokens,
-)
+from dalle_server.generation import GeneratedImage
+from dalle_server.request import FREE, MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams, Tokens
 
 PNG_KEYWORD = "dalle-server"
 FORMATS = ("PNG", "JPEG", "WEBP")  # a stranger's file meets no other of Pillow's many readers

@@ -16,7 +16,8 @@ from flask import has_request_context, request
 from dalle_server.config import Settings
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import Overloaded, RateLimited
-from dalle_server.generation import Cancelled, Done, Failed, Generation, GenerationRequest
+from dalle_server.generation import Cancelled, Done, Failed, Generation
+from dalle_server.request import GenerationRequest
 from dalle_server.web.logging import fields, request_id
 from dalle_server.web.metrics import Metrics
 

@@ -15,21 +15,11 @@ from threading import Semaphore
 
 from dalle_server.best_of import BestOf
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
-from dalle_server.generation import (
-    MAX_SEED,
-    Cancelled,
-    Event,
-    GeneratedImage,
-    Generation,
-    GenerationRequest,
-    ImageKey,
-    Pixels,
-    SamplingParams,
-    unwrap,
-)
+from dalle_server.generation import Cancelled, Event, GeneratedImage, Generation, unwrap
 from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.repaint import Plan, Repaint, Repainting, repaint
+from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id
 from dalle_server.web.service import Engine, Service, current_service

@@ -8,9 +8,9 @@ from flask import Blueprint, Response, make_response, redirect, request, url_for
 from pydantic import BaseModel, Field
 
 from dalle_server.config import Settings
-from dalle_server.generation import require_words
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.pictures.saving import save_pictures
+from dalle_server.request import require_words
 from dalle_server.web.drawing import Form, Order, await_model, draw
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, Whole, read_json

@@ -15,8 +15,9 @@ from dalle_server.config import Settings
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats
 from dalle_server.errors import DalleServerError, NotReady
-from dalle_server.generation import Generation, GenerationRequest
+from dalle_server.generation import Generation
 from dalle_server.models.config import ModelConfig
+from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.metrics import Metrics
 from dalle_server.web.serving.admission import asked, entered

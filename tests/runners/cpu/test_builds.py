@@ -16,7 +16,7 @@ from dalle_server.engine.runners.cpu.compiled import library
 from dalle_server.engine.runners.cpu.compiled.builds import NAMES
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.engine.selftest import check_determinism
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled, without_pixels
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
 from tests.runners.random_checkpoint import random_checkpoint, random_text

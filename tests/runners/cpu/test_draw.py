@@ -11,7 +11,7 @@ from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
 from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.sampling import Draw, gumbel_max, sample
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled
 
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.selftest import check_determinism
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint, random_text
 

@@ -11,9 +11,9 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.families.dalle_bart import sizes
-from dalle_server.generation import SamplingParams
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
+from dalle_server.request import SamplingParams
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text

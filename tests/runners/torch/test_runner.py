@@ -14,7 +14,7 @@ from dalle_server.engine.runners.torch.device import checked_device
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.runners.torch.weights import pixel_dtype
 from dalle_server.errors import ConfigError
-from dalle_server.generation import ImageKey, SamplingParams
+from dalle_server.request import ImageKey, SamplingParams
 from tests.parity.decoding import Picture, admit, decode, row, texts
 from tests.parity.loading import golden_checkpoint, goldens
 from tests.runners.random_checkpoint import random_checkpoint, random_text

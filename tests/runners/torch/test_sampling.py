@@ -10,7 +10,7 @@ from dalle_server.engine import rng, sampling
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.torch import sampling as torch_sampling
 from dalle_server.engine.runners.torch.inputs import StepInputs
-from dalle_server.generation import MAX_SEED, ImageKey, SamplingParams
+from dalle_server.request import MAX_SEED, ImageKey, SamplingParams
 
 SETTINGS = [
     SamplingParams(temperature=1.0, top_k=50, top_p=1.0, condition_scale=10.0),

@@ -14,8 +14,9 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from dalle_server.errors import GenerationFailed, Overloaded
-from dalle_server.generation import GeneratedImage, ImageKey, ImageReady, Preview
+from dalle_server.generation import GeneratedImage, ImageReady, Preview
 from dalle_server.pictures.metadata import read_metadata
+from dalle_server.request import ImageKey
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.waits import until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dalle_server.errors import ConfigError
-from dalle_server.generation import SamplingParams
 from dalle_server.pictures.metadata import read_metadata
+from dalle_server.request import SamplingParams
 from dalle_server.web.jobs.resume import remaining_request
 from dalle_server.web.jobs.schema import VERSION
 from dalle_server.web.jobs.store import Store

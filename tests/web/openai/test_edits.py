@@ -16,8 +16,8 @@ import openai
 import pytest
 from PIL import Image
 
-from dalle_server.generation import GenerationRequest, Pixels
 from dalle_server.pictures.metadata import read_metadata
+from dalle_server.request import GenerationRequest, Pixels
 from tests.fake_runner import FakeRunner, fake_config
 from tests.web.live import Live, live
 

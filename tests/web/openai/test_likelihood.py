@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.codec import ImageFormat, encode_image
+from dalle_server.request import GenerationRequest
 from tests.fake_runner import FakeRunner, fake_config
 from tests.web.live import Live, live
 

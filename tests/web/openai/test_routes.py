@@ -16,8 +16,8 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from dalle_server.errors import GenerationFailed, Overloaded
-from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.pictures.metadata import read_metadata
+from dalle_server.request import ImageKey, SamplingParams
 from dalle_server.web.openai.names import ALIASES
 from tests.web.scripted_engine import ScriptedEngine
 

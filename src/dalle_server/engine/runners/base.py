@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.generation import ImageKey, SamplingParams
 from dalle_server.models.config import ModelConfig
+from dalle_server.request import ImageKey, SamplingParams
 
 NAN_TOKEN = -1  # a step's answer for an image whose logits were not finite
 

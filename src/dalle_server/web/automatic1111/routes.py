@@ -11,10 +11,11 @@ from flask.sansio.blueprints import BlueprintSetupState
 from PIL import ExifTags, Image
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import SamplingParams, unwrap
+from dalle_server.generation import unwrap
 from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
 from dalle_server.pictures.codec import base64_text
 from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
+from dalle_server.request import SamplingParams
 from dalle_server.web.access.security import client_id
 from dalle_server.web.automatic1111.infotext import (
     KEYWORD,

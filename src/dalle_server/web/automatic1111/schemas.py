@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, RootModel
 
 from dalle_server.checks import is_blank
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import MAX_SEED
 from dalle_server.repaint import MAX_CANDIDATES
+from dalle_server.request import MAX_SEED
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
 from dalle_server.web.schemas import LenientBody, Whole
 from dalle_server.web.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides

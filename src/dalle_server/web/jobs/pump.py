@@ -11,7 +11,7 @@ from typing import Any
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, DalleServerError, NotReady, StorageError
-from dalle_server.generation import GenerationRequest, SamplingParams
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.web.jobs.backlog import Backlog
 from dalle_server.web.jobs.database import GONE
 from dalle_server.web.jobs.ends import Ends

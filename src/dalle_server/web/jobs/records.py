@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import GenerationRequest, SamplingParams
+from dalle_server.request import GenerationRequest, SamplingParams
 
 UNFINISHED = ("queued", "running")
 TERMINAL = ("done", "failed", "cancelled")

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
+from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.files import PICTURE_FILE, RECORD, PictureFiles
 from dalle_server.web.jobs.records import Job, Picture, from_values, to_values
 from dalle_server.web.jobs.rows import JobRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dalle_server.errors import GenerationFailed
-from dalle_server.generation import GenerationRequest
+from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.records import Job
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError
-from dalle_server.generation import GenerationRequest, SamplingParams
+from dalle_server.request import GenerationRequest, SamplingParams
 
 VERSION = 2
 

@@ -16,8 +16,9 @@ from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field
 
 from dalle_server.errors import DalleServerError, GenerationCancelled, InvalidRequest
-from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, Preview, require_words
+from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, Preview
 from dalle_server.pictures.codec import base64_text
+from dalle_server.request import require_words
 from dalle_server.web import sse
 from dalle_server.web.drawing import Drawing, Order, draw
 from dalle_server.web.errors import openai_error

@@ -24,8 +24,8 @@ from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
-from dalle_server.generation import GenerationRequest
 from dalle_server.pictures.saving import sweep_leftovers
+from dalle_server.request import GenerationRequest
 from dalle_server.web.app import create_app
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.jobs.pump import Jobs
