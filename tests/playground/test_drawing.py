@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from dalle_server.web.jobs.routes import EXTENSION as JOBS
-from dalle_server.web.jobs.rows import Query
+from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
 from tests.web.waits import until

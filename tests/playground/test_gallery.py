@@ -13,7 +13,7 @@ from playwright.sync_api import Page, Route, expect
 
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.routes import EXTENSION as JOBS
-from dalle_server.web.jobs.rows import Query
+from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.server import Server
 
 PROMPTS = ("a red apple", "three rockets in space", "a cat & <b>dog</b>")

@@ -10,9 +10,9 @@ from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.request import GenerationRequest, ImageKey, SamplingParams
-from dalle_server.web.jobs.records import Job
-from dalle_server.web.jobs.rows import Query
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.jobs.storage.rows import Query
+from dalle_server.web.jobs.storage.store import Store
 
 SAMPLING = SamplingParams.reference_defaults()
 

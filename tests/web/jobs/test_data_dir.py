@@ -14,8 +14,8 @@ from flask import Flask
 from dalle_server.errors import ConfigError, StorageError
 from dalle_server.web.jobs import pump
 from dalle_server.web.jobs.routes import EXTENSION
-from dalle_server.web.jobs.rows import SqlRows
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.rows import SqlRows
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.test_routes import Viewer, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.server_process import ServerProcess
@@ -121,6 +121,6 @@ def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(SqlRows, "__init__", refuse)
     with pytest.raises(ConfigError, match="disk I/O error"):
         Store(tmp_path)
-    monkeypatch.setattr("dalle_server.web.jobs.store.has_room", lambda _: False)
+    monkeypatch.setattr("dalle_server.web.jobs.storage.store.has_room", lambda _: False)
     with pytest.raises(StorageError, match=r"full \(disk I/O error\)"):
         Store(tmp_path)

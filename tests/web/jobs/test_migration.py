@@ -12,8 +12,8 @@ from dalle_server.errors import ConfigError
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.request import SamplingParams
 from dalle_server.web.jobs.resume import remaining_request
-from dalle_server.web.jobs.schema import VERSION
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.schema import VERSION
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import ids
 
 OF_0_1_0 = Path(__file__).parents[2] / "data" / "jobs-0.1.0"

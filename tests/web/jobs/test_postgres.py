@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from dalle_server.errors import DeadlineExceeded, NotReady
-from dalle_server.web.jobs import rows as rows_module
-from dalle_server.web.jobs.records import Picture
-from dalle_server.web.jobs.rows import Query, SqlRows
-from dalle_server.web.jobs.schema import TooNew
+from dalle_server.web.jobs.storage import rows as rows_module
+from dalle_server.web.jobs.storage.records import Picture
+from dalle_server.web.jobs.storage.rows import Query, SqlRows
+from dalle_server.web.jobs.storage.schema import TooNew
 from tests.web.jobs.postgres import Postgres, postgres
 from tests.web.jobs.store_help import job
 

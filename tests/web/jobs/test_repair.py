@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dalle_server.web.jobs.records import DAMAGED
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.records import DAMAGED
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job, picture_bytes
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dalle_server.web.jobs.retention import Retention, SteadyClock, expired
-from dalle_server.web.jobs.rows import Finished
-from dalle_server.web.jobs.store import CLOCK, Store
+from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
+from dalle_server.web.jobs.storage.rows import Finished
+from dalle_server.web.jobs.storage.store import CLOCK, Store
 from tests.web.jobs.store_help import finished, ids, job
 
 DAY_S = 86_400.0

@@ -25,8 +25,8 @@ from dalle_server.errors import (
 )
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs import ends as jobs_ends
-from dalle_server.web.jobs.records import Job
 from dalle_server.web.jobs.routes import EXTENSION
+from dalle_server.web.jobs.storage.records import Job
 from tests.web.jobs.store_help import picture_bytes
 from tests.web.scripted_engine import ScriptedEngine
 
@@ -299,7 +299,7 @@ def test_a_disk_that_refuses_fails_the_job_and_stops_the_engine(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dalle_server.web.jobs.files.write_whole", refuse)
+    monkeypatch.setattr("dalle_server.web.jobs.storage.files.write_whole", refuse)
     job = submit(client)
     failed = wait_for(client, job["id"], "failed")
     assert failed["error"]["code"] == "storage_error"

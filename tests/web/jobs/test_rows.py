@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded
-from dalle_server.web.jobs import database, rows
-from dalle_server.web.jobs.rows import Query, SqlRows
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage import database, rows
+from dalle_server.web.jobs.storage.rows import Query, SqlRows
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from dalle_server.errors import ConfigError, NotReady, StorageError
-from dalle_server.web.jobs import files
-from dalle_server.web.jobs.records import UNFINISHED, Picture
-from dalle_server.web.jobs.retention import Retention
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage import files
+from dalle_server.web.jobs.storage.records import UNFINISHED, Picture
+from dalle_server.web.jobs.storage.retention import Retention
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job, picture_bytes
 
 
@@ -212,7 +212,7 @@ def test_a_link_out_of_the_store_is_not_followed(store: Store, tmp_path: Path) -
 WRITER = """
 import sys
 from pathlib import Path
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids
 store = Store(Path(sys.argv[1]))
 first = int(sys.argv[2])

@@ -7,10 +7,10 @@ import threading
 from dalle_server.errors import DalleServerError, Overloaded, RateLimited
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends
-from dalle_server.web.jobs.records import Job
 from dalle_server.web.jobs.resume import remaining_request
 from dalle_server.web.jobs.running import Live, Running
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.jobs.storage.store import Store
 from dalle_server.web.service import Service
 
 

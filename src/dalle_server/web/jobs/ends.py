@@ -10,8 +10,8 @@ from typing import Any
 
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.web.jobs.feed import Feed
-from dalle_server.web.jobs.records import Job, Picture
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.records import Job, Picture
+from dalle_server.web.jobs.storage.store import Store
 
 RECORD_AGAIN_S = 5.0  # after the disk refused to take a job's end
 

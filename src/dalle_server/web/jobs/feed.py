@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_server.errors import Overloaded
-from dalle_server.web.jobs.records import TERMINAL
+from dalle_server.web.jobs.storage.records import TERMINAL
 
 RUN = 1 << 32  # events that one run of a server may tell before their numbers meet those of the next
 KEEP_ENDED_S = 60.0  # a viewer that reconnects within this time still gets the end

@@ -13,13 +13,13 @@ from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, DalleServerError, NotReady, StorageError
 from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.web.jobs.backlog import Backlog
-from dalle_server.web.jobs.database import GONE
 from dalle_server.web.jobs.ends import Ends
 from dalle_server.web.jobs.feed import Feed
-from dalle_server.web.jobs.records import Job
-from dalle_server.web.jobs.retention import Retention
 from dalle_server.web.jobs.running import Live, Running
-from dalle_server.web.jobs.store import AT_ONCE, Store
+from dalle_server.web.jobs.storage.database import GONE
+from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.jobs.storage.retention import Retention
+from dalle_server.web.jobs.storage.store import AT_ONCE, Store
 from dalle_server.web.service import Service
 
 TICK_S = 0.025  # how often running generations are read: the delay of an event, and the most that previews cost

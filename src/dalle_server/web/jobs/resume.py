@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dalle_server.errors import GenerationFailed
 from dalle_server.request import GenerationRequest
-from dalle_server.web.jobs.records import Job
+from dalle_server.web.jobs.storage.records import Job
 
 
 def remaining_request(job: Job, digest: str) -> GenerationRequest | None:

@@ -17,9 +17,9 @@ from dalle_server.web.jobs.ends import image_json
 from dalle_server.web.jobs.feed import Entry, View
 from dalle_server.web.jobs.metrics import JobsCollector
 from dalle_server.web.jobs.pump import Jobs
-from dalle_server.web.jobs.records import JOB_ID, Job
-from dalle_server.web.jobs.rows import Query
 from dalle_server.web.jobs.schemas import JobBody, JobList, JobQuery, JobReply, reply_of
+from dalle_server.web.jobs.storage.records import JOB_ID, Job
+from dalle_server.web.jobs.storage.rows import Query
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.service import Service, current_service

@@ -27,8 +27,8 @@ from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends, image_json
 from dalle_server.web.jobs.feed import Feed
-from dalle_server.web.jobs.records import Job
-from dalle_server.web.jobs.store import Store
+from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.jobs.storage.store import Store
 
 PREVIEW_QUALITY = 80
 

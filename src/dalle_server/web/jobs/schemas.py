@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.request import MAX_SEED
-from dalle_server.web.jobs.records import Job
+from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.schemas import Body
 
 MAX_SEARCH_CHARS = 200

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from dalle_server.errors import Overloaded
-from dalle_server.web.jobs.database import DEADLINE_S, SEARCH_DEADLINE_S, Database
-from dalle_server.web.jobs.records import UNFINISHED, Job, Picture, from_values, searchable, to_values
-from dalle_server.web.jobs.schema import has_search_index, jobs, notes, pictures
+from dalle_server.web.jobs.storage.database import DEADLINE_S, SEARCH_DEADLINE_S, Database
+from dalle_server.web.jobs.storage.records import UNFINISHED, Job, Picture, from_values, searchable, to_values
+from dalle_server.web.jobs.storage.schema import has_search_index, jobs, notes, pictures
 
 SEARCHES = 2  # that may run at the same time, each of another owner: other calls always find a connection
 INDEXED_CHARS = 3  # a shorter part of a word is not in the index

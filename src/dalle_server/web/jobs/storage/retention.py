@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dalle_server.web.jobs.rows import Finished
+from dalle_server.web.jobs.storage.rows import Finished
 
 CATCH_UP = 1.0  # seconds that the clock of retention gains on the true one for each second it runs
 

@@ -18,9 +18,9 @@ from PIL import Image
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
 from dalle_server.request import GenerationRequest
-from dalle_server.web.jobs.files import PICTURE_FILE, RECORD, PictureFiles
-from dalle_server.web.jobs.records import Job, Picture, from_values, to_values
-from dalle_server.web.jobs.rows import JobRows
+from dalle_server.web.jobs.storage.files import PICTURE_FILE, RECORD, PictureFiles
+from dalle_server.web.jobs.storage.records import Job, Picture, from_values, to_values
+from dalle_server.web.jobs.storage.rows import JobRows
 
 LOST = {
     "message": "the record of this job was lost while it ran; these are the pictures that it had finished",

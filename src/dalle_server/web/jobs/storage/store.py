@@ -18,13 +18,13 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
-from dalle_server.web.jobs.database import Damaged, InUse, is_full, set_aside
-from dalle_server.web.jobs.files import RECORD, DirectoryFiles
-from dalle_server.web.jobs.records import Job, Picture
-from dalle_server.web.jobs.repair import record_of, repair
-from dalle_server.web.jobs.retention import Retention, SteadyClock, expired
-from dalle_server.web.jobs.rows import SqlRows
-from dalle_server.web.jobs.schema import TooNew
+from dalle_server.web.jobs.storage.database import Damaged, InUse, is_full, set_aside
+from dalle_server.web.jobs.storage.files import RECORD, DirectoryFiles
+from dalle_server.web.jobs.storage.records import Job, Picture
+from dalle_server.web.jobs.storage.repair import record_of, repair
+from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
+from dalle_server.web.jobs.storage.rows import SqlRows
+from dalle_server.web.jobs.storage.schema import TooNew
 
 AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
 PROBE_BYTES = 64 * 1024

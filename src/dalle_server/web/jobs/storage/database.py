@@ -18,7 +18,7 @@ import filelock
 import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError
-from dalle_server.web.jobs.schema import prepare
+from dalle_server.web.jobs.storage.schema import prepare
 
 DEADLINE_S = 5.0  # of one transaction
 SEARCH_DEADLINE_S = 2.0

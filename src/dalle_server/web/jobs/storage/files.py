@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dalle_server.pictures.saving import remember_names, write_whole
-from dalle_server.web.jobs.records import JOB_ID
+from dalle_server.web.jobs.storage.records import JOB_ID
 
 RECORD = "job.json"
 DELETED = ".deleted"
