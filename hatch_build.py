@@ -74,7 +74,7 @@ def compile_builds(system: System, into: Path = builds.FOLDER) -> list[Path]:
             made = Path(scratch) / builds.library_of(name).name
             defines = [f"-DBUILD={builds.define_of(name)}", f'-DSOURCES="{builds.sources_digest()}"']
             compiler = [sys.executable, "-m", "ziglang", "cc", "-target", system.compiler_target, "-shared", "-fPIC"]
-            command = [*compiler, *builds.OPTIONS, *defines, "-o", str(made), str(builds.FOLDER / "library.c")]
+            command = [*compiler, *builds.OPTIONS, *defines, "-o", str(made), str(builds.SOURCES / "library.c")]
             subprocess.run(command, check=True, env={**caches, **os.environ})
             _put(made, into / made.name)
     return [into / builds.library_of(name).name for name in names]

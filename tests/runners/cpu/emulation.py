@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.runners.cpu.compiled.builds import FOLDER, OPTIONS, define_of
+from dalle_server.engine.runners.cpu.compiled.builds import OPTIONS, SOURCES, define_of
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
@@ -135,7 +135,7 @@ def _of_text(arguments: Any) -> Sizes:
 
 
 def compile_emulate(build: str, target: str, program: Path) -> None:
-    defines = [f"-DBUILD={define_of(build)}", '-DSOURCES=""', f"-I{FOLDER}"]
+    defines = [f"-DBUILD={define_of(build)}", '-DSOURCES=""', f"-I{SOURCES}"]
     source = Path(__file__).with_name("emulate.c")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-static", *OPTIONS, *defines]
     subprocess.run([*command, "-o", program, source], check=True)

@@ -11,10 +11,10 @@ import torch
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_encoder_tensors
 from dalle_server.engine.runners.cpu.compiled.library import load_library
-from dalle_server.engine.runners.cpu.compiled.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan import Decoder, Encoder
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import Ranges, VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder, Encoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
 from dalle_server.models.vqgan import VQGAN
 from tests.parity.loading import golden_checkpoint, goldens, min_dalle_checkpoint

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle_server.engine.runners.cpu.compiled import convolution
-from dalle_server.engine.runners.cpu.compiled.convolution import AROUND, HERE, Steps
-from dalle_server.engine.runners.cpu.compiled.feature_maps import LayerWriter
 from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan import convolution
+from dalle_server.engine.runners.cpu.compiled.vqgan.convolution import AROUND, HERE, Steps
+from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import LayerWriter
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import VQGANWeights
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint
 

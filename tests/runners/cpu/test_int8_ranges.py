@@ -10,13 +10,13 @@ import pytest
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.cpu.compiled import pixels as compiled_pixels
-from dalle_server.engine.runners.cpu.compiled import ranges as compiled_ranges
 from dalle_server.engine.runners.cpu.compiled.library import load_library
-from dalle_server.engine.runners.cpu.compiled.pixels import CompiledPixels
-from dalle_server.engine.runners.cpu.compiled.ranges import kept_ranges, random_grids, usable_ranges
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import Ranges
+from dalle_server.engine.runners.cpu.compiled.vqgan import pixels as compiled_pixels
+from dalle_server.engine.runners.cpu.compiled.vqgan import ranges as compiled_ranges
+from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
+from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges, random_grids, usable_ranges
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import ModelSize
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled

@@ -13,11 +13,11 @@ from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
 from dalle_server.engine.runners.cpu.compiled.library import load_library
-from dalle_server.engine.runners.cpu.compiled.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.stack import tiles_of
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
+from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.packing import Tiles, kept_packed, products
 from dalle_server.engine.runners.cpu.parts import Step, Texts

@@ -1,4 +1,4 @@
-"""The builds of the C code beside this file: one library for each instruction set (target.h), from one source.
+"""The builds of the C code in c/: one library for each instruction set (target.h), from one source.
 
 Read by hatch_build.py too, which compiles them: no import but of the standard library.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent  # of the libraries
+SOURCES = FOLDER / "c"
 # By processor as the compiler names it, the best first.
 BUILDS = {
     "x86_64": ("avx512vnni", "avxvnni", "avx2", "x86-64-v2"),
@@ -32,6 +33,6 @@ def define_of(build: str) -> str:
 def sources_digest() -> str:
     """Of everything that a library is made from; it remembers what it was made from, so a stale one is noticed."""
     digest = hashlib.sha256()
-    for path in sorted([*FOLDER.glob("*.[ch]"), FOLDER / "builds.py"]):
+    for path in sorted([*SOURCES.glob("*.[ch]"), FOLDER / "builds.py"]):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The compiled code (the C files beside this one): which build runs here, and the structures shared with Python.
+"""The compiled code (the C files in c/): which build runs here, and the structures shared with Python.
 
 The package's build compiles it (hatch_build.py).
 """

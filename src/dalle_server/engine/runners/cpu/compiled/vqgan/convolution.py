@@ -1,4 +1,4 @@
-"""A convolution's weights as compiled/convolution.h reads them: exact in float32, or rounded to int8."""
+"""A convolution's weights as c/convolution.h reads them: exact in float32, or rounded to int8."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners.cpu.compiled import convolution
-from dalle_server.engine.runners.cpu.compiled.convolution import AROUND, HERE, Convolution, Steps
+from dalle_server.engine.runners.cpu.compiled.vqgan import convolution
+from dalle_server.engine.runners.cpu.compiled.vqgan.convolution import AROUND, HERE, Convolution, Steps
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import VQGANConfig
 

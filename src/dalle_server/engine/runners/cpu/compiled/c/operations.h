@@ -1,5 +1,5 @@
 /* The VQGAN, both ways: a list of operations over feature maps, one after the other, each shared by all threads.
- * compiled/vqgan.py writes the list, so no layer's order is told here.
+ * vqgan/halves.py writes the list, so no layer's order is told here.
  */
 #pragma once
 #include "convolution.h"

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import NO_ENCODER
-from dalle_server.engine.runners.cpu.compiled.ranges import kept_ranges
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan import Decoder, Encoder
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import Ranges, VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder, Encoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled import operations
-from dalle_server.engine.runners.cpu.compiled.convolution import HERE, Convolution, Steps, whole
 from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan.convolution import HERE, Convolution, Steps, whole
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import VQGANWeights
 
 _SPARE = 16  # places that a block of sums may read past the end of a map
 

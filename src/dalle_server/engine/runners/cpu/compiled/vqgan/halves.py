@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.runners.cpu.compiled.feature_maps import FeatureMap, LayerWriter
 from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureMap, LayerWriter
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import VQGANWeights
 
 
 class Decoder:

@@ -16,8 +16,8 @@ from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan import Decoder
-from dalle_server.engine.runners.cpu.compiled.vqgan_weights import Ranges, VQGANWeights
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig
 
