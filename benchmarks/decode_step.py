@@ -4,7 +4,7 @@ True shapes, random weights, every picture at a random position, sampling includ
 as a step's weights have, by as many threads, are taken in turns with the steps, so that a busy machine slows
 both; ratios of medians count, not times.
 
-    python -m benchmarks.decode_step [--size mini|mega] [--runner auto] [--dtype int8] [--images 1 4 …] [--rounds 12]
+    python -m benchmarks.decode_step [--size mini|mega] [--dtype int8] [--cpu_build auto] [--images 1 4 …]
 
 Prints ms per step and the ratio to the limit for each number of images; ends in one JSON line.
 """
@@ -40,12 +40,19 @@ def main() -> None:
     parser.add_argument("--size", choices=("mini", "mega"), default="mini")
     parser.add_argument("--runner", choices=("auto", "compiled"), default="auto")
     parser.add_argument("--dtype", choices=("int8", "fp32"), default="int8")
+    parser.add_argument("--cpu_build", default="auto", help="a lesser build than this processor could run, e.g. avx2")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model(arguments.size))
     runner = choose_runner(
-        checkpoint, arguments.runner, arguments.dtype, device="cpu", num_slots=max(arguments.images), cache_dir=WORK
+        checkpoint,
+        arguments.runner,
+        arguments.dtype,
+        device="cpu",
+        num_slots=max(arguments.images),
+        cache_dir=WORK,
+        cpu_build=arguments.cpu_build,
     )
     num_threads = runner.info.num_threads or 1
     weight_bytes = step_bytes(checkpoint, arguments.dtype)
@@ -56,6 +63,7 @@ def main() -> None:
         "model": arguments.size,
         "runner": runner.info.runner,
         "dtype": arguments.dtype,
+        "cpu_build": arguments.cpu_build,
         "threads": num_threads,
         "weight_mb": round(weight_bytes / 1e6, 1),
         "results": results,
