@@ -28,7 +28,7 @@ from dalle_server import assets
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.sampling import guide, sample
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.request import ImageKey, SamplingParams
 from dalle_server.text import TextTokenizer
@@ -45,7 +45,7 @@ class Drafter:
     def __init__(self) -> None:
         checkpoint = open_checkpoint(Path(assets.__file__).parent / "nano")
         self.config = checkpoint.config
-        self.model = DalleBart(sizes(self.config))
+        self.model = DalleBart(self.config.sizes(DalleBartConfig))
         weights = {name: np.asarray(value, np.float32).copy() for name, value in checkpoint.transformer.items()}
         self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         self.tokenizer = TextTokenizer.from_checkpoint(checkpoint)
@@ -85,7 +85,7 @@ class Drafter:
     def _answers(
         self, drawn: list[int], guesses: list[int], memory: Tensor, mask: Tensor, sampling: SamplingParams, seed: int
     ) -> list[int]:
-        inputs = torch.tensor([[sizes(self.config).decoder_start_token_id, *drawn, *guesses]] * 2)
+        inputs = torch.tensor([[self.config.sizes(DalleBartConfig).decoder_start_token_id, *drawn, *guesses]] * 2)
         states = self.model.decoder(inputs, memory, mask)[:, len(drawn) :]
         logits = self.model.lm_head(states)[..., : self.config.picture.codebook_size].numpy()
         rows = [StepRow(0, len(drawn) + i, ImageKey(seed, 0), sampling) for i in range(len(guesses) + 1)]

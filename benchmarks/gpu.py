@@ -32,7 +32,7 @@ from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.base import PendingStep, StepRow
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.selftest import check_determinism
-from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import ModelConfig, Shapes
 from dalle_server.request import ImageKey
 
@@ -97,7 +97,7 @@ def measure(runner: TorchRunner, num_images: int, bandwidth: float) -> dict[str,
     end = time.perf_counter()
     step_ms = statistics.median(steps_ms)
     value_bytes = 4 if runner.info.dtype == "fp32" else 2
-    limit_ms = 1000 * bytes_per_step(sizes(runner.config), num_images, value_bytes) / bandwidth
+    limit_ms = 1000 * bytes_per_step(runner.config.sizes(DalleBartConfig), num_images, value_bytes) / bandwidth
     return {
         "num_images": num_images,
         "ms_per_step": round(step_ms, 3),

@@ -28,7 +28,6 @@ MAY_IMPORT = {
 ONLY_IN = {
     "torch": {"models/dalle_bart.py", "models/janus.py", "models/vqgan.py", "checkpoints/published/unpickle.py"},
     "flask": {"web/"},
-    "apiflask": {"web/"},
     "ray": {"cluster/"},
 }
 # These two ask torch, once it is known to be installed, whether there is a GPU and what is free on it.

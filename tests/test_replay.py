@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, encode_result
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
@@ -79,7 +79,7 @@ def test_pixels_that_differ_in_rounding_are_told_from_tokens_that_differ() -> No
 def test_a_model_of_another_size_is_refused_with_the_remedy() -> None:
     engine = ScriptedEngine()
     metadata = saved(engine)
-    transformer = changed(sizes(engine.config), image_length=64)
+    transformer = changed(engine.config.sizes(DalleBartConfig), image_length=64)
     with pytest.raises(InvalidRequest, match=r"16 tokens .* paints 64 tokens .*--model_version"):
         replay(metadata, ScriptedEngine(config=changed(engine.config, transformer=transformer)), Source.TOKENS)
     vqgan = changed(engine.config.vqgan, n_embed=4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_server.models.config import VQGANConfig
-from dalle_server.models.vqgan import VQGAN, Encoder
+from dalle_server.models.vqgan import VQGAN, PixelEncoder
 
 
 def grown(config: VQGANConfig, doublings: int) -> VQGANConfig:
@@ -38,7 +38,7 @@ def graft(trunk: VQGAN, model: VQGAN, doublings: int) -> None:
         nn.init.dirac_(model.decoder.up[level].upsample.conv.weight)
 
 
-def first_levels(encoder: Encoder, images: Tensor, count: int) -> Tensor:
+def first_levels(encoder: PixelEncoder, images: Tensor, count: int) -> Tensor:
     """What the encoder has made of (B, 3, H, W) after `count` levels."""
     features = encoder.conv_in(images)
     for level in encoder.down[:count]:
@@ -46,5 +46,5 @@ def first_levels(encoder: Encoder, images: Tensor, count: int) -> Tensor:
     return features
 
 
-def first_parameters(encoder: Encoder, count: int) -> list[nn.Parameter]:
+def first_parameters(encoder: PixelEncoder, count: int) -> list[nn.Parameter]:
     return [*encoder.conv_in.parameters(), *encoder.down[:count].parameters()] if count else []

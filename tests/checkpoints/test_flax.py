@@ -15,7 +15,7 @@ from dalle_server.checkpoints.published.flax_file import read_leaves
 from dalle_server.checkpoints.published.flax_names import transformer_place, vqgan_place
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
-from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import VQGANConfig
 
 from .conftest import random_tensors
@@ -144,8 +144,9 @@ def test_optional_config_keys_take_the_references_defaults(tmp_path, tiny_config
         del raw[key]
     (source / "config.json").write_text(json.dumps(raw | {"top_k": 40}))
     config = open_checkpoint(convert(source, tmp_path / "native")).config
-    assert sizes(config).normalize_text is False and sizes(config).scale_embedding is False
-    assert sizes(config).decoder_start_token_id == sizes(config).eos_token_id == 32
+    sizes = config.sizes(DalleBartConfig)
+    assert sizes.normalize_text is False and sizes.scale_embedding is False
+    assert sizes.decoder_start_token_id == sizes.eos_token_id == 32
     assert config.sampling.top_k == 40 and config.sampling.condition_scale == 10.0
 
 

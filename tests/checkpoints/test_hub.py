@@ -16,7 +16,7 @@ import pytest
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.errors import CheckpointError, WeightsNotFound
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.variants import VARIANTS, ModelSize
 
 from .flax_writer import write_flax
@@ -300,7 +300,7 @@ def test_the_mirror(tmp_path, stub, monkeypatch):
     variant = replace(published, mirror=replace(published.mirror, transformer=with_dims))
     monkeypatch.setitem(VARIANTS, ModelSize.MINI, variant)
     checkpoint = open_checkpoint(pull(tmp_path, mirror=True))
-    assert sizes(checkpoint.config).d_model == 32
+    assert checkpoint.config.sizes(DalleBartConfig).d_model == 32
     assert stub.downloads("encoder.pt") == []
 
 

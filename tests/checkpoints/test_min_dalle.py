@@ -17,7 +17,7 @@ from dalle_server.checkpoints.published.min_dalle import _source
 from dalle_server.checkpoints.tensor_file import open_tensors
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.errors import CheckpointError
-from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import VQGANConfig
 from dalle_server.text import TextTokenizer
 
@@ -79,7 +79,8 @@ def test_the_tokenizer_comes_from_its_two_files(converted):
 def test_true_image_vocabulary(tmp_path):
     vqgan = PARITY / "min-dalle-tiny"
     config = open_checkpoint(convert(PARITY / "min-dalle-vocab-true", tmp_path / "n", vqgan=vqgan)).config
-    assert sizes(config).image_vocab_size == 16415 and sizes(config).decoder_start_token_id == 16384
+    sizes = config.sizes(DalleBartConfig)
+    assert sizes.image_vocab_size == 16415 and sizes.decoder_start_token_id == 16384
 
 
 def test_released_shapes_need_no_dims():

@@ -15,7 +15,7 @@ import numpy as np
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.convert import convert
-from dalle_server.families.janus import sizes
+from dalle_server.families.janus import JanusConfig
 
 DATA = Path(__file__).parents[1] / "data" / "parity-janus"
 NUM_PROMPTS = 3
@@ -38,7 +38,7 @@ def opened(max_text_length: int) -> Checkpoint:
     with TemporaryDirectory() as directory:
         checkpoint = converted(Path(directory))
     config = checkpoint.config
-    transformer = replace(sizes(config), max_text_length=max_text_length)
+    transformer = replace(config.sizes(JanusConfig), max_text_length=max_text_length)
     return replace(checkpoint, config=replace(config, transformer=transformer))
 
 

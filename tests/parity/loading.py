@@ -16,7 +16,7 @@ from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.published.flax import read_flax
 from dalle_server.checkpoints.published.min_dalle import read_min_dalle
 from dalle_server.engine.runners.torch.weights import load_transformer
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import ModelConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
@@ -42,7 +42,7 @@ def in_memory(config: ModelConfig, transformer: Mapping[str, Any], vqgan: Mappin
 
 def without_vqgan_limit(checkpoint: Checkpoint) -> Checkpoint:
     """The same transformer with a codebook as large as its image vocabulary (entries beyond the golden's are zero)."""
-    vocab = sizes(checkpoint.config).image_vocab_size
+    vocab = checkpoint.config.sizes(DalleBartConfig).image_vocab_size
     config = replace(checkpoint.config, vqgan=replace(checkpoint.config.vqgan, n_embed=vocab))
     codebook = np.zeros((vocab, config.vqgan.embed_dim), np.float32)
     return replace(checkpoint, config=config, vqgan={**checkpoint.vqgan, "quantize.embedding.weight": codebook})

@@ -22,7 +22,7 @@ from dalle_server.engine.runners.choice import Choice, choose
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.runners.sizing import default_num_slots
 from dalle_server.errors import ConfigError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from tests.runners.cpu.cpu_runners import needs_compiled
 from tests.runners.random_checkpoint import random_checkpoint
 
@@ -128,7 +128,8 @@ def test_a_cpu_build_of_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> N
 def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: 80 << 30)
     config = random_checkpoint().config
-    mega = replace(config, transformer=replace(sizes(config), d_model=2048, decoder_layers=24, image_length=256))
+    sizes = replace(config.sizes(DalleBartConfig), d_model=2048, decoder_layers=24, image_length=256)
+    mega = replace(config, transformer=sizes)
     assert default_num_slots(config, Choice("compiled", "cpu", "int8", "")) == 16
     assert default_num_slots(config, Choice("torch", "cuda", "fp16", "")) == 32
     assert default_num_slots(mega, Choice("compiled", "cpu", "int8", "")) == 4

@@ -25,7 +25,7 @@ def load(config=CONFIG, normalizer=None) -> TextTokenizer:
 def checkpoint(tmp_path: Path):
     shutil.copy(PARITY / "tokenizer" / "tokenizer.json", tmp_path)
     tokenizer_file = tmp_path / "tokenizer.json"
-    config = SimpleNamespace(transformer=replace(CONFIG, normalize_text=True))
+    config = SimpleNamespace(sizes=lambda family: replace(CONFIG, normalize_text=True))
     return SimpleNamespace(path=tmp_path, tokenizer_file=tokenizer_file, config=config)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.models.config import ModelConfig, Product, Shapes, TextConfig, from_fields
+from dalle_server.errors import CheckpointError
+from dalle_server.models.config import Product, Shapes, TextConfig, from_fields
 
 if TYPE_CHECKING:
     from dalle_server.models.dalle_bart import DalleBart
@@ -138,13 +138,6 @@ class DalleBartConfig:
         from dalle_server.models.dalle_bart import DalleBart
 
         return DalleBart(self)
-
-
-def sizes(config: ModelConfig) -> DalleBartConfig:
-    """For what computes this family only. Raises ConfigError for a model of another."""
-    if not isinstance(config.transformer, DalleBartConfig):
-        raise ConfigError(f"this runner draws models of family {DalleBartConfig.family}, not {config.family}")
-    return config.transformer
 
 
 def _embedding(half: str, vocab_size: int, length: int, d: int) -> Shapes:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.models.config import ModelConfig, Product, Shapes, TextConfig, from_fields
+from dalle_server.errors import CheckpointError
+from dalle_server.models.config import Product, Shapes, TextConfig, from_fields
 from dalle_server.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -119,10 +119,3 @@ class JanusConfig:
         from dalle_server.models.janus import Janus
 
         return Janus(self)
-
-
-def sizes(config: ModelConfig) -> JanusConfig:
-    """For what computes this family only. Raises ConfigError for a model of another."""
-    if not isinstance(config.transformer, JanusConfig):
-        raise ConfigError(f"only models of family {JanusConfig.family} can be read so, not {config.family}")
-    return config.transformer

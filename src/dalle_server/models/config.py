@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from dalle_server.errors import CheckpointError
+from dalle_server.errors import CheckpointError, ConfigError
 from dalle_server.request import SamplingParams
 
 T = TypeVar("T")
+F = TypeVar("F", bound="FamilyConfig")
 Shapes = dict[str, tuple[int, ...]]  # tensor → shape; linear weights are (out, in)
 
 
@@ -155,6 +156,12 @@ class ModelConfig:
     @property
     def family(self) -> str:
         return self.transformer.family
+
+    def sizes(self, family: type[F]) -> F:
+        """The transformer's, for what computes that family only. Raises ConfigError for a model of another."""
+        if not isinstance(self.transformer, family):
+            raise ConfigError(f"this part computes models of family {family.family}, not {self.family}")
+        return self.transformer
 
     @property
     def num_weights(self) -> int:

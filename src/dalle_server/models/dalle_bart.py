@@ -233,7 +233,7 @@ class _Stack(nn.Module):
         return self.layernorm_embedding(x)
 
 
-class Encoder(_Stack):
+class TextEncoder(_Stack):
     def __init__(self, config: DalleBartConfig):
         super().__init__(config, config.encoder_vocab_size, config.max_text_length)
         size = config.d_model, config.encoder_attention_heads, config.encoder_ffn_dim
@@ -247,7 +247,7 @@ class Encoder(_Stack):
         return self.final_ln(x)
 
 
-class Decoder(_Stack):
+class TokenDecoder(_Stack):
     def __init__(self, config: DalleBartConfig):
         super().__init__(config, config.num_image_embeddings, config.image_length)
         size = config.d_model, config.decoder_attention_heads, config.decoder_ffn_dim
@@ -295,8 +295,8 @@ class DalleBart(nn.Module):
     def __init__(self, config: DalleBartConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = TextEncoder(config)
+        self.decoder = TokenDecoder(config)
         self.lm_head = nn.Linear(config.d_model, config.num_image_embeddings, bias=False)
         self.apply(_initialise)
 

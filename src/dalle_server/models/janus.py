@@ -57,7 +57,7 @@ class Rotation:
         return x * self.cos + torch.cat([-second, first], -1) * self.sin
 
 
-class Attention(nn.Module):
+class RotaryAttention(nn.Module):
     def __init__(self, config: JanusConfig):
         super().__init__()
         d, kv = config.d_model, config.num_kv_heads * config.head_size
@@ -107,7 +107,7 @@ class Layer(nn.Module):
     def __init__(self, config: JanusConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = RotaryAttention(config)
         self.post_attention_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.mlp = MLP(config.d_model, config.ffn_dim)
 

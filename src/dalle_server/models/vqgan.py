@@ -111,7 +111,7 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     """Pixels (B, 3, H, W) → features (B, z_channels, h, w)."""
 
     def __init__(self, config: VQGANConfig):
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
-class Decoder(nn.Module):
+class PixelDecoder(nn.Module):
     """Features (B, z_channels, h, w) → pixels (B, 3, H, W), nominally in [0, 1]."""
 
     def __init__(self, config: VQGANConfig):
@@ -183,11 +183,11 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         if with_encoder:
-            self.encoder = Encoder(config)
+            self.encoder = PixelEncoder(config)
             self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, kernel_size=1)
         self.quantize = VectorQuantizer(config)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, kernel_size=1)
-        self.decoder = Decoder(config)
+        self.decoder = PixelDecoder(config)
 
     def decode(self, ids: Tensor) -> Tensor:
         """(B, I) ids of square grids in reading order → (B, 3, H, W) float, unclipped."""

@@ -19,10 +19,10 @@ from dalle_server.checkpoints.published.janus_tokens import (
     USER,
     special_ids,
 )
+from dalle_server.checkpoints.published.tokenizer_files import open_tokenizer_file
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
-from dalle_server.errors import CheckpointError
-from dalle_server.families.janus import JanusConfig, sizes
+from dalle_server.families.janus import JanusConfig
 
 
 class JanusTokenizer:
@@ -48,11 +48,7 @@ class JanusTokenizer:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> JanusTokenizer:
         """Raises CheckpointError when `tokenizer.json` is damaged."""
-        try:
-            tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{checkpoint.tokenizer_file} is not a tokenizer ({error}); copy it again") from error
-        return cls(tokenizer, sizes(checkpoint.config))
+        return cls(open_tokenizer_file(checkpoint.tokenizer_file), checkpoint.config.sizes(JanusConfig))
 
     def pair(self, prompt: str, negative_prompt: str = "") -> tuple[TextTokens, TextTokens]:
         """The conditional and the unconditional row of one picture. A negative prompt is a turn of its own; without it,

@@ -8,12 +8,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.hub.damage import unreadable
-from dalle_server.checkpoints.published.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY
+from dalle_server.checkpoints.published.tokenizer_files import REQUIRED_TOKENS, WORD_FREQUENCY, open_tokenizer_file
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.errors import CheckpointError
-from dalle_server.families.dalle_bart import DalleBartConfig, sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.text.hashtags import HashtagSplitter
 from dalle_server.text.normalizer import MAX_NORMALIZED_CHARS, TextNormalizer
 
@@ -43,11 +42,8 @@ class TextTokenizer:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> TextTokenizer:
         """Raises CheckpointError when `tokenizer.json` is damaged."""
-        try:
-            tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(unreadable(checkpoint.tokenizer_file, "a tokenizer", error)) from error
-        config = sizes(checkpoint.config)
+        config = checkpoint.config.sizes(DalleBartConfig)
+        tokenizer = open_tokenizer_file(checkpoint.tokenizer_file)
         return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
 
     def pair(self, prompt: str, negative_prompt: str) -> tuple[TextTokens, TextTokens]:

@@ -15,7 +15,7 @@ from dalle_server.engine.runners.cpu.packing import products, stacked
 from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.dalle_bart import DalleBart
 from tests.runners.cpu.cpu_runners import RUNNABLE, cpu_runner, needs_compiled, without_pixels
 from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
@@ -64,12 +64,12 @@ def rounded(checkpoint: Checkpoint, name: str) -> np.ndarray:
 
 def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
     """The torch model whose decode step computes in int8, for one text."""
-    model = DalleBart(sizes(checkpoint.config))
+    model = DalleBart(checkpoint.config.sizes(DalleBartConfig))
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
     for index, layer in enumerate(model.decoder.layers):
         prefix = f"decoder.layers.{index}"
         num_heads: int = layer.self_attn.num_heads  # type: ignore[assignment]
-        scale = (sizes(checkpoint.config).d_model // num_heads) ** 0.5  # folded into the query
+        scale = (checkpoint.config.sizes(DalleBartConfig).d_model // num_heads) ** 0.5  # folded into the query
         query, key, value = np.split(rounded(checkpoint, f"{prefix}.self_attn.qkv"), 3)
         layer.self_attn.q_proj = Int8Linear(query * scale)
         layer.self_attn.k_proj, layer.self_attn.v_proj = Int8Linear(key, True), Int8Linear(value, True)

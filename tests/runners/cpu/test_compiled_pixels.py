@@ -12,7 +12,7 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_encoder_tensors
 from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder, Encoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder, CompiledEncoder
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
@@ -30,16 +30,16 @@ TEAM = Team(2)
 
 def decoder(
     checkpoint: Checkpoint, size: tuple[int, int], build: str = "auto", ranges: Ranges | None = None, team: Team = TEAM
-) -> Decoder:
+) -> CompiledDecoder:
     library = load_library(build)
     weights = VQGANWeights(checkpoint.vqgan, checkpoint.config.vqgan, ranges or {}, library.lowered())
-    return Decoder(library, team, weights, *size)
+    return CompiledDecoder(library, team, weights, *size)
 
 
-def encoder(checkpoint: Checkpoint, size: tuple[int, int], build: str = "auto") -> Encoder:
+def encoder(checkpoint: Checkpoint, size: tuple[int, int], build: str = "auto") -> CompiledEncoder:
     library = load_library(build)
     weights = VQGANWeights(checkpoint.vqgan, checkpoint.config.vqgan, {}, library.lowered())
-    return Encoder(library, TEAM, weights, *size, num_codes=checkpoint.config.vqgan.n_embed)
+    return CompiledEncoder(library, TEAM, weights, *size, num_codes=checkpoint.config.vqgan.n_embed)
 
 
 @cache

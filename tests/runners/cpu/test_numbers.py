@@ -10,7 +10,7 @@ import torch
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN, to_pixels
 from dalle_server.request import SamplingParams
@@ -41,7 +41,7 @@ def tokens() -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
     """(N, I, C) guided logits of the torch model."""
-    model = DalleBart(sizes(checkpoint.config))
+    model = DalleBart(checkpoint.config.sizes(DalleBartConfig))
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
     texts = [random_text(n, length) for n, length in enumerate(LENGTHS)] + [random_text(9, 2)] * 2
     ids = torch.tensor(np.stack([text.ids for text in texts])).long()

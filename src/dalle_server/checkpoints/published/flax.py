@@ -22,7 +22,7 @@ from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_fi
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import Shapes
 
 WEIGHTS = "flax_model.msgpack"
@@ -70,8 +70,8 @@ def read_flax(directory: Path, vqgan_directory: Path, name: str) -> Source:
         config.transformer.tensors(),
         lambda name: transformer_place(name, stacked.get(name.split(".")[0], False)),
     )
-    _check_layer_axis(directory, leaves, sizes(config).encoder_layers, "encoder")
-    _check_layer_axis(directory, leaves, sizes(config).decoder_layers, "decoder")
+    _check_layer_axis(directory, leaves, config.sizes(DalleBartConfig).encoder_layers, "encoder")
+    _check_layer_axis(directory, leaves, config.sizes(DalleBartConfig).decoder_layers, "decoder")
     vqgan_leaves = _read_all(vqgan_directory)
     names = vqgan_decoder_tensors(config.vqgan)
     if any(path.startswith(("encoder/", "quant_conv/")) for path in vqgan_leaves):

@@ -27,7 +27,7 @@ from dalle_server.checkpoints.published.janus_names import is_left_out, native_n
 from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
 from dalle_server.checkpoints.published.pickles import unpickle
 from dalle_server.checkpoints.published.source import Source
-from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files
+from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files, open_tokenizer_file
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
@@ -217,11 +217,7 @@ def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -> NDArray[np.float32]:
     """The text embedding of `<begin_of_image>`, which the first step feeds."""
-    text = tokenizer.decode() if isinstance(tokenizer, bytes) else tokenizer.read_text("utf-8")
-    try:
-        opened = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{directory / TOKENIZER} is not a tokenizer ({error}); copy it again") from error
+    opened = Tokenizer.from_buffer(tokenizer) if isinstance(tokenizer, bytes) else open_tokenizer_file(tokenizer)
     if "embed_tokens.weight" not in named:
         raise CheckpointError(f"{directory}: no Janus weights, the embeddings of text tokens are missing")
     table = named["embed_tokens.weight"]

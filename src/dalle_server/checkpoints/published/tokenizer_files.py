@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import RobertaProcessing
 
+from dalle_server.checkpoints.hub.damage import unreadable
 from dalle_server.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -46,6 +47,14 @@ def find_tokenizer_files(directory: Path, suffix: str = "") -> dict[str, Path | 
             files[WORD_FREQUENCY] = place / WORD_FREQUENCY
             break
     return files
+
+
+def open_tokenizer_file(path: Path) -> Tokenizer:
+    """Raises CheckpointError, with the reason and the remedy, for a file that is no tokenizer."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(unreadable(path, "a tokenizer", error)) from error
 
 
 def tokenizer_from_bpe(vocab: Path, merges: Path) -> Tokenizer:

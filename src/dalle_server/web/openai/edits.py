@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
@@ -37,20 +38,21 @@ EDIT_STRENGTH = 0.75  # without a mask: so much of the picture is painted anew
 VARIATION_STRENGTH = 0.5
 CANDIDATES = 4
 
-
-@blueprint.post("/images/edits")
-@describe(
-    "Repaint a part of a picture, or all of it",
+_over_a_picture = partial(
+    describe,
     access="key",
     cost="pictures",
     owned=False,
     takes="pictures",
-    body=EditForm,
     body_type="multipart/form-data",
     reply=ImagesReply,
     streams=True,
     bare=True,
 )
+
+
+@blueprint.post("/images/edits")
+@_over_a_picture("Repaint a part of a picture, or all of it", body=EditForm)
 def edits() -> ResponseReturnValue:
     require_room()
     if request.mimetype == "multipart/form-data":
@@ -78,18 +80,7 @@ def _mask(picture: Picture, mask: bytes | None) -> Weights | None:
 
 
 @blueprint.post("/images/variations")
-@describe(
-    "Variations of a picture",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=VariationForm,
-    body_type="multipart/form-data",
-    reply=ImagesReply,
-    streams=True,
-    bare=True,
-)
+@_over_a_picture("Variations of a picture", body=VariationForm)
 def variations() -> ResponseReturnValue:
     require_room()
     body = validate(VariationForm, request.form.to_dict())

@@ -25,7 +25,7 @@ from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.runners.cpu.threads import processor_name, usable_threads
 from dalle_server.engine.sampling import Draw
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 DTYPES = ("int8", "fp32")
 WORTH_KEEPING_BYTES = 200 << 20
@@ -76,7 +76,7 @@ def load_cpu_runner(
 def compiled_parts(
     library: Any, team: Team, checkpoint: Checkpoint, kept: Tiles | None, dtype: str, num_slots: int
 ) -> tuple[Texts, Step, Draw]:
-    embeddings = Embeddings(checkpoint.transformer, sizes(checkpoint.config))
+    embeddings = Embeddings(checkpoint.transformer, checkpoint.config.sizes(DalleBartConfig))
     wanted = products(checkpoint.config)
     of_step = {name: product for name, product in wanted.items() if product.of_step}
     of_texts = {name: product for name, product in wanted.items() if not product.of_step}

@@ -18,7 +18,7 @@ from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.packing import Tiles
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.errors import ConfigError
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 
 class CompiledStep:
@@ -39,7 +39,7 @@ class CompiledStep:
         is_exact: bool,
         num_slots: int,
     ):
-        config = sizes(checkpoint.config)
+        config = checkpoint.config.sizes(DalleBartConfig)
         most = library.max_positions()
         if max(config.image_length, config.max_text_length) > most:
             raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner torch")

@@ -17,7 +17,7 @@ from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.packing import Tiles
 from dalle_server.engine.runners.cpu.parts import TextCache
-from dalle_server.families.dalle_bart import sizes
+from dalle_server.families.dalle_bart import DalleBartConfig
 
 
 class CompiledTexts:
@@ -29,7 +29,7 @@ class CompiledTexts:
     def __init__(
         self, library: Any, team: Team, checkpoint: Checkpoint, tiles: Tiles, embeddings: Embeddings, *, is_exact: bool
     ):
-        config = self._config = sizes(checkpoint.config)
+        config = self._config = checkpoint.config.sizes(DalleBartConfig)
         self._run, self._team, self._embeddings = library.encode_text, team, embeddings
         self._states, self._length = np.zeros((config.max_text_length, config.d_model), np.float32), 0
         self._cell = np.float32 if is_exact else np.float16

@@ -13,7 +13,7 @@ from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureM
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import VQGANWeights
 
 
-class Decoder:
+class CompiledDecoder:
     """Grids of (height, width) codes to pixels."""
 
     def __init__(self, library: Any, team: Team, weights: VQGANWeights, height: int, width: int):
@@ -41,7 +41,7 @@ class Decoder:
         return {name: float(rows.max()) for name, rows in self._largest.items()}
 
 
-class Encoder:
+class CompiledEncoder:
     """Pictures of (height, width) pixels to grids of codes: the first `num_codes` of the codebook."""
 
     def __init__(self, library: Any, team: Team, weights: VQGANWeights, height: int, width: int, num_codes: int):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import NO_ENCODER
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder, Encoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder, CompiledEncoder
 from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
@@ -31,8 +31,8 @@ class CompiledPixels:
         ranges = _ranges(library, team, checkpoint, ranges_dir) if ranges_dir else {}
         self._weights = VQGANWeights(checkpoint.vqgan, checkpoint.config.vqgan, ranges, library.lowered())
         picture = checkpoint.config.picture
-        self._decoder = Decoder(library, team, self._weights, picture.grid_height, picture.grid_width)
-        self._encoder: Encoder | None = None
+        self._decoder = CompiledDecoder(library, team, self._weights, picture.grid_height, picture.grid_width)
+        self._encoder: CompiledEncoder | None = None
 
     def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Raises CheckpointError for pixels that are not finite."""
@@ -48,13 +48,13 @@ class CompiledPixels:
             self._encoder = self._make_encoder()
         return self._encoder.encode(np.asarray(picture, np.float32) / np.float32(255))
 
-    def _make_encoder(self) -> Encoder:
+    def _make_encoder(self) -> CompiledEncoder:
         """With the first picture that is read: most servers never read one."""
         if not self._checkpoint.has_encoder:
             raise NotSupported(NO_ENCODER)
         picture = self._checkpoint.config.picture
         size = picture.height_px, picture.width_px
-        return Encoder(self._library, self._team, self._weights, *size, num_codes=picture.codebook_size)
+        return CompiledEncoder(self._library, self._team, self._weights, *size, num_codes=picture.codebook_size)
 
     def close(self) -> None:
         """Dropping it is enough."""

@@ -16,7 +16,7 @@ from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.cache import converted_once
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan.halves import Decoder
+from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig
@@ -83,7 +83,7 @@ def _paint(
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
     """The pictures (N, H, W, 3) in 0…1, and the largest input of each convolution behind a norm."""
     weights = VQGANWeights(tensors, config.vqgan, ranges, library.lowered())
-    decoder = Decoder(library, team, weights, config.picture.grid_height, config.picture.grid_width)
+    decoder = CompiledDecoder(library, team, weights, config.picture.grid_height, config.picture.grid_width)
     pictures, highest = [], dict.fromkeys(decoder.largest(), 0.0)
     for grid in grids:
         pictures.append(decoder.decode(grid).clip(0, 1))
