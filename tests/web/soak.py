@@ -4,7 +4,8 @@
 
 load          64 clients for 2 minutes, a tenth of whose requests leave: no answer but 200 and 503, every request
               ended once, and descriptors, threads and memory come back
-overload      four times as many requests at once as slots and queue hold: how soon the refused are told, and /health
+overload      ten times four times as many requests at once as slots and queue hold: how soon the refused are told, and
+              /health until the last of them is
 slow_clients  500 connections that drip headers and 70 that never read: /health meanwhile
 kills         200 times kill -9 while pictures are saved: files are whole or absent
 
@@ -14,7 +15,6 @@ Prints what it measured, one JSON line each; a broken promise is an assertion. L
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -32,6 +32,7 @@ import numpy as np
 
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.saving import save_pictures
+from tests.web import burst
 from tests.web.server_process import ServerProcess, post_bytes
 from tests.web.test_load import outcomes, status_of
 
@@ -39,6 +40,7 @@ CLIENTS, LOAD_S, LEAVING = 64, 120.0, 0.1
 WARM_UP_S = 20.0  # until each of some 160 threads has worked: the allocator keeps a cache for every one
 DRIPPING, DEAF = 500, 70
 KILLS = 200
+BURSTS = 10
 
 
 def main() -> None:
@@ -67,35 +69,46 @@ def load(directory: Path) -> dict[str, Any]:
 
 
 def overload(directory: Path) -> dict[str, Any]:
+    """Half of the bursts find an idle server, half of them one that has just begun the pictures of the one before."""
+    told: list[burst.Told] = []
+    healths: list[float] = []
     with ServerProcess(directory, "--model_version", "nano", real=True) as server:
         server.ready()
         info = server.get("/v1/info")[1]
         at_once = 4 * (info["limits"]["num_slots"] + info["limits"]["max_waiting_images"])
-        told: list[tuple[int, float]] = []
-
-        async def ask(number: int) -> None:
-            start = time.perf_counter()
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(post_bytes("/dalle", {"text": f"request {number}", "num_images": 1}))
-            status = int((await reader.readline()).split()[1])
-            told.append((status, time.perf_counter() - start))
-            writer.close()
-
-        async def ask_at_once() -> None:
-            await asyncio.gather(*(ask(number) for number in range(at_once)))
-
-        # One thread for all: a thread each would make them wait for one another, and measure that.
-        clients = threading.Thread(target=lambda: asyncio.run(ask_at_once()))
-        clients.start()
-        healths = _health_until(server, lambda: not clients.is_alive())
-    assert len(told) == at_once and {status for status, _ in told} <= {200, 503}
-    refused = [seconds for status, seconds in told if status == 503]
+        for _ in range(BURSTS // 2):
+            bursts = [burst.Burst(server.port, at_once) for _ in range(2)]
+            seen: list[tuple[float, float]] = []
+            pulse = threading.Thread(target=_pulse, args=(server, bursts[0], seen))
+            pulse.start()
+            for clients in bursts:
+                clients.start()
+                time.sleep(0.5)
+            for clients in bursts:
+                told += (now := clients.told())
+                begun, last = min(begun for _, begun, _ in now), max(at for status, _, at in now if status == 503)
+                healths += [seconds for start, seconds in seen if start < last and begun < start + seconds]
+            pulse.join()
+            _settle(server)
+    assert len(told) == at_once * BURSTS and {status for status, _, _ in told} == {200, 503}
+    refused = [at - begun for status, begun, at in told if status == 503]
     return {
+        "bursts": BURSTS,
         "at_once": at_once,
         "refused": len(refused),
         "refused_ms": _milliseconds(refused),
+        "healths": len(healths),
         "health_ms": _milliseconds(healths),
     }
+
+
+def _pulse(server: ServerProcess, clients: burst.Burst, seen: list[tuple[float, float]]) -> None:
+    """(begun, seconds) of each /health while the clients are there."""
+    while not clients.is_over:
+        start = time.monotonic()
+        assert server.get("/health")[0] == 200
+        seen.append((start, time.monotonic() - start))
+        time.sleep(0.005)
 
 
 def slow_clients(directory: Path) -> dict[str, Any]:

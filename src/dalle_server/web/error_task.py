@@ -6,15 +6,18 @@ import logging
 import re
 import time
 from http import HTTPStatus
+from typing import Any
 
 from waitress.adjustments import Adjustments
 from waitress.task import ErrorTask
-from waitress.utilities import Error
+from waitress.utilities import Error, build_http_date
 
 from dalle_server.errors import DalleServerError, InvalidRequest, NotSupported, PayloadTooLarge
-from dalle_server.web.errors import plain_answer
+from dalle_server.web.errors import error_model, plain_answer
 from dalle_server.web.logging import access, fields, id_for
 
+MOST_ANSWERS = 64  # kept
+_answers: dict[tuple[Any, ...], tuple[str, bytes]] = {}
 _FIRST_LINE = re.compile(rb"\s*(\S+) (/[^\s?#]*)")
 
 
@@ -26,17 +29,20 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         error = verdict.refusal or _translated(self.request.error, self.channel.adj, verdict.body_limit)
         method, path = self._asked()
         request_id = id_for(self.request.headers.get("X_REQUEST_ID", ""))
-        self.status = f"{error.status} {_phrase(error.status)}"
-        self.response_headers, body = plain_answer(error, path, request_id)
-        self.set_close_on_finish()
-        self.channel.write_soon(self.build_response_header() + body)  # in one piece: each costs a turn at the network
-        self.wrote_header = True
-        self.channel.server.gate.count(verdict.rule, method, error)
-        line = {"request": request_id, "method": method, "route": path, "status": error.status}
-        access.log(
-            logging.INFO,
-            fields(**line, client=verdict.client or self.channel.addr[0], total_s=time.time() - self.start_time),
+        headers, body = _answer(error, path)
+        head = (
+            f"HTTP/{self.version} {error.status} {_phrase(error.status)}\r\nConnection: close\r\n"
+            f"Date: {build_http_date(self.start_time)}\r\nServer: {self.channel.adj.ident}\r\n"
+            f"X-Request-Id: {request_id}\r\n{headers}\r\n"
         )
+        # In one piece: each costs a turn at the network.
+        self.channel.write_soon(head.encode("latin-1") + (b"" if method == "HEAD" else body))
+        self.wrote_header = self.close_on_finish = True
+        gate = self.channel.server.gate
+        gate.count(verdict.rule, method, error)
+        client, total_s = verdict.client or self.channel.addr[0], time.time() - self.start_time
+        line = {"request": request_id, "method": method, "route": path, "status": error.status, "client": client}
+        gate.log_later(lambda: access.log(logging.INFO, fields(**line, total_s=total_s)))
 
     def _asked(self) -> tuple[str, str]:
         """Method and path. Headers over their limit are not read, but the path names the API, and so the envelope."""
@@ -44,6 +50,16 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         if first_line:
             return first_line[1].decode("latin-1"), first_line[2].decode("latin-1")
         return getattr(self.request, "command", "") or "other", getattr(self.request, "path", "") or "?"
+
+
+def _answer(error: DalleServerError, path: str) -> tuple[str, bytes]:
+    """Those who are refused together are told the same."""
+    key = error.status, error.code, error.message, error.param, error.retry_after_s, error_model(path)
+    if key not in _answers:
+        if len(_answers) >= MOST_ANSWERS:
+            _answers.clear()
+        _answers[key] = plain_answer(error, path)
+    return _answers[key]
 
 
 def _phrase(status: int) -> str:

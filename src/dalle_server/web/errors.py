@@ -36,11 +36,11 @@ def to_response(error: DalleServerError) -> Response:
     return response
 
 
-def plain_answer(error: DalleServerError, path: str, request_id: str) -> tuple[list[tuple[str, str]], bytes]:
-    """Headers and body of an error that is told without Flask."""
+def plain_answer(error: DalleServerError, path: str) -> tuple[str, bytes]:
+    """Lines of headers and the body of an error that is told without Flask."""
     body = json.dumps(envelope(error, path)).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "X-Request-Id": request_id}
-    return [*headers.items(), *headers_of(error, path).items()], body
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers_of(error, path)}
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()), body
 
 
 def headers_of(error: DalleServerError, path: str) -> dict[str, str]:

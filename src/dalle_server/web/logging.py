@@ -22,6 +22,8 @@ _BARE = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 
 def configure(level: str, terminal: Terminal) -> None:
     """Send every log to the terminal. Of libraries warnings only: at debug level they write what clients sent."""
+    # Nothing of a record is used but its time and words: the rest costs more than the line does.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = TerminalHandler(terminal)
     handler.setFormatter(LineFormatter())
     root = logging.getLogger()

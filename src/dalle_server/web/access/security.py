@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flask import Flask, g, request
-from werkzeug.datastructures import EnvironHeaders, Headers
+from werkzeug.datastructures import EnvironHeaders
 
 from dalle_server.config import Settings
 from dalle_server.errors import DalleServerError, InvalidRequest, PayloadTooLarge, RateLimited
@@ -42,23 +42,23 @@ class Guard:
         """Name and bytes of the request's key, where one is asked for. Raises what the request is refused with."""
         if route is NO_ROUTE:
             return None
-        headers, method = EnvironHeaders(environ), environ["REQUEST_METHOD"]
-        self.origins.check(route, method, headers.get("Host", ""), headers.get("Origin"), headers.get("Sec-Fetch-Site"))
+        method, origin, site = (environ.get(name) for name in ("REQUEST_METHOD", "HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE"))
+        self.origins.check(route, method or "", environ.get("HTTP_HOST", ""), origin, site)
         key = None
         if self._keys and route.access == "key" and method != "OPTIONS":  # a preflight carries no key
-            key = self._guesses.find(presented_keys(headers), environ.get("REMOTE_ADDR", "unknown"))
-        self._check_body(headers, route, environ.get("PATH_INFO", ""))
+            key = self._guesses.find(presented_keys(EnvironHeaders(environ)), environ.get("REMOTE_ADDR", "unknown"))
+        self._check_body(environ, route)
         return key
 
-    def _check_body(self, headers: Headers, route: Route, path: str) -> None:
-        encoding = headers.get("Content-Encoding", "").strip().lower()
+    def _check_body(self, environ: WSGIEnvironment, route: Route) -> None:
+        encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
         if encoding not in ("", "identity"):
             error = InvalidRequest(f"a body with Content-Encoding {encoding[:40]!r} is not read; send it as it is")
             error.status, error.code = 415, "unsupported_media_type"
             raise error
-        length, limit = headers.get("Content-Length", ""), self.body_limit(route)
+        length, limit = environ.get("CONTENT_LENGTH", ""), self.body_limit(route)
         if length.isdecimal() and int(length) > limit:
-            raise PayloadTooLarge(f"the body has {length} bytes; {path} takes {limit} at most")
+            raise PayloadTooLarge(f"the body has {length} bytes; {environ.get('PATH_INFO', '')} takes {limit} at most")
 
     def body_limit(self, route: Route) -> int:
         """Bytes that a request of this route may bring. Pictures also come as base64 within JSON, beside much text."""

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any
 
+from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
@@ -34,6 +35,7 @@ HEADERS_S = 30.0  # for a request's headers to be complete
 STALL_S = 10.0  # for a reader to take the next bytes
 LINGER_S = 10.0  # for a refused body to end
 LINGER_BYTES = 64 * 1024**2
+MOST_AT_ONCE = 512  # connections let in in one turn
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # the one interim answer that every client knows to pass over
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             while self._answers_at_once:
                 self._answers_at_once = False
                 self.service()
+                self.handle_write()  # and not a turn of all connections later
 
     def received(self, data: bytes) -> bool:
         if not self._ends:
@@ -259,21 +262,43 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
         """An IPv4 client of a socket for both families is known by its own address."""
         return (addr[0].removeprefix("::ffff:").partition("%")[0], *addr[1:])
 
-    def channel_class(self, server: Server, sock: socket.socket, addr: Any, adj: Adjustments, map: Any) -> None:
-        """Called as a class is, by `handle_accept`."""
+    def handle_accept(self) -> None:
+        """Everybody who waits is let in, and what came along is read: a turn each would make the last of many wait."""
         self._thread = threading.get_ident()
-        if self.book.make_room(addr[0], is_proxy=self.gate.is_proxy(addr[0])):
-            self.book.add(Channel(server, sock, addr, adj, map))
-        else:
+        for _ in range(MOST_AT_ONCE):
+            try:
+                accepted = self.accept()
+            except OSError as error:  # no descriptors left, or the client is gone already
+                logger.warning("a connection could not be taken: %s", error.strerror)
+                return
+            if accepted is None:
+                return
+            sock, addr = accepted
+            self.set_socket_options(sock)
+            self._let_in(sock, self.fix_addr(addr))
+
+    def _let_in(self, sock: socket.socket, addr: Any) -> None:
+        if not self.book.make_room(addr[0], is_proxy=self.gate.is_proxy(addr[0])):
             logger.warning("%s has too many connections in use; one more is refused", addr[0])
             sock.close()
+            return
+        channel = Channel(self, sock, addr, self.adj, self._map)
+        self.book.add(channel)
+        wasyncore.read(channel)
 
     def add_task(self, channel: Channel) -> None:
-        """Called when a request is complete: by its channel, in this thread, or by the task before it, in another."""
-        if channel.requests[0].is_told_at_once and threading.get_ident() == self._thread:
+        """Called when a request is complete: by its channel, in this thread, or by the task before it, in another.
+
+        This thread holds what it finds until it has read everybody: a worker would take the interpreter from it at
+        every system call, and those who need only a word would wait for those who need much.
+        """
+        verdict = channel.requests[0].verdict
+        if threading.get_ident() != self._thread or verdict.is_vital:
+            self.task_dispatcher.add_task(channel)
+        elif channel.requests[0].is_told_at_once:
             channel.answer_at_once()
         else:
-            self.task_dispatcher.add_task(channel)
+            self.task_dispatcher.hold(channel)
 
     def pull_trigger(self) -> None:
         """Wakes the thread that serves all connections, unless it is this one."""

@@ -5,6 +5,10 @@ In the one thread that reads all connections: nothing here may wait, or cost mor
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+FULL_S = 0.01  # that the queue is taken to stay full: to ask costs a lock that the engine's threads want
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of a request."""
@@ -31,6 +38,7 @@ class Verdict:
     body_limit: int = 0  # bytes
     refusal: DalleServerError | None = None
     enters: bool = False  # it will ask for a place in the queue
+    is_vital: bool = False
 
     @property
     def reads_body(self) -> bool:
@@ -43,7 +51,10 @@ class Gate:
     def __init__(self, app: Flask):
         self.app = app
         self._routes = app.url_map.bind("")
+        self.num_judged = 0
+        self._unlogged: deque[Callable[[], None]] = deque()
         self._plain: dict[tuple[str, str], tuple[str, Route]] = {}
+        self._full_at, self._retry_after_s = -math.inf, 0.0
         self._service: Service = app.extensions[EXTENSION]
         self._guard: security.Guard = app.extensions[security.EXTENSION]
         self._admission: admission.Admission = app.extensions[admission.EXTENSION]
@@ -56,6 +67,7 @@ class Gate:
         """`environ` has the method, path, address and headers, and may be changed. `num_waiting` requests passed
         before and have not reached the application yet.
         """
+        self.num_judged += 1
         self._forwarded.apply(environ)
         found = self._find(environ)
         if found is None:
@@ -69,7 +81,8 @@ class Gate:
                 self._check_queue(route, num_waiting)
         except DalleServerError as error:
             return Verdict(rule, address, refusal=error.with_traceback(None))
-        return Verdict(rule, address, self._guard.body_limit(route), enters=has_body and route.cost == "pictures")
+        enters = has_body and route.cost == "pictures"
+        return Verdict(rule, address, self._guard.body_limit(route), enters=enters, is_vital=route.vital)
 
     def _find(self, environ: WSGIEnvironment) -> tuple[str, Route] | None:
         asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -86,10 +99,24 @@ class Gate:
         return found
 
     def _check_queue(self, route: Route, num_waiting: int) -> None:
-        if route.cost == "pictures":
+        if route.cost != "pictures":
+            return
+        now = time.monotonic()
+        if now - self._full_at > FULL_S:
             retry_after_s = self._service.full_for_s(num_waiting + self._admission.num_entering)
-            if retry_after_s is not None:
-                raise Overloaded("the queue is full; try again later", retry_after_s=retry_after_s)
+            if retry_after_s is None:
+                return
+            self._full_at, self._retry_after_s = now, math.ceil(retry_after_s)
+        raise Overloaded("the queue is full; try again later", retry_after_s=self._retry_after_s)
+
+    def log_later(self, write: Callable[[], None]) -> None:
+        """Those who are told at once come before what is written about them. Any thread."""
+        self._unlogged.append(write)
+
+    def log(self) -> None:
+        """At the end of every turn."""
+        while self._unlogged:
+            self._unlogged.popleft()()
 
     def count(self, rule: str, method: str, error: DalleServerError) -> None:
         """Put a refusal that the application never sees into its counters."""

@@ -52,13 +52,18 @@ class HttpServer:
         )
         gate, book = Gate(app), Book(most, most // 2)
         sockets = listen(settings.host, settings.port)
-        workers = Workers(max_in_flight(settings) + SPARE_THREADS)
-        self.listeners = [Server(gate, book, sock, workers, adj, self._map) for sock in sockets]
+        self._gate, self._workers = gate, Workers(max_in_flight(settings) + SPARE_THREADS)
+        self.listeners = [Server(gate, book, sock, self._workers, adj, self._map) for sock in sockets]
         self.port = int(self.listeners[0].effective_port)
 
     def run(self) -> None:
+        poll = wasyncore.poll2 if self._use_poll else wasyncore.poll
         try:
-            wasyncore.loop(timeout=1.0, map=self._map, use_poll=self._use_poll)
+            while self._map:
+                num_judged = self._gate.num_judged
+                poll(0.0 if self._workers.is_holding else 1.0, self._map)
+                self._gate.log()
+                self._workers.release(is_quiet=self._gate.num_judged == num_judged)
         except SystemExit:
             pass  # from `on_interrupt`; the daemon threads of waitress end with the process
         finally:

@@ -15,6 +15,7 @@ import threading
 from typing import TextIO
 
 MOST_LINES = 10_000  # kept while nobody reads; beyond it lines are dropped, and counted
+GATHER_S = 0.01  # that lines wait for others: a burst of them must not take turns at the interpreter with its requests
 LAST_LINES_S = 1.0  # for the rest to be written at the end
 
 
@@ -23,6 +24,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()  # it may be used in signals
+        self._closing = threading.Event()
         self._num_dropped = 0
         self._thread = threading.Thread(target=self._write_all, name="terminal", daemon=True)
         self._out, self._err = (_descriptor(stream) for stream in (sys.stdout, sys.stderr))
@@ -33,6 +35,7 @@ class Terminal:
     def close(self) -> None:
         """Write what is left, unless nobody reads it."""
         self._lines.put(None)
+        self._closing.set()
         if self._thread.is_alive():
             self._thread.join(LAST_LINES_S)
 
@@ -58,6 +61,8 @@ class Terminal:
                 dropped, self._num_dropped = self._num_dropped, 0
                 _write(self._err, f"{dropped} lines were dropped here: nobody read this output\n".encode())
             _write(*line)
+            if self._lines.empty():
+                self._closing.wait(GATHER_S)
 
 
 class TerminalHandler(logging.Handler):

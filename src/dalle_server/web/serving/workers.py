@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from waitress.task import ThreadedTaskDispatcher
 
 from dalle_server.errors import DalleServerError
 
 FIRST_THREADS = 4
+HOLD_S = 0.1
 
 NO_THREADS = DalleServerError(
     "the system gives this process no more threads: raise its limit (ulimit -u, a container's pids limit, "
@@ -28,6 +30,8 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
         super().__init__()
         self._most = most
         self._starting = 0  # of `threads`, those that have not yet looked at the queue
+        self._held: list[object] = []
+        self._held_since = 0.0
         try:
             self.set_thread_count(min(FIRST_THREADS, most))
         except RuntimeError:
@@ -36,7 +40,24 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
     @property
     def num_waiting(self) -> int:
         """Requests that no thread has taken yet."""
-        return len(self.queue)
+        return len(self.queue) + len(self._held)
+
+    def hold(self, task: object) -> None:
+        """Add it at the next `release`. For the one thread that serves all connections, as these two are."""
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.append(task)
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self._held)
+
+    def release(self, *, is_quiet: bool) -> None:
+        """Add what is held, unless there is more to read first, for HOLD_S at most."""
+        if self._held and (is_quiet or time.monotonic() - self._held_since > HOLD_S):
+            held, self._held = self._held, []
+            for task in held:
+                self.add_task(task)
 
     def add_task(self, task: object) -> None:
         with self.lock:
