@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flask import Response
 
 from dalle_server.generation import Event
-from dalle_server.web.waiting import POLL_S, Running, client_left
+from dalle_server.web.waiting import POLL_S, Running, Silence, client_left
 
 KEEP_ALIVE_S = 10.0  # silence after which proxies and clients begin to give up is 30 s and more
 DONE = "data: [DONE]\n\n"
@@ -29,7 +28,7 @@ def stream(generation: Running, translate: Callable[[Event], Iterable[str]]) -> 
 
     The generation is cancelled when the client leaves, noticed between events too.
     """
-    left = client_left()
+    left, silence = client_left(), Silence(KEEP_ALIVE_S)
 
     def cancel() -> None:
         generation.cancel("the client left")  # does nothing to one that has ended
@@ -37,12 +36,12 @@ def stream(generation: Running, translate: Callable[[Event], Iterable[str]]) -> 
     def parts() -> Iterator[str]:
         try:
             yield _OPENED
-            spoke_at = time.monotonic()
+            silence.broken()
             for event in generation.events(poll_s=POLL_S):
                 if left():
                     cancel()
-                for part in _parts_of(event, translate, time.monotonic() - spoke_at):
-                    spoke_at = time.monotonic()
+                for part in translate(event) if event is not None else (_KEEP_ALIVE,) if silence.is_long() else ():
+                    silence.broken()
                     yield part
         finally:
             cancel()
@@ -50,12 +49,6 @@ def stream(generation: Running, translate: Callable[[Event], Iterable[str]]) -> 
     response = event_stream(parts())
     response.call_on_close(cancel)  # also when the client left before the first part was asked for
     return response
-
-
-def _parts_of(event: Event | None, translate: Callable[[Event], Iterable[str]], silent_s: float) -> Iterable[str]:
-    if event is not None:
-        return translate(event)
-    return (_KEEP_ALIVE,) if silent_s > KEEP_ALIVE_S else ()
 
 
 def event_stream(parts: Iterator[str]) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.service import Service, current_service
 from dalle_server.web.sse import event_stream, format_event
-from dalle_server.web.waiting import client_left
+from dalle_server.web.waiting import Silence, client_left
 
 EXTENSION = "dalle_server.jobs"
 LOOK_S = 1.0  # how often a stream without news asks whether its client is still there
@@ -191,22 +190,21 @@ def _last_event_id() -> int:
 
 
 def _watch(view: View) -> Response:
-    response = event_stream(_told(view, client_left()))
+    response = event_stream(_told(view, client_left(), Silence(HEARTBEAT_S)))
     response.call_on_close(view.close)
     return response
 
 
-def _told(view: View, left: Callable[[], bool]) -> Iterator[str]:
-    spoke_at = time.monotonic()
+def _told(view: View, left: Callable[[], bool], silence: Silence) -> Iterator[str]:
     yield ": connected\n\n"  # opens the stream at once, though nothing may happen for long
     for entries in view.entries(LOOK_S):
         if left():
             return
         if entries:
-            spoke_at = time.monotonic()
+            silence.broken()
             yield _formatted(entries)
-        elif time.monotonic() - spoke_at >= HEARTBEAT_S:
-            spoke_at = time.monotonic()
+        elif silence.is_long():
+            silence.broken()
             yield ": keep-alive\n\n"
 
 

@@ -30,6 +30,7 @@ from dalle_server.web.serving.admission import ENTERS
 from dalle_server.web.serving.gate import Gate
 from dalle_server.web.serving.incoming import Request
 from dalle_server.web.serving.workers import Workers
+from dalle_server.web.waiting import HALF_CLOSED
 
 HEADERS_S = 30.0  # for a request's headers to be complete
 STALL_S = 10.0  # for a reader to take the next bytes
@@ -55,6 +56,7 @@ class Task(WSGITask):  # type: ignore[misc]
             environ[REFUSAL] = self.request.verdict.refusal
         elif self.request.verdict.enters:
             environ[ENTERS] = True
+        environ[HALF_CLOSED] = lambda: self.channel.is_half_closed
         return environ
 
 
@@ -164,11 +166,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _at_end(self) -> None:
         """The client will send no more. If it left, the network says so as soon as it is told something."""
-        waits = self.requests and self.requests[0].version == "1.1" and not self._is_answering
+        is_told = bool(self.requests and self._is_answering) or self.total_outbufs_len > 0
+        waits = is_told or (self.requests and self.requests[0].version == "1.1")
         if not waits or not hasattr(select, "poll"):
             self.handle_close()
             return
         self.is_half_closed = True
+        if is_told:
+            return
         with self.outbuf_lock:
             if not self._is_answering:
                 try:
