@@ -26,6 +26,12 @@ def goldens() -> Mapping[str, Any]:
     return dict(np.load(DATA / "goldens.npz"))
 
 
+def ids(prompt: int, branch: str) -> np.ndarray:
+    """Of a golden's row, "cond" or "uncond"."""
+    found: np.ndarray = goldens()[f"p{prompt}_ids_{branch}"]
+    return found
+
+
 @functools.cache
 def text_goldens() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((DATA / "text_goldens.json").read_text("utf-8"))

@@ -1,7 +1,8 @@
-"""A model of random weights, larger than the goldens where it matters: grids of several cache blocks."""
+"""Models of random weights, larger than the goldens where it matters: grids of several cache blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.families.dalle_bart import DalleBartConfig
-from dalle_server.models.config import ModelConfig, VQGANConfig
+from dalle_server.families.janus import JanusConfig
+from dalle_server.models.config import FamilyConfig, ModelConfig, VQGANConfig
 
 START = 96
 
@@ -25,6 +27,25 @@ def random_checkpoint(
         image_vocab_size=START, image_length=image_length, max_text_length=64, decoder_start_token_id=START,
         bos_token_id=START + 1, eos_token_id=START + 1, pad_token_id=START + 1,
     )  # fmt: skip
+    return _with_random_weights(transformer, dtype)
+
+
+def random_janus(
+    d_model: int = 96, heads: int = 4, kv_heads: int = 2, ffn_dim: int = 130, image_length: int = 36,
+    dtype: type = np.float32,
+) -> Checkpoint:  # fmt: skip
+    """The same in the other family: heads that share keys, and of a size that fills no vector."""
+    transformer = JanusConfig(
+        d_model=d_model, num_layers=2, num_heads=heads, num_kv_heads=kv_heads, ffn_dim=ffn_dim, vocab_size=50,
+        image_vocab_size=START, image_length=image_length, max_text_length=64, rms_norm_eps=1e-5, rope_theta=500.0,
+    )  # fmt: skip
+    return _with_random_weights(transformer, dtype)
+
+
+BY_FAMILY: dict[str, Callable[[], Checkpoint]] = {"dalle-bart": random_checkpoint, "janus": random_janus}
+
+
+def _with_random_weights(transformer: FamilyConfig, dtype: type) -> Checkpoint:
     vqgan = VQGANConfig(
         ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(6,), z_channels=16, embed_dim=8, n_embed=START,
         resolution=12, num_groups=4,

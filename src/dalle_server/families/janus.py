@@ -27,7 +27,7 @@ class JanusConfig:
     """Sizes of a Janus decoder and of its picture head."""
 
     family: ClassVar[str] = "janus"
-    cpu_runners: ClassVar[tuple[str, ...]] = ()
+    cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
 
     d_model: int
     num_layers: int

@@ -76,11 +76,9 @@ class Recorder(Team):
         self._kept: list[Any] = []
         arrays: list[Any] = [*part._memory._kept]
         if isinstance(part, CompiledStep):
-            caches = part._caches
-            arrays += [part._decoder, caches.keys, caches.values, caches.cross_keys, caches.cross_values]
-            arrays.append(caches.text_lengths)
+            arrays += [part._decoder, *part._caches.arrays.values(), part._caches.text_lengths]
         else:
-            arrays += [part._encoder, part._cross_kv, *part._caches]
+            arrays += [part._encoder, part._cross, *part._caches]
         for array in arrays:
             self.image.add(array)
         part._team = self
@@ -130,7 +128,8 @@ def _of_text(arguments: Any) -> Sizes:
     encoder, length = arguments.encoder.contents, arguments.length
     rows = (4 * length * encoder.stack.width, np.float32)
     is_exact = encoder.stack.inputs.is_exact
-    cells = 2 * encoder.cross_layers * length * encoder.stack.width
+    layers = encoder.stack.num_layers if encoder.is_prefix else encoder.cross_layers
+    cells = 2 * layers * encoder.kept_heads * length * encoder.kept_size
     return {"embeddings": rows, "states": rows, "keys_values": (cells * (4 if is_exact else 2), np.uint16)}
 
 

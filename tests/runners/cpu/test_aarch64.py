@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ import pytest
 from dalle_server.engine.runners.cpu.compiled.builds import BUILDS
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
+from tests.parity.decoding import admit, row
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled, without_pixels
 from tests.runners.cpu.emulation import Recorder, compile_emulate
-from tests.runners.golden_checkpoints import GOLDENS, GREEDY, admit_goldens, force, goldens, open_golden
+from tests.runners.cpu.golden_cases import CASES, case
 
 QEMU = shutil.which("qemu-aarch64")
 pytestmark = [
@@ -33,13 +33,16 @@ def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp32"])
-@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("name", CASES)
 def test_goldens(emulator: list[str], name: str, dtype: str, tmp_path: Path) -> None:
-    runner, golden = without_pixels(open_golden(name), dtype, RUNNABLE[0], 4, num_threads=1), goldens(GOLDENS[name])
+    checkpoint, batch = case(name)
+    runner = without_pixels(checkpoint, dtype, RUNNABLE[0], 4, num_threads=1)
     assert isinstance(runner._texts, CompiledTexts) and isinstance(runner._step, CompiledStep)
     texts = Recorder(runner._texts)
-    admit_goldens(runner, golden)
+    for slot, picture in enumerate(batch):
+        admit(runner, slot, picture)
     steps = Recorder(runner._step)
-    force(runner, golden["decoder_input_ids"][:, :24], replace(GREEDY, condition_scale=10.0))
+    for position in range(min(24, checkpoint.config.picture.num_tokens)):
+        runner.step([row(slot, position, picture) for slot, picture in enumerate(batch)]).result()
     texts.repeat(emulator, tmp_path / "texts")
     steps.repeat(emulator, tmp_path / "steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
-from tests.runners.random_checkpoint import random_checkpoint, random_text
+from tests.runners.random_checkpoint import BY_FAMILY, random_text
 
 pytestmark = needs_compiled
 
@@ -52,10 +53,11 @@ def run(runner: CpuRunner, pictures: list[Picture], reverse: bool = False) -> di
     return logits
 
 
-@pytest.fixture(params=FORMATS, scope="module")
+@pytest.fixture(params=product(BY_FAMILY, FORMATS), ids="-".join, scope="module")
 def runner(request: pytest.FixtureRequest) -> CpuRunner:
     """As the engine takes it: the start-up check has left the batch sizes whose bits agree on this machine."""
-    made = cpu_runner(random_checkpoint(), request.param, num_slots=NUM_SLOTS)
+    family, dtype = request.param
+    made = cpu_runner(BY_FAMILY[family](), dtype, num_slots=NUM_SLOTS)
     check_determinism(made)
     return made
 

@@ -1,4 +1,4 @@
-"""Token plus position, looked up in the mapped checkpoint: a few rows of large tables that need no copy."""
+"""What layers begin with, looked up in the mapped checkpoint: a few rows of large tables that need no copy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.families.janus import JanusConfig
 
 
-class Embeddings:
-    """Of a text's ids in front of the encoder, and of picture tokens in front of the decoder."""
+class DalleBartEmbeddings:
+    """Token plus position: of a text's ids in front of the encoder, and of picture tokens in front of the decoder."""
 
     def __init__(self, tensors: Mapping[str, Any], config: DalleBartConfig):
         self._tables = {
@@ -36,3 +37,21 @@ class Embeddings:
         embedded: NDArray[np.float32] = tokens[ids].astype(np.float32) * self._scale
         embedded += places[positions].astype(np.float32)
         return embedded
+
+
+class JanusEmbeddings:
+    """Of a prompt's ids and of picture tokens, which have a table of their own. Positions come later."""
+
+    def __init__(self, tensors: Mapping[str, Any], config: JanusConfig):
+        self._texts, self._codes = tensors["embed_tokens.weight"], tensors["image_embed.weight"]
+        self._start = config.start_row
+
+    def text(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(T,) ids → (T, d)."""
+        found: NDArray[np.float32] = self._texts[ids].astype(np.float32)
+        return found
+
+    def codes(self, last_tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(N,) ids written before `positions` (N,) → (N, d); position 0 takes the prompt's last token."""
+        found: NDArray[np.float32] = self._codes[np.where(positions == 0, self._start, last_tokens)].astype(np.float32)
+        return found

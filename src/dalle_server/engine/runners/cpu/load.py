@@ -12,20 +12,17 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
+from dalle_server.engine.runners.cpu.compiled.families import Loading, compiled_texts_and_step
 from dalle_server.engine.runners.cpu.compiled.library import load_library
-from dalle_server.engine.runners.cpu.compiled.stack import tiles_of
-from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
+from dalle_server.engine.runners.cpu.compiled.stack import Memory, tiles_of
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
-from dalle_server.engine.runners.cpu.embeddings import Embeddings
 from dalle_server.engine.runners.cpu.packing import Tiles, kept_packed, products
 from dalle_server.engine.runners.cpu.parts import Step, Texts
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.runners.cpu.threads import processor_name, usable_threads
 from dalle_server.engine.sampling import Draw
 from dalle_server.errors import CheckpointError, ConfigError
-from dalle_server.families.dalle_bart import DalleBartConfig
 
 DTYPES = ("int8", "fp32")
 WORTH_KEEPING_BYTES = 200 << 20
@@ -76,15 +73,9 @@ def load_cpu_runner(
 def compiled_parts(
     library: Any, team: Team, checkpoint: Checkpoint, kept: Tiles | None, dtype: str, num_slots: int
 ) -> tuple[Texts, Step, Draw]:
-    embeddings = Embeddings(checkpoint.transformer, checkpoint.config.sizes(DalleBartConfig))
-    wanted = products(checkpoint.config)
-    of_step = {name: product for name, product in wanted.items() if product.of_step}
-    of_texts = {name: product for name, product in wanted.items() if not product.of_step}
-    is_exact = dtype == "fp32"
-    tiles = tiles_of(checkpoint, of_texts, kept, dtype)
-    texts = CompiledTexts(library, team, checkpoint, tiles, embeddings, is_exact=is_exact)
-    tiles = tiles_of(checkpoint, of_step, kept, dtype)
-    step = CompiledStep(library, team, checkpoint, tiles, embeddings, is_exact=is_exact, num_slots=num_slots)
+    tiles = tiles_of(checkpoint, products(checkpoint.config), kept, dtype)
+    memory = Memory(tiles, is_exact=dtype == "fp32")
+    texts, step = compiled_texts_and_step(Loading(library, team, memory, checkpoint, num_slots))
     return texts, step, compiled_draw(library)
 
 

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.runners.cpu.compiled.layers import Layers
 from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.parts import TextCache
-from dalle_server.families.dalle_bart import DalleBartConfig
+
+Array = NDArray[Any]
 
 
 def cache_arrays(
     heads: tuple[int, ...], head_size: int, positions: int, dtype: type[np.floating[Any]]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> tuple[Array, Array]:
     """Keys (…, blocks, D, 16) and values (…, positions, W), W = D rounded up to 16; … is `heads`."""
     blocks, width = -(-positions // LANES), -(-head_size // LANES) * LANES
     keys = aligned_zeros((*heads, blocks, head_size, LANES), dtype)
@@ -24,20 +26,31 @@ def cache_arrays(
 
 
 class Caches:
-    """Keys and values of (L, rows, H) heads, over the picture and over the text; two rows a slot."""
+    """Keys and values of (L, rows, H) heads, two rows a slot: over the picture, and over the text.
 
-    def __init__(self, config: DalleBartConfig, num_slots: int, dtype: type[np.floating[Any]]):
-        heads, rows = config.decoder_attention_heads, 2 * num_slots
-        shape, head_size = (config.decoder_layers, rows, heads), config.d_model // heads
-        self.keys, self.values = cache_arrays(shape, head_size, config.image_length, dtype)
-        self.cross_keys, self.cross_values = cache_arrays(shape, head_size, config.max_text_length, dtype)
-        self.text_lengths = np.ones(rows, np.int32)
+    `text_length` None: the text is the picture's prefix, its positions come before the picture's.
+    """
+
+    def __init__(
+        self, layers: Layers, num_slots: int, num_positions: int, text_length: int | None, dtype: type[np.floating[Any]]
+    ):
+        rows = 2 * num_slots
+        shape = (layers.num_layers, rows, layers.kv_heads)
+        self.arrays = dict(
+            zip(("keys", "values"), cache_arrays(shape, layers.head_size, num_positions, dtype), strict=True)
+        )
+        self.is_prefixed = text_length is None
+        if text_length is not None:
+            cross = cache_arrays(shape, layers.head_size, text_length, dtype)
+            self.arrays |= zip(("cross_keys", "cross_values"), cross, strict=True)
+        self.text_lengths = np.zeros(rows, np.int32) if self.is_prefixed else np.ones(rows, np.int32)
 
     def write_texts(self, slot: int, texts: Sequence[TextCache]) -> None:
+        to_keys, to_values = (self.arrays[name if self.is_prefixed else f"cross_{name}"] for name in ("keys", "values"))
         for row, text in enumerate(texts, start=2 * slot):
             length = self.text_lengths[row] = text.length
             keys, values = text.keys_values[:, 0, :, :length], text.keys_values[:, 1, :, :length]
-            self.cross_values[:, row, :, :length, : values.shape[-1]] = values
+            to_values[:, row, :, :length, : values.shape[-1]] = values
             for start in range(0, length, LANES):
                 block = keys[:, :, start : start + LANES].swapaxes(2, 3)
-                self.cross_keys[:, row, :, start // LANES, :, : block.shape[-1]] = block
+                to_keys[:, row, :, start // LANES, :, : block.shape[-1]] = block

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
-from typing import Any, ClassVar
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
+from typing import Any
 
 from dalle_server.engine.runners.cpu.compiled import operations
 from dalle_server.engine.runners.cpu.compiled.builds import NAMES, library_of, sources_digest
@@ -26,35 +26,26 @@ class ProductInputs(Structure):
     )
 
 
+class NormPointers(Structure):
+    _fields_ = (("scale", c_void_p), ("bias", c_void_p))
+
+
 class LayerPointers(Structure):
-    # The compiled code's name → that of families/dalle_bart.py, and the checkpoint's, behind the layer's prefix.
-    PRODUCTS: ClassVar = {
-        "qkv": "self_attn.qkv",
-        "out": "self_attn.out",
-        "cross_q": "encoder_attn.q",
-        "cross_out": "encoder_attn.out",
-        "gate_up": "glu.gate_up",
-        "down": "glu.down",
-    }
-    VECTORS: ClassVar = {
-        "pre_self_bias": "pre_self_attn_layer_norm.bias",
-        "self_scale": "self_attn_layer_norm.weight",
-        "self_bias": "self_attn_layer_norm.bias",
-        "pre_cross_bias": "pre_encoder_attn_layer_norm.bias",
-        "cross_scale": "encoder_attn_layer_norm.weight",
-        "cross_bias": "encoder_attn_layer_norm.bias",
-        "glu_bias": "glu.ln0.bias",
-        "gated_bias": "glu.ln1.bias",
-    }
-    CACHES = ("keys", "values", "cross_keys", "cross_values")
-    _fields_ = (*((name, TiledProduct) for name in PRODUCTS), *((name, c_void_p) for name in (*VECTORS, *CACHES)))
+    _fields_ = (
+        *((name, TiledProduct) for name in ("qkv", "out", "cross_q", "cross_out", "gate_up", "down")),
+        *((name, NormPointers) for name in ("pre_self", "self", "pre_cross", "cross", "glu", "gated")),
+        *((name, c_void_p) for name in ("keys", "values", "cross_keys", "cross_values")),
+    )
 
 
 class StackPointers(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("width", "ffn_width", "heads", "num_layers", "threads")),
+        *((name, c_int32) for name in ("width", "ffn_width", "num_layers", "threads", "heads", "kv_heads", "is_swish")),
+        ("rms_eps", c_float),
         ("layers", POINTER(LayerPointers)),
-        *((name, c_void_p) for name in ("embedding_scale", "embedding_bias", "final_bias", "x", "mixed", "y")),
+        ("embedding", NormPointers),
+        ("final", NormPointers),
+        *((name, c_void_p) for name in ("turns", "x", "mixed", "y")),
         ("inputs", ProductInputs),
         ("phases", c_void_p),
     )
@@ -63,10 +54,11 @@ class StackPointers(Structure):
 class DecoderPointers(Structure):
     _fields_ = (
         ("stack", StackPointers),
-        ("image_length", c_int32),
+        ("num_positions", c_int32),
         ("text_length", c_int32),
         ("lm_head", TiledProduct),
-        ("text_lengths", c_void_p),
+        ("head_proj", TiledProduct),
+        *((name, c_void_p) for name in ("head_bias", "offsets", "text_lengths")),
     )
 
 
@@ -81,7 +73,7 @@ class StepArguments(Structure):
 class EncoderPointers(Structure):
     _fields_ = (
         ("stack", StackPointers),
-        *((name, c_int32) for name in ("text_length", "cross_layers", "cross_heads")),
+        *((name, c_int32) for name in ("text_length", "is_prefix", "kept_heads", "kept_size", "cross_layers")),
         ("cross_kv", POINTER(TiledProduct)),
     )
 

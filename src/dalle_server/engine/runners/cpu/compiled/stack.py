@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
+from dalle_server.engine.runners.cpu.compiled.layers import Layers
 from dalle_server.engine.runners.cpu.compiled.library import (
     LayerPointers,
+    NormPointers,
     ProductInputs,
     StackPointers,
     TiledProduct,
 )
+from dalle_server.engine.runners.cpu.compiled.rotary import rotary_table
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.packing import Tiles, pack
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE
@@ -41,23 +44,31 @@ def tiles_of(checkpoint: Checkpoint, wanted: Mapping[str, Product], kept: Tiles 
 
 
 class Memory:
-    """What the structures point into, kept as long as this object is."""
+    """What the structures point into, kept as long as this object is, and the products in it.
 
-    def __init__(self) -> None:
+    `tiles` are copied: one allocation for all, because numpy asks for large pages then, which are read a tenth faster.
+    """
+
+    def __init__(self, tiles: Tiles, *, is_exact: bool) -> None:
         self._kept: list[Any] = []
+        self._is_exact = is_exact
+        self.cell: type[np.floating[Any]] = np.float32 if is_exact else np.float16  # of keys and values
+        self.products = self._products(tiles)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         array = aligned_zeros(shape, dtype)
         self._kept.append(array)
         return array
 
-    def vector(self, tensor: Any) -> int:
+    def vector(self, tensor: Any | None) -> int | None:
+        """As float32; None where there is no tensor."""
+        if tensor is None:
+            return None
         vector = np.array(tensor, np.float32)
         self._kept.append(vector)
         return vector.ctypes.data
 
-    def products(self, tiles: Tiles) -> dict[str, TiledProduct]:
-        """One allocation for all: numpy asks for large pages then, which are read a tenth faster."""
+    def _products(self, tiles: Tiles) -> dict[str, TiledProduct]:
         memory = self.zeros((sum(array.nbytes for array in tiles.values()),), np.uint8)
         products, end = {}, 0
         for name, array in tiles.items():
@@ -69,55 +80,58 @@ class Memory:
 
     def stack(
         self,
-        part: str,
+        layers: Layers,
         tensors: Mapping[str, Any],
-        products: Mapping[str, TiledProduct],
-        *,
-        heads: int,
-        num_layers: int,
         num_rows: int,
+        num_positions: int,
         num_threads: int,
-        is_exact: bool,
         phase_bytes: int,
     ) -> StackPointers:
-        """`part` is "encoder" or "decoder"; the layers' caches are left for the caller to fill in."""
-        layers = (LayerPointers * num_layers)()
-        for index, layer in enumerate(layers):
-            prefix = f"{part}.layers.{index}."
-            for name, source in LayerPointers.PRODUCTS.items():
-                if prefix + source in products:
-                    setattr(layer, name, products[prefix + source])
-            for name, source in LayerPointers.VECTORS.items():
-                if prefix + source in tensors:
-                    setattr(layer, name, self.vector(tensors[prefix + source]))
-        norm = f"{part}.layernorm_embedding"
-        width = tensors[f"{norm}.bias"].shape[0]
-        ffn_width = tensors[f"{part}.layers.0.glu.ln1.bias"].shape[0]
-        widest = max(product.tiles for name, product in products.items() if name != "lm_head") * LANES
-        self._kept.append(layers)
+        """The layers' caches are left for the caller to fill in."""
+
+        def norm(name: str | None) -> NormPointers:
+            return NormPointers(*(self.vector(tensors.get(f"{name}.{part}")) for part in ("weight", "bias")))
+
+        pointers = (LayerPointers * layers.num_layers)()
+        self._kept.append(pointers)
+        for index, layer in enumerate(pointers):
+            for name, source in layers.products.items():
+                setattr(layer, name, self.products[f"{layers.prefix}.{index}.{source}"])
+            for name, source in layers.norms.items():
+                setattr(layer, name, norm(f"{layers.prefix}.{index}.{source}"))
+        # lm_head has a place of its own for what it gives.
+        of_rows = [product for name, product in self.products.items() if name != "lm_head"]
         return StackPointers(
-            width=width,
-            ffn_width=ffn_width,
-            heads=heads,
-            num_layers=num_layers,
+            width=layers.width,
+            ffn_width=layers.ffn_width,
+            num_layers=layers.num_layers,
             threads=num_threads,
-            layers=layers,
-            embedding_scale=self.vector(tensors[f"{norm}.weight"]),
-            embedding_bias=self.vector(tensors[f"{norm}.bias"]),
-            final_bias=self.vector(tensors[f"{part}.final_ln.bias"]),
-            x=self.zeros((num_rows, width)).ctypes.data,
-            mixed=self.zeros((num_rows, width)).ctypes.data,
-            y=self.zeros((num_rows, widest)).ctypes.data,
-            inputs=self._inputs(num_rows, max(product.groups for product in products.values()), is_exact),
+            heads=layers.heads,
+            kv_heads=layers.kv_heads,
+            is_swish=layers.is_swish,
+            rms_eps=layers.rms_eps,
+            layers=pointers,
+            embedding=norm(layers.embedding),
+            final=norm(layers.final),
+            turns=self._turns(layers, num_positions),
+            x=self.zeros((num_rows, layers.width)).ctypes.data,
+            mixed=self.zeros((num_rows, layers.width)).ctypes.data,
+            y=self.zeros((num_rows, max(product.tiles for product in of_rows) * LANES)).ctypes.data,
+            inputs=self._inputs(num_rows, max(product.groups for product in self.products.values())),
             phases=self.zeros((phase_bytes,), np.uint8).ctypes.data,
         )
 
-    def _inputs(self, num_rows: int, groups: int, is_exact: bool) -> ProductInputs:
+    def _turns(self, layers: Layers, num_positions: int) -> int | None:
+        if layers.rope_theta is None:
+            return None
+        return self.vector(rotary_table(num_positions, layers.head_size, layers.rope_theta))
+
+    def _inputs(self, num_rows: int, groups: int) -> ProductInputs:
         return ProductInputs(
             self.zeros((groups, num_rows, GROUP_SIZE)).ctypes.data,
             self.zeros((groups, num_rows, GROUP_SIZE), np.int8).ctypes.data,
             self.zeros((groups, num_rows)).ctypes.data,
             self.zeros((groups, num_rows), np.int32).ctypes.data,
             num_rows,
-            is_exact,
+            self._is_exact,
         )

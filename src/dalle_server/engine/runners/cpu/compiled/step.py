@@ -3,76 +3,72 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.caches import Caches
-from dalle_server.engine.runners.cpu.compiled.library import DecoderPointers, LayerPointers, StepArguments
+from dalle_server.engine.runners.cpu.compiled.layers import Layers
+from dalle_server.engine.runners.cpu.compiled.library import DecoderPointers, StepArguments, TiledProduct
 from dalle_server.engine.runners.cpu.compiled.stack import Memory
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.embeddings import Embeddings
-from dalle_server.engine.runners.cpu.packing import Tiles
 from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
 from dalle_server.errors import ConfigError
-from dalle_server.families.dalle_bart import DalleBartConfig
+
+# (N,) ids written before (N,) positions → (N, d)
+Embed = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
 
 
 class CompiledStep:
-    """Implements `Step` with compiled code.
+    """Implements `Step` with compiled code. Raises ConfigError for a model that is too large for it.
 
-    `tiles` holds every product of the step, in int8, or in fp32 for `is_exact`; copied into memory of large pages.
-    Raises ConfigError for a model that is too large for it.
+    `text_length` None: texts are prefixes, and `num_positions` is for them and the picture.
     """
 
     def __init__(
         self,
         library: Any,
         team: Team,
-        checkpoint: Checkpoint,
-        tiles: Tiles,
-        embeddings: Embeddings,
+        memory: Memory,
+        tensors: Any,
+        layers: Layers,
+        embed: Embed,
         *,
-        is_exact: bool,
+        codebook_size: int,
         num_slots: int,
+        num_positions: int,
+        text_length: int | None,
     ):
-        config = checkpoint.config.sizes(DalleBartConfig)
         most = library.max_positions()
-        if max(config.image_length, config.max_text_length) > most:
+        if max(num_positions, text_length or 0) > most:
             raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner torch")
-        self._run, self._team, self._embeddings = library.decode_step, team, embeddings
-        self._codebook_size = checkpoint.config.picture.codebook_size
+        self._run, self._team, self._memory, self._embed = library.decode_step, team, memory, embed
         self.row_buckets = tuple(range(1, num_slots + 1))
         num_slots += 1  # for rows without a picture
-        self._caches = Caches(config, num_slots, np.float32 if is_exact else np.float16)
-        self._memory = Memory()
-        products = self._memory.products(tiles)
-        self._phase_bytes = library.phase_bytes(config.decoder_layers, 0)
-        stack = self._memory.stack(
-            "decoder",
-            checkpoint.transformer,
-            products,
-            heads=config.decoder_attention_heads,
-            num_layers=config.decoder_layers,
-            num_rows=2 * num_slots,
-            num_threads=team.num_threads,
-            is_exact=is_exact,
-            phase_bytes=self._phase_bytes,
-        )
-        for index in range(config.decoder_layers):
-            for name in LayerPointers.CACHES:
-                setattr(stack.layers[index], name, getattr(self._caches, name)[index].ctypes.data)
+        self._caches = caches = Caches(layers, num_slots, num_positions, text_length, memory.cell)
+        self._phase_bytes = library.phase_bytes(layers.num_layers, 0)
+        stack = memory.stack(layers, tensors, 2 * num_slots, num_positions, team.num_threads, self._phase_bytes)
+        for index in range(layers.num_layers):
+            for name, array in caches.arrays.items():
+                setattr(stack.layers[index], name, array[index].ctypes.data)
+        lengths = caches.text_lengths.ctypes.data
         self._decoder = DecoderPointers(
             stack,
-            config.image_length,
-            config.max_text_length,
-            products["lm_head"],
-            self._caches.text_lengths.ctypes.data,
+            num_positions,
+            text_length or 0,
+            lm_head := memory.products["lm_head"],
+            memory.products.get("head_proj", TiledProduct()),
+            memory.vector(tensors.get("head_proj.bias")),
+            lengths if caches.is_prefixed else None,
+            lengths,
         )
-        self._logits = self._memory.zeros((num_slots, products["lm_head"].tiles * LANES))
+        bias = tensors.get("lm_head.bias")
+        self._bias = np.float32(0) if bias is None else np.array(bias[:codebook_size], np.float32)
+        self._codebook_size = codebook_size
+        self._logits = memory.zeros((num_slots, lm_head.tiles * LANES))
 
     def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
         """What an earlier picture left in the slot is never read: attention stops at each row's own length."""
@@ -80,12 +76,13 @@ class CompiledStep:
 
     def logits(self, batch: StepBatch) -> NDArray[np.float32]:
         num_images = len(batch.slots)
-        embedded = self._embeddings.codes(batch.last_tokens, batch.positions)
+        embedded = self._embed(batch.last_tokens, batch.positions)
         arrays = [np.ascontiguousarray(x) for x in (batch.slots, batch.positions, batch.guidance, embedded)]
         pointers = [array.ctypes.data for array in (*arrays, self._logits)]
         arguments = StepArguments(ctypes.pointer(self._decoder), num_images, *pointers)
         self._team.run(self._run, arguments, self._decoder.stack.phases, self._phase_bytes)
-        return self._logits[:num_images, : self._codebook_size].copy()
+        logits: NDArray[np.float32] = self._logits[:num_images, : self._codebook_size] + self._bias
+        return logits
 
     def close(self) -> None:
         self._team.close()

@@ -8,8 +8,10 @@
 
 typedef struct {
     Stack stack;
-    int32_t image_length, text_length;
-    Product lm_head;
+    int32_t num_positions, text_length; /* of caches */
+    Product lm_head, head_proj;         /* head_proj: what else is between the last norm and lm_head, and a GELU */
+    const float *head_bias;
+    const int32_t *offsets;      /* of each row of the caches: positions of the text in front of the picture, or NULL */
     const int32_t *text_lengths; /* of each row of the caches */
 } Decoder;
 
@@ -33,19 +35,26 @@ static void embed(const void *context, int row) {
 static int cache_row(const Step *step, int row) { return 2 * step->slots[row % step->images] + (row >= step->images); }
 
 static HeadCache head_cache(const Context *c, char *keys, char *values, int row, int head, int positions) {
-    const size_t index = (size_t)cache_row(c->call, row) * c->stack->heads + head;
+    const size_t index = (size_t)cache_row(c->call, row) * c->stack->kv_heads + head;
     return head_of(keys, values, index, positions, c->stack->width / c->stack->heads, c->stack->inputs.is_exact);
 }
 
 static void attend_self(const void *context, int chunk) {
     const Context *c = context;
     const Step *step = c->call;
-    const int row = chunk / c->stack->heads, head = chunk % c->stack->heads, width = c->stack->width;
-    const int position = step->positions[row % step->images];
-    const HeadCache cache = head_cache(c, c->layer->keys, c->layer->values, row, head, step->decoder->image_length);
-    const float *query = y_of(c, row) + (size_t)head * cache.head_size;
-    write_key_value(cache, position, query + width, query + 2 * width);
-    attend(cache, position + 1, query, mixed_of(c, row) + (size_t)head * cache.head_size);
+    const int kv_heads = c->stack->kv_heads, shared = c->stack->heads / kv_heads;
+    const int row = chunk / kv_heads, head = chunk % kv_heads;
+    const int32_t *offsets = step->decoder->offsets;
+    const int position = step->positions[row % step->images] + (offsets ? offsets[cache_row(step, row)] : 0);
+    const HeadCache cache = head_cache(c, c->layer->keys, c->layer->values, row, head, step->decoder->num_positions);
+    float *key = y_of(c, row) + c->stack->width + (size_t)head * cache.head_size;
+    turn_head(c, key, position);
+    write_key_value(cache, position, key, key + (size_t)kv_heads * cache.head_size);
+    for (int i = head * shared; i < (head + 1) * shared; i++) {
+        const size_t at = (size_t)i * cache.head_size;
+        turn_head(c, y_of(c, row) + at, position);
+        attend(cache, position + 1, y_of(c, row) + at, mixed_of(c, row) + at);
+    }
 }
 
 static void attend_cross(const void *context, int chunk) {
@@ -58,14 +67,33 @@ static void attend_cross(const void *context, int chunk) {
     attend(cache, step->decoder->text_lengths[cache_row(step, row)], y_of(c, row) + at, mixed_of(c, row) + at);
 }
 
-/* lm_head has no bias, so mixing the hidden states gives the mixed logits at half the work. */
+static void enter_head(const void *context, int row) {
+    const Context *c = context;
+    finish(c, row);
+    put_input(c, row, x_of(c, row), c->stack->width);
+}
+
+/* A row as lm_head reads it. */
+static const float *finished(const Context *c, int row) {
+    const Decoder *decoder = ((const Step *)c->call)->decoder;
+    const int width = c->stack->width;
+    if (!decoder->head_proj.tiles) {
+        finish(c, row);
+        return x_of(c, row);
+    }
+    float *h = y_of(c, row);
+    for (int i = 0; i < width; i += LANES) {
+        store(h + i, gelu(load(h + i, width - i) + load(decoder->head_bias + i, width - i)), width - i);
+    }
+    return h;
+}
+
+/* lm_head's bias is left to the caller, so mixing its inputs gives the mixed logits at half the work. */
 static void guide(const void *context, int image) {
     const Context *c = context;
     const Step *step = c->call;
     const int width = c->stack->width;
-    finish(c, image);
-    finish(c, step->images + image);
-    const float *conditional = x_of(c, image), *unconditional = x_of(c, step->images + image);
+    const float *conditional = finished(c, image), *unconditional = finished(c, step->images + image);
     float *guided = mixed_of(c, image);
     for (int i = 0; i < width; i += LANES) {
         const Floats base = load(unconditional + i, width - i);
@@ -79,20 +107,26 @@ static void run_step(const Step *step) {
     const Decoder *decoder = step->decoder;
     const Stack *stack = &decoder->stack;
     Context c = {.stack = stack, .call = step, .phase = stack->phases};
-    const int rows = 2 * step->images, heads = rows * stack->heads;
+    const int rows = 2 * step->images, heads = rows * stack->heads, kv_heads = rows * stack->kv_heads;
     for (int index = 0; index < stack->num_layers; index++) {
         const Layer *layer = c.layer = &stack->layers[index];
         in_chunks(&c, rows, index ? enter_layer : embed);
         multiply_shared(&c, &layer->qkv, rows, stack->y);
-        in_chunks(&c, heads, attend_self);
+        in_chunks(&c, kv_heads, attend_self);
         in_chunks(&c, rows, leave_attention);
         multiply_shared(&c, &layer->out, rows, stack->y);
-        in_chunks(&c, rows, enter_cross_attention);
-        multiply_shared(&c, &layer->cross_q, rows, stack->y);
-        in_chunks(&c, heads, attend_cross);
-        in_chunks(&c, rows, leave_attention);
-        multiply_shared(&c, &layer->cross_out, rows, stack->y);
+        if (layer->cross_q.tiles) {
+            in_chunks(&c, rows, enter_cross_attention);
+            multiply_shared(&c, &layer->cross_q, rows, stack->y);
+            in_chunks(&c, heads, attend_cross);
+            in_chunks(&c, rows, leave_attention);
+            multiply_shared(&c, &layer->cross_out, rows, stack->y);
+        }
         feed_forward(&c, rows);
+    }
+    if (decoder->head_proj.tiles) {
+        in_chunks(&c, rows, enter_head);
+        multiply_shared(&c, &decoder->head_proj, rows, stack->y);
     }
     in_chunks(&c, step->images, guide);
     multiply_shared(&c, &decoder->lm_head, step->images, step->logits);

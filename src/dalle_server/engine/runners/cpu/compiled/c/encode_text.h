@@ -1,4 +1,5 @@
-/* One text through the encoder, a row a token, and what every layer of the decoder looks up in it.
+/* One text, a row a token: through an encoder, with what every layer of the decoder looks up in it; or as a prefix,
+ * each token seeing those before it, of which every layer's own keys and values are kept.
  *
  * A text is never batched with another, and has no padding: only its own tokens are rows.
  */
@@ -7,8 +8,9 @@
 
 typedef struct {
     Stack stack;
-    int32_t text_length, cross_layers, cross_heads;
-    const Product *cross_kv; /* (cross_layers) keys and values of the decoder's layers */
+    int32_t text_length, is_prefix;
+    int32_t kept_heads, kept_size, cross_layers;
+    const Product *cross_kv; /* (cross_layers) keys and values of the decoder's layers; none for a prefix */
 } Encoder;
 
 typedef struct {
@@ -16,7 +18,7 @@ typedef struct {
     int32_t length;
     const float *embeddings; /* (length, width), token plus position */
     float *states;           /* (length, width) */
-    char *keys_values;       /* (cross_layers, 2, cross_heads, length, D) float16, or float32 where all is */
+    char *keys_values;       /* (layers, 2, kept_heads, length, kept_size) float16, or float32 where all is */
 } Text;
 
 BEGIN_TARGET
@@ -26,6 +28,16 @@ static void embed_token(const void *context, int row) {
     put_embedded(c, row, ((const Text *)c->call)->embeddings + (size_t)row * c->stack->width);
 }
 
+/* What is kept of one token and layer, from `heads` keys and as many values one after the other. */
+static void keep_token(const Context *c, int layer, int row, const float *from) {
+    const Text *text = c->call;
+    const int heads = text->encoder->kept_heads, size = text->encoder->kept_size;
+    for (int part = 0; part < 2 * heads; part++) {
+        const size_t to = (((size_t)layer * 2 * heads + part) * text->length + row) * size;
+        put_cells(text->keys_values, to, from + (size_t)part * size, size, c->stack->inputs.is_exact);
+    }
+}
+
 static HeadCache text_cache(const Context *c, int head) {
     const Encoder *encoder = ((const Text *)c->call)->encoder;
     return head_of(c->layer->keys, c->layer->values, head, encoder->text_length, c->stack->width / c->stack->heads, 1);
@@ -33,19 +45,24 @@ static HeadCache text_cache(const Context *c, int head) {
 
 static void remember_token(const void *context, int row) {
     const Context *c = context;
-    for (int head = 0; head < c->stack->heads; head++) {
+    float *keys = y_of(c, row) + c->stack->width;
+    for (int head = 0; head < c->stack->kv_heads; head++) {
         const HeadCache cache = text_cache(c, head);
-        const float *query = y_of(c, row) + (size_t)head * cache.head_size;
-        write_key_value(cache, row, query + c->stack->width, query + 2 * c->stack->width);
+        float *key = keys + (size_t)head * cache.head_size;
+        turn_head(c, key, row);
+        write_key_value(cache, row, key, key + (size_t)c->stack->kv_heads * cache.head_size);
     }
+    if (((const Text *)c->call)->encoder->is_prefix) keep_token(c, (int)(c->layer - c->stack->layers), row, keys);
 }
 
 static void attend_text(const void *context, int chunk) {
     const Context *c = context;
     const int row = chunk / c->stack->heads, head = chunk % c->stack->heads;
-    const HeadCache cache = text_cache(c, head);
+    const Text *text = c->call;
+    const HeadCache cache = text_cache(c, head / (c->stack->heads / c->stack->kv_heads));
     const size_t at = (size_t)head * cache.head_size;
-    attend(cache, ((const Text *)c->call)->length, y_of(c, row) + at, mixed_of(c, row) + at);
+    turn_head(c, y_of(c, row) + at, row);
+    attend(cache, text->encoder->is_prefix ? row + 1 : text->length, y_of(c, row) + at, mixed_of(c, row) + at);
 }
 
 static void finish_token(const void *context, int row) {
@@ -59,13 +76,7 @@ static void finish_token(const void *context, int row) {
 /* What the decoder layer whose product was the last keeps of one token: keys, then values. */
 static void remember_cross(const void *context, int row) {
     const Context *c = context;
-    const Text *text = c->call;
-    const int layer = (int)(c->product - text->encoder->cross_kv), heads = text->encoder->cross_heads;
-    const int size = c->stack->width / heads;
-    for (int part = 0; part < 2 * heads; part++) {
-        const size_t to = (((size_t)layer * 2 * heads + part) * text->length + row) * size;
-        put_cells(text->keys_values, to, y_of(c, row) + (size_t)part * size, size, c->stack->inputs.is_exact);
-    }
+    keep_token(c, (int)(c->product - ((const Text *)c->call)->encoder->cross_kv), row, y_of(c, row));
 }
 
 static void run_text(const Text *text) {

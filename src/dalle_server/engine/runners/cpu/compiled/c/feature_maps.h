@@ -4,8 +4,6 @@
 #include "attention.h"
 #include "convolution.h"
 
-#define MAGIC 0x1.8p23f /* a float added to it is rounded to a whole number, which is in its last bits */
-
 /* Group norm, first half: of each row and channel the mean and the squares' sum around it. A convolution does it by
  * itself where it writes whole rows.
  */
@@ -82,19 +80,6 @@ static void norm_group(const void *what, int group) {
         n->scale[i] = (float)(n->weight[i] * inverse);
         n->shift[i] = (float)(n->bias[i] - mean * n->weight[i] * inverse);
     }
-}
-
-/* x · sigmoid(x) = x / (1 + e^−x), within 3e-7 of the true value: e^−x = 2^n · 2^r with |r| ≤ ½, a polynomial for 2^r.
- */
-INLINED Floats swish(Floats x) {
-    Floats y = x * -1.44269504f;
-    y = y > -126 ? y : -126;
-    y = y < 126 ? y : 126;
-    const Floats rounded = y + MAGIC, r = y - (rounded - MAGIC);
-    Floats power = filled(1.3276471e-3f);
-    const float series[] = {9.6755413e-3f, 5.5507133e-2f, 2.4022120e-1f, 6.9314697e-1f, 1.0f};
-    for (int i = 0; i < 5; i++) power = fused(power, r, filled(series[i]));
-    return x / (1 + power * (Floats)(((Ints)rounded << 23) + 0x3F800000));
 }
 
 typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));

@@ -1,7 +1,8 @@
-/* What a layer of the text encoder and one of the decoder have in common, for rows that go through it together.
+/* What the layers of texts and of pictures have in common, for rows that go through them together.
  *
- * The model is that of models/dalle_bart.py. Either all of it is float32; or products are int8 (product.h), the keys
- * and values that a picture keeps are float16, and everything between them float32.
+ * The models are those of models/dalle_bart.py and models/janus.py: what a family has not, it leaves out. Either all of
+ * it is float32; or products are int8 (product.h), the keys and values that a picture keeps are float16, and everything
+ * between them float32.
  */
 #pragma once
 #include "attention.h"
@@ -11,18 +12,20 @@
 
 typedef struct {
     Product qkv, out, cross_q, cross_out, gate_up, down;
-    const float *pre_self_bias, *self_scale, *self_bias;
-    const float *pre_cross_bias, *cross_scale, *cross_bias;
-    const float *glu_bias, *gated_bias;
-    char *keys, *values;             /* (rows, heads, a head's cache): attention.h */
-    char *cross_keys, *cross_values; /* likewise, over the text; the encoder has none, nor any `cross` above */
+    RowNorm pre_self, self, pre_cross, cross, glu, gated;
+    char *keys, *values;             /* (rows, kv_heads, a head's cache): attention.h */
+    char *cross_keys, *cross_values; /* likewise, over the text, where there is any `cross` above */
 } Layer;
 
 /* The sizes of a stack of layers, and what lies between its phases for every row. */
 typedef struct {
-    int32_t width, ffn_width, heads, num_layers, threads;
+    int32_t width, ffn_width, num_layers, threads;
+    int32_t heads, kv_heads; /* as many neighbouring heads share keys and values as there are more of them */
+    int32_t is_swish;        /* in the gate; else GELU */
+    float rms_eps;           /* of norms by the root of the mean square; 0: layer norms */
     const Layer *layers;
-    const float *embedding_scale, *embedding_bias, *final_bias;
+    RowNorm embedding, final;
+    const float *turns; /* (positions, 2, D/2) what rotary positions turn queries and keys by, or NULL */
     float *x;      /* (rows, width) the residual stream */
     float *mixed;  /* (rows, width) what attention gives */
     float *y;      /* (rows, the widest product) */
@@ -50,50 +53,52 @@ static void put_input(const Context *c, int row, const float *from, int width) {
     put_row(from, width, row_of(c->stack->inputs, row));
 }
 
-/* The norm in front of a product, which has no scale. `mixed` serves as scratch. */
-static void put_normed(const Context *c, int row, const float *bias) {
+static int exists(RowNorm norm) { return norm.scale || norm.bias; }
+
+/* The norm in front of a product. `mixed` serves as scratch. */
+static void put_normed(const Context *c, int row, RowNorm norm) {
     float *h = mixed_of(c, row);
-    layer_norm(x_of(c, row), h, c->stack->width, 0, bias);
+    normalise(x_of(c, row), h, c->stack->width, norm, c->stack->rms_eps);
     put_input(c, row, h, c->stack->width);
 }
 
 static void put_embedded(const Context *c, int row, const float *embedding) {
-    layer_norm(embedding, x_of(c, row), c->stack->width, c->stack->embedding_scale, c->stack->embedding_bias);
-    put_normed(c, row, c->layer->pre_self_bias);
+    const Stack *stack = c->stack;
+    if (exists(stack->embedding)) normalise(embedding, x_of(c, row), stack->width, stack->embedding, stack->rms_eps);
+    else memcpy(x_of(c, row), embedding, (size_t)stack->width * sizeof(float));
+    put_normed(c, row, c->layer->pre_self);
 }
 
 static void enter_layer(const void *context, int row) {
     const Context *c = context;
     add_to(x_of(c, row), y_of(c, row), c->stack->width);
-    put_normed(c, row, c->layer->pre_self_bias);
+    put_normed(c, row, c->layer->pre_self);
 }
 
-static void add_normed(const Context *c, int row, const float *scale, const float *bias) {
-    layer_norm(y_of(c, row), y_of(c, row), c->stack->width, scale, bias);
+static void add_normed(const Context *c, int row, RowNorm norm) {
+    if (exists(norm)) normalise(y_of(c, row), y_of(c, row), c->stack->width, norm, c->stack->rms_eps);
     add_to(x_of(c, row), y_of(c, row), c->stack->width);
 }
 
 static void enter_cross_attention(const void *context, int row) {
     const Context *c = context;
-    add_normed(c, row, c->layer->self_scale, c->layer->self_bias);
-    put_normed(c, row, c->layer->pre_cross_bias);
+    add_normed(c, row, c->layer->self);
+    put_normed(c, row, c->layer->pre_cross);
 }
 
 static void enter_glu(const void *context, int row) {
     const Context *c = context;
     const Layer *layer = c->layer;
-    const int is_crossed = layer->cross_scale != 0; /* the last attention was over the text */
-    add_normed(c, row, is_crossed ? layer->cross_scale : layer->self_scale,
-               is_crossed ? layer->cross_bias : layer->self_bias);
-    put_normed(c, row, layer->glu_bias);
+    add_normed(c, row, layer->cross_q.tiles ? layer->cross : layer->self); /* which attention was the last */
+    put_normed(c, row, layer->glu);
 }
 
 static void gate(const void *context, int row) {
     const Context *c = context;
     const int width = c->stack->ffn_width;
     float *h = y_of(c, row);
-    apply_gate(h, h + width, h, width);
-    layer_norm(h, h, width, 0, c->layer->gated_bias);
+    apply_gate(h, h + width, h, width, c->stack->is_swish);
+    if (exists(c->layer->gated)) normalise(h, h, width, c->layer->gated, c->stack->rms_eps);
     put_input(c, row, h, width);
 }
 
@@ -105,7 +110,13 @@ static void leave_attention(const void *context, int row) {
 /* The residual stream's end: the last feed-forward added, and the final norm. */
 static void finish(const Context *c, int row) {
     add_to(x_of(c, row), y_of(c, row), c->stack->width);
-    layer_norm(x_of(c, row), x_of(c, row), c->stack->width, 0, c->stack->final_bias);
+    normalise(x_of(c, row), x_of(c, row), c->stack->width, c->stack->final, c->stack->rms_eps);
+}
+
+/* Queries, or keys, of one head at a position. */
+static void turn_head(const Context *c, float *head, int position) {
+    const int size = c->stack->width / c->stack->heads;
+    if (c->stack->turns) turn(head, c->stack->turns + (size_t)position * size, size / 2);
 }
 
 static void multiply_span(const void *context, int chunk) {

@@ -6,8 +6,8 @@
 #include "encode_text.h"
 #include "operations.h"
 
-/* One layer's phases, and those around the layers: as many as are gone through in run_step and in run_text. */
-static int num_phases(int layers, int cross_layers) { return layers * 14 + 2 * cross_layers + 2; }
+/* One layer's phases, and those around the layers: no fewer than are gone through in run_step and in run_text. */
+static int num_phases(int layers, int cross_layers) { return layers * 14 + 2 * cross_layers + 4; }
 
 EXPORT int phase_bytes(int layers, int cross_layers) { return num_phases(layers, cross_layers) * (int)sizeof(Phase); }
 

@@ -6,35 +6,55 @@
 
 BEGIN_TARGET
 
-/* to = (x − mean)/√(variance + ε) · scale + bias over `width` values; scale NULL means 1. `to` may be x. */
-static void layer_norm(const float *x, float *to, int width, const float *scale, const float *bias) {
+/* What a norm multiplies with and adds; NULL: 1 and 0. One that has neither does not exist. */
+typedef struct {
+    const float *scale, *bias;
+} RowNorm;
+
+/* to = (x − mean)/√(variance + ε) · scale + bias over `width` values. `to` may be x. With an ε of its own it is a norm
+ * by the root of the mean square: the mean counts as 0.
+ */
+static void normalise(const float *x, float *to, int width, RowNorm norm, float rms_eps) {
     Floats sum = filled(0), squares = filled(0);
     for (int i = 0; i < width; i += LANES) sum += load(x + i, width - i);
-    const Floats mean = filled(sum_of(sum) / (float)width);
+    const Floats mean = filled(rms_eps ? 0 : sum_of(sum) / (float)width);
     for (int i = 0; i < width; i += LANES) {
         const Floats off = keep(first_lanes(width - i), load(x + i, width - i) - mean);
         squares = fused(off, off, squares);
     }
     const float variance = sum_of(squares) / (float)width;
-    const Floats inverse = 1.0f / __builtin_elementwise_sqrt(filled(variance + LAYER_NORM_EPS));
+    const Floats inverse = 1.0f / __builtin_elementwise_sqrt(filled(variance + (rms_eps ? rms_eps : LAYER_NORM_EPS)));
     for (int i = 0; i < width; i += LANES) {
         const int left = width - i;
         Floats y = (load(x + i, left) - mean) * inverse;
-        if (scale) y *= load(scale + i, left);
-        store(to + i, y + load(bias + i, left), left);
+        if (norm.scale) y *= load(norm.scale + i, left);
+        if (norm.bias) y += load(norm.bias + i, left);
+        store(to + i, y, left);
     }
 }
 
-/* to = gelu(gate) · up. `to` may be gate. */
-static void apply_gate(const float *gate, const float *up, float *to, int width) {
+/* to = gelu(gate) · up, or swish(gate) · up. `to` may be gate. */
+static void apply_gate(const float *gate, const float *up, float *to, int width, int is_swish) {
     for (int i = 0; i < width; i += LANES) {
         const int left = width - i;
-        store(to + i, gelu(load(gate + i, left)) * load(up + i, left), left);
+        const Floats x = load(gate + i, left);
+        store(to + i, (is_swish ? swish(x) : gelu(x)) * load(up + i, left), left);
     }
 }
 
 static void add_to(float *x, const float *y, int width) {
     for (int i = 0; i < width; i += LANES) store(x + i, load(x + i, width - i) + load(y + i, width - i), width - i);
+}
+
+/* The first `half` numbers turn with those behind them, by an angle each: its cosines, then its sines, in `turns`. */
+static void turn(float *x, const float *turns, int half) {
+    for (int i = 0; i < half; i += LANES) {
+        const int left = half - i;
+        const Floats first = load(x + i, left), second = load(x + half + i, left);
+        const Floats cosine = load(turns + i, left), sine = load(turns + half + i, left);
+        store(x + i, first * cosine - second * sine, left);
+        store(x + half + i, second * cosine + first * sine, left);
+    }
 }
 
 /* To the nearest whole number within ±127, ties to even; what is no number becomes 0. */

@@ -4,6 +4,8 @@
 #pragma once
 #include "target.h"
 
+#define MAGIC 0x1.8p23f /* a float added to it is rounded to a whole number, which is in its last bits */
+
 BEGIN_TARGET
 
 INLINED Floats filled(float x) { return (Floats)x; }
@@ -88,6 +90,19 @@ INLINED Floats gelu(Floats x) {
     const Floats half = y * t * exponential(z * -z) * 0.5f;
     /* 2 · half = 1 − erf(|x|/√2); Φ(x) = 1 − half to the right of zero and half to the left. */
     return x * (x < 0 ? half : 1.0f - half);
+}
+
+/* x · sigmoid(x) = x / (1 + e^−x), within 3e-7 of the true value: e^−x = 2^n · 2^r with |r| ≤ ½, a polynomial for 2^r.
+ */
+INLINED Floats swish(Floats x) {
+    Floats y = x * -1.44269504f;
+    y = y > -126 ? y : -126;
+    y = y < 126 ? y : 126;
+    const Floats rounded = y + MAGIC, r = y - (rounded - MAGIC);
+    Floats power = filled(1.3276471e-3f);
+    const float series[] = {9.6755413e-3f, 5.5507133e-2f, 2.4022120e-1f, 6.9314697e-1f, 1.0f};
+    for (int i = 0; i < 5; i++) power = fused(power, r, filled(series[i]));
+    return x / (1 + power * (Floats)(((Ints)rounded << 23) + 0x3F800000));
 }
 
 END_TARGET
