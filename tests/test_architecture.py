@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dalle_server"
 ASSEMBLERS = {"cli", "dalle_model", "cluster", "__main__"}
-LEAVES = {"request", "generation", "snapshot", "checks", "errors", "config", "variants", "assets"}
+LEAVES = {"request", "generation", "drawn", "snapshot", "checks", "errors", "config", "variants", "assets"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package, beyond itself and the leaves.
@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "text": {"models", "families", "checkpoints", "engine.runners.base"},
     "checkpoints": {"models", "families"},
     "engine": {"models", "families", "text", "checkpoints"},
-    "web": {"engine", "models", "pictures", "replay", "repaint", "best_of"},
+    "web": {"engine", "models", "pictures", "replay", "repaint", "repainting", "best_of", "drawn"},
     "pictures": {"models"},
 }
 # Only these files may name the library; everything else must run without it installed.

@@ -12,7 +12,8 @@ from dalle_server.engine.engine import Engine
 from dalle_server.errors import InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Done, Failed, GeneratedImage, Generation, ImageReady, Preview, Progress
 from dalle_server.pictures.canvas import Picture
-from dalle_server.repaint import INDEX_BITS, Plan, Repaint, Repainting, kept_behind, likeliest, repaint
+from dalle_server.repaint import INDEX_BITS, Plan, Repaint, kept_behind
+from dalle_server.repainting import Repainting, likeliest, repaint
 from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 
@@ -55,20 +56,22 @@ def finished(repainting: Repainting) -> tuple[GeneratedImage, ...]:
 def test_a_pictures_tokens_are_read_and_those_of_the_mask_are_free(engine: Engine) -> None:
     image = draw(engine)
     plan = Plan.of(over(image.pixels, (8, 8, 24, 16)), engine)
-    assert np.array_equal(plan.given, image.tokens)
-    assert np.flatnonzero(plan.free).tolist() == [5, 6]
-    (wanted,) = plan.requests(request())
+    assert np.array_equal(plan.holes.given, image.tokens)
+    assert np.flatnonzero(plan.holes.free).tolist() == [5, 6]
+    (wanted,) = plan.holes.requests(request())
     forced = np.array(wanted.forced_tokens)
-    assert (forced[plan.free] == FREE).all() and np.array_equal(forced[~plan.free], image.tokens[~plan.free])
+    assert (forced[plan.holes.free] == FREE).all() and np.array_equal(
+        forced[~plan.holes.free], image.tokens[~plan.holes.free]
+    )
 
 
 @pytest.mark.parametrize("candidates", [1, 4])
 def test_outside_the_mask_tokens_and_pixels_stay(engine: Engine, candidates: int) -> None:
     image = draw(engine)
     plan = Plan.of(over(image.pixels, (8, 8, 24, 16), candidates=candidates), engine)
-    for picture in finished(repaint(engine.submit, plan, request(2))):
-        assert np.array_equal(picture.tokens[~plan.free], image.tokens[~plan.free])
-        result, mask = plan.finished(picture.pixels), plan.wanted.mask
+    for picture in finished(repaint(engine.submit, plan.holes, request(2))):
+        assert np.array_equal(picture.tokens[~plan.holes.free], image.tokens[~plan.holes.free])
+        result, mask = plan.frame.finished(picture.pixels), plan.frame.mask
         assert mask is not None
         assert np.array_equal(result[mask == 0], image.pixels[mask == 0])
         assert not np.array_equal(result[mask > 0], image.pixels[mask > 0])
@@ -77,14 +80,14 @@ def test_outside_the_mask_tokens_and_pixels_stay(engine: Engine, candidates: int
 def test_the_likeliest_of_the_candidates_is_chosen(engine: Engine) -> None:
     image = draw(engine)
     plan = Plan.of(over(image.pixels, (0, 0, 32, 16), candidates=6), engine)
-    (wanted,) = plan.requests(request(seed=9, index=3))
+    (wanted,) = plan.holes.requests(request(seed=9, index=3))
     assert [key.index for key in wanted.images] == [3 + (number << INDEX_BITS) for number in range(6)]
     drawn = engine.submit(wanted).result()
     behind = kept_behind(np.array(wanted.forced_tokens, np.int32))
     assert behind.tolist() == [False] * 8 + [True] * 8
     scores = [float(each.logprobs[behind, 0].sum()) for each in drawn if each.logprobs is not None]
     assert len(set(scores)) > 1
-    (chosen,) = finished(repaint(engine.submit, plan, request(seed=9, index=3)))
+    (chosen,) = finished(repaint(engine.submit, plan.holes, request(seed=9, index=3)))
     assert np.array_equal(chosen.tokens, drawn[int(np.argmax(scores))].tokens)
     assert chosen.index == 0
 
@@ -99,22 +102,22 @@ def test_equals_are_decided_by_order_and_one_needs_no_score() -> None:
 
 def test_where_nothing_is_kept_behind_the_hole_one_candidate_is_drawn(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels, (0, 16, 32, 32), candidates=4), engine)
-    (wanted,) = plan.requests(request())
+    (wanted,) = plan.holes.requests(request())
     assert len(wanted.images) == 1 and not wanted.logprobs
 
 
 def test_a_picture_is_the_same_alone_and_among_others(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels, (8, 8, 24, 16), candidates=3, strength=0.7), engine)
-    together = finished(repaint(engine.submit, plan, request(3)))
+    together = finished(repaint(engine.submit, plan.holes, request(3)))
     for index, picture in enumerate(together):
-        (alone,) = finished(repaint(engine.submit, plan, request(1, index=index)))
+        (alone,) = finished(repaint(engine.submit, plan.holes, request(1, index=index)))
         assert np.array_equal(alone.pixels, picture.pixels)
     assert len({picture.pixels.tobytes() for picture in together}) > 1
 
 
 def test_what_is_told_makes_the_picture_again(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels, (8, 8, 24, 16), candidates=4), engine)
-    repainting = repaint(engine.submit, plan, request(2))
+    repainting = repaint(engine.submit, plan.holes, request(2))
     for picture in finished(repainting):
         (again,) = engine.submit(repainting.request_of(picture)).result()
         assert np.array_equal(again.pixels, picture.pixels)
@@ -125,20 +128,22 @@ def test_strength_says_how_much_is_painted_anew(engine: Engine) -> None:
     kept = {}
     for strength in (0.0, 0.3, 0.7, 1.0):
         plan = Plan.of(over(image.pixels, strength=strength), engine)
-        forced = np.stack([plan.forced(ImageKey(seed, 0)) for seed in range(200)])
+        forced = np.stack([plan.holes.forced(ImageKey(seed, 0)) for seed in range(200)])
         kept[strength] = float((forced != FREE).mean())
     assert kept[0.0] == 1.0 and kept[1.0] == 0.0
     assert abs(kept[0.3] - 0.7) < 0.05 and abs(kept[0.7] - 0.3) < 0.05
     plan = Plan.of(over(image.pixels, strength=0.0, candidates=4), engine)
-    (same,) = finished(repaint(engine.submit, plan, request()))
+    (same,) = finished(repaint(engine.submit, plan.holes, request()))
     assert np.array_equal(same.tokens, image.tokens)
 
 
 def test_less_strength_keeps_what_more_strength_keeps(engine: Engine) -> None:
     pixels = draw(engine).pixels
-    more, less = (Plan.of(over(pixels, strength=strength), engine).forced(ImageKey(3, 1)) for strength in (0.8, 0.4))
+    more, less = (
+        Plan.of(over(pixels, strength=strength), engine).holes.forced(ImageKey(3, 1)) for strength in (0.8, 0.4)
+    )
     assert ((more == FREE) | (less != FREE)).all()
-    assert (Plan.of(over(pixels, strength=0.5), engine).forced(ImageKey(3, 2)) != less).any()
+    assert (Plan.of(over(pixels, strength=0.5), engine).holes.forced(ImageKey(3, 2)) != less).any()
 
 
 @pytest.mark.parametrize(
@@ -148,14 +153,14 @@ def test_less_strength_keeps_what_more_strength_keeps(engine: Engine) -> None:
 def test_one_request_draws_no_more_than_so_many(engine: Engine, wanted: Any, images: int, param: str) -> None:
     plan = Plan.of(over(draw(engine).pixels, (8, 8, 24, 16), **wanted), engine)
     with pytest.raises(InvalidRequest, match="at most 64") as caught:
-        plan.requests(request(images))
+        plan.holes.requests(request(images))
     assert caught.value.param == param
 
 
 def test_an_index_that_would_meet_the_candidates_is_refused(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels), engine)
     with pytest.raises(InvalidRequest, match="image_index must be below 16777216"):
-        plan.requests(request(index=2**INDEX_BITS))
+        plan.holes.requests(request(index=2**INDEX_BITS))
 
 
 def test_a_mask_too_small_for_a_token_is_refused(engine: Engine) -> None:
@@ -174,13 +179,13 @@ def test_all_pictures_are_accepted_or_none(engine: Engine) -> None:
         return accepted[-1]
 
     with pytest.raises(Overloaded):
-        repaint(submit, plan, request(3))
+        repaint(submit, plan.holes, request(3))
     assert all(each.cancel_reason == "the rest of the request was refused" or each.terminal for each in accepted)
 
 
 def test_events_are_those_of_one_request(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels, (8, 8, 24, 16), candidates=3), engine)
-    repainting = repaint(engine.submit, plan, request(2, preview_every=4))
+    repainting = repaint(engine.submit, plan.holes, request(2, preview_every=4))
     events = [event for event in repainting.events(poll_s=0.05) if event is not None]
     assert [event.image.index for event in events if isinstance(event, ImageReady)] in ([0, 1], [1, 0])
     assert {event.index for event in events if isinstance(event, Preview)} <= {0, 1}
@@ -195,7 +200,7 @@ def test_one_failure_ends_all(engine: Engine) -> None:
     runner = engine._loop.runner
     assert isinstance(runner, FakeRunner)
     runner.nan_at[ImageKey(5, 1)] = 5
-    repainting = repaint(engine.submit, plan, request(3))
+    repainting = repaint(engine.submit, plan.holes, request(3))
     events = list(repainting.events(poll_s=0.05))
     assert isinstance(events[-1], Failed) and isinstance(repainting.terminal, Failed)
 
@@ -205,7 +210,7 @@ def test_cancelling_ends_all(engine: Engine) -> None:
     assert isinstance(runner, FakeRunner)
     pixels = draw(engine).pixels
     runner.step_s = 0.02
-    repainting = repaint(engine.submit, Plan.of(over(pixels, candidates=2), engine), request(3))
+    repainting = repaint(engine.submit, Plan.of(over(pixels, candidates=2), engine).holes, request(3))
     repainting.cancel("enough")
     events = list(repainting.events(poll_s=0.05))
     assert events[-1] == Cancelled("enough")

@@ -7,16 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dalle_server.generation import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    GeneratedImage,
-    Generation,
-    ImageReady,
-    Preview,
-)
+from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage, Generation, ImageReady, Preview
+from dalle_server.request import GenerationRequest
 
 
 def score(image: GeneratedImage) -> float:
@@ -42,6 +34,9 @@ class BestOf:
     @property
     def cancel_reason(self) -> str | None:
         return self._generation.cancel_reason
+
+    def request_of(self, image: GeneratedImage) -> GenerationRequest:
+        return self.request
 
     def want_previews(self, every: int) -> None:
         """Nobody knows yet which pictures are kept: none is shown before."""

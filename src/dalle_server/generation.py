@@ -115,6 +115,14 @@ class Generation:
         self._wake: Callable[[], None] = lambda: None
         self._on_previews: Callable[[int], None] = lambda every: None
 
+    @property
+    def num_drawn(self) -> int:
+        return len(self.request.images)
+
+    def request_of(self, image: GeneratedImage) -> GenerationRequest:
+        """What made this picture."""
+        return self.request
+
     def want_previews(self, every: int) -> None:
         """Consumer side, any thread: `every` tokens between previews from now on, 0 for none.
 

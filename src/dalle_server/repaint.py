@@ -1,48 +1,51 @@
-"""Drawing over a given picture: its tokens, which of them are painted anew, several candidates, the likeliest of them.
+"""Drawing over a given picture: its tokens, which of them are painted anew, and the way back into the picture.
 
 While a token model fills a hole it sees what is kept before it in reading order, and not what is kept behind. So a hole
-is filled several times, and the one counts that makes the kept tokens behind it likeliest.
+is filled several times, and the one counts that makes the kept tokens behind it likeliest (repainting.py).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server import checks
 from dalle_server.engine.rng import uniform
-from dalle_server.errors import DalleServerError, InvalidRequest
-from dalle_server.generation import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    GeneratedImage,
-    Generation,
-    ImageReady,
-    Preview,
-    Progress,
-    Queued,
-    Started,
-)
+from dalle_server.errors import InvalidRequest
 from dalle_server.models.config import ModelConfig
-from dalle_server.pictures.canvas import Picture, Weights, Window, free_tokens, paste, to_model
-from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels, Tokens
+from dalle_server.pictures.canvas import (
+    Picture,
+    Weights,
+    Window,
+    fit_mask,
+    free_tokens,
+    mask_from_alpha,
+    mask_from_file,
+    paste,
+    read_picture,
+    reduced,
+    to_model,
+)
+from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, find_metadata
+from dalle_server.request import FREE, MAX_TOKEN_ID, GenerationRequest, ImageKey, Pixels, SamplingParams, Tokens
 
 MAX_CANDIDATES = 16
 MAX_DRAWN = 64  # pictures that one request draws, candidates included
 INDEX_BITS = 24  # of a key's index: the rest numbers the candidates, 0 being the picture's own noise
-IDLE_S = 0.01
+CANDIDATES = 4  # of an edit, where nobody says how many
+EDIT_STRENGTH = 0.75  # of an edit without a mask
+VARIATION_STRENGTH = 0.5
 
 
 class Engine(Protocol):
     """What drawing over needs of an engine."""
 
     config: ModelConfig
+    digest: str
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
@@ -52,53 +55,90 @@ class Repaint:
     """What is asked for."""
 
     picture: Picture
+    recipe: PictureMetadata | None = None  # what the picture's file says of itself, where it is one of ours
     mask: Weights | None = None  # (height, width), 1 = repaint; None: all of it, as far as `strength` says
     strength: float = 1.0  # share of the free tokens that are painted anew: 0 gives the picture's own back
     candidates: int = 1
+    keep_tokens: int = 0  # the first ones in reading order stay: the picture is drawn again from there
     grow: int = 0  # tokens around the mask that are painted too
     blend_px: int = 4  # over which the border inside the mask is blended
     context: float | None = None  # see the mask's surroundings only, so much of its side on each side; None: all
 
+    @classmethod
+    def read(
+        cls,
+        image: bytes,
+        mask: bytes | None = None,
+        *,
+        strength: float | None = None,
+        candidates: int | None = None,
+        keep_tokens: int = 0,
+    ) -> Self:
+        """From files, as every API of ours but AUTOMATIC1111's understands them: a picture's own holes are a mask.
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A picture as the model sees it, and the way back."""
-
-    wanted: Repaint
-    window: Window
-    given: Tokens  # (I,) of the window
-    free: NDArray[np.bool_]  # (I,) may be painted anew
+        Raises InvalidRequest, PayloadTooLarge.
+        """
+        picture = read_picture(image)
+        weights = mask_from_alpha(picture) if mask is None else mask_from_file(read_picture(mask, "mask"))
+        weights = None if weights is None else fit_mask(weights, picture.size_px)
+        chosen = 1.0 if weights is not None or keep_tokens else EDIT_STRENGTH
+        return cls(
+            picture=picture,
+            recipe=own_recipe(image),
+            mask=weights,
+            strength=chosen if strength is None else checks.number("strength", strength, 0.0, 1.0),
+            candidates=checks.whole_number("candidates", candidates or CANDIDATES, 1, MAX_CANDIDATES),
+            keep_tokens=keep_tokens,
+        )
 
     @classmethod
-    def of(cls, wanted: Repaint, engine: Engine) -> Plan:
-        """Reads the picture's tokens. Raises InvalidRequest for a mask that frees none, NotSupported."""
-        config = engine.config.picture
-        window = Window.around(wanted.mask, wanted.picture.size_px, wanted.context)
-        if wanted.mask is None:
-            free = np.ones(config.num_tokens, bool)
-        else:
-            free = free_tokens(wanted.mask, window, config.grid_width, wanted.grow)
-        if not free.any():
-            raise InvalidRequest(
-                f"mask is too small: none of the {config.num_tokens} tokens of {config.px_per_token}x"
-                f"{config.px_per_token} pixels has enough in it; make it larger",
-                param="mask",
-            )
-        pixels = to_model(wanted.picture.pixels, window, config.width_px)
-        return cls(wanted, window, engine.tokenize(pixels[None])[0], free)
+    def variation(cls, image: bytes, *, strength: float | None = None, candidates: int | None = None) -> Self:
+        """All of a picture drawn anew, by half where nobody says how much. Raises as `read` does."""
+        return cls(
+            picture=read_picture(image),
+            recipe=own_recipe(image),
+            strength=VARIATION_STRENGTH if strength is None else checks.number("strength", strength, 0.0, 1.0),
+            candidates=checks.whole_number("candidates", candidates or 1, 1, MAX_CANDIDATES),
+        )
+
+    def words(
+        self, prompt: str | None, negative_prompt: str | None, sampling: SamplingParams
+    ) -> tuple[str, str, SamplingParams]:
+        """What to draw: the given words, else those of the picture, if it is ours. Of a branch, the sampling too."""
+        recipe = self.recipe
+        if recipe is None:
+            return prompt or "", negative_prompt or "", sampling
+        if self.keep_tokens:
+            negative_prompt = recipe.negative_prompt if negative_prompt is None else negative_prompt
+            sampling = sampling.with_defaults(recipe.request().sampling)
+        return prompt or recipe.prompt, negative_prompt or "", sampling
+
+
+def own_recipe(image: bytes) -> PictureMetadata | None:
+    """What one of our own pictures says of itself; of others nothing is known."""
+    try:
+        return find_metadata(image)
+    except InvalidRequest:  # a GIF, or damaged words in a picture that is readable
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """A grid, which of its tokens may be painted anew, and how: all that the engine is asked with."""
+
+    given: Tokens  # (I,)
+    free: NDArray[np.bool_]  # (I,)
+    strength: float
+    candidates: int
 
     def forced(self, key: ImageKey) -> Tokens:
         """(I,) for GenerationRequest.forced_tokens. Which free tokens `strength` keeps is a matter of the key alone."""
         lots = uniform(np.arange(self.given.size), key.index & (2**INDEX_BITS - 1), key.seed)
-        return np.where(self.free & (lots < self.wanted.strength), np.int32(FREE), self.given).astype(np.int32)
-
-    def finished(self, painted: Pixels) -> Pixels:
-        """The whole picture, with the model's square in its place."""
-        return paste(self.wanted.picture.pixels, painted, self.window, self.wanted.mask, self.wanted.blend_px)
+        return np.where(self.free & (lots < self.strength), np.int32(FREE), self.given).astype(np.int32)
 
     def requests(self, request: GenerationRequest) -> list[GenerationRequest]:
         """One for each picture of `request`, its candidates as images. Raises InvalidRequest when they are too many."""
-        drawn = len(request.images) * self.wanted.candidates
+        drawn = len(request.images) * self.candidates
         if drawn > MAX_DRAWN:
             raise InvalidRequest(
                 f"candidates × n must be at most {MAX_DRAWN}, not {drawn}: one request draws no more",
@@ -112,13 +152,39 @@ class Plan:
                 f"image_index must be below {2**INDEX_BITS} here, not {key.index}", param="image_index"
             )
         forced = self.forced(key)
-        candidates = self.wanted.candidates if kept_behind(forced).any() else 1
+        candidates = self.candidates if kept_behind(forced).any() else 1
         return replace(
             request,
             images=tuple(ImageKey(key.seed, key.index | (number << INDEX_BITS)) for number in range(candidates)),
             forced_tokens=tuple(forced.tolist()),
             logprobs=request.logprobs or candidates > 1,
             id=f"{request.id}-{key.index}-{key.seed}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON; `from_dict` gives equal ones."""
+        free = np.flatnonzero(self.free).tolist()
+        return {
+            "given": self.given.tolist(),
+            "free": free,
+            "strength": self.strength,
+            "candidates": self.candidates,
+        }
+
+    @classmethod
+    def from_dict(cls, wire: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises InvalidRequest, naming the field, for whatever else it is given."""
+        checks.known_fields("holes", wire, ("given", "free", "strength", "candidates"))
+        given = [
+            checks.whole_number("given", token, 0, MAX_TOKEN_ID) for token in checks.sequence("given", wire["given"])
+        ]
+        free = np.zeros(len(given), bool)
+        free[[checks.whole_number("free", i, 0, len(given) - 1) for i in checks.sequence("free", wire["free"])]] = True
+        return cls(
+            np.array(given, np.int32),
+            free,
+            checks.number("strength", wire["strength"], 0.0, 1.0),
+            checks.whole_number("candidates", wire["candidates"], 1, MAX_CANDIDATES),
         )
 
 
@@ -129,115 +195,86 @@ def kept_behind(forced: Tokens) -> NDArray[np.bool_]:
     return behind
 
 
-def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImage:
-    """The candidate under which the kept tokens behind the hole are likeliest; of equals the first."""
-    if len(images) == 1:
-        return images[0]
-    behind = kept_behind(forced)
-    scores = [-np.inf if image.logprobs is None else float(image.logprobs[behind, 0].sum()) for image in images]
-    return images[int(np.argmax(scores))]
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where in the picture the model's square lies: the way to it and back."""
+
+    picture: Picture
+    mask: Weights | None
+    window: Window
+    blend_px: int = 4
+
+    @classmethod
+    def of(cls, wanted: Repaint) -> Self:
+        window = Window.around(wanted.mask, wanted.picture.size_px, wanted.context)
+        return cls(wanted.picture, wanted.mask, window, wanted.blend_px)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.picture.size_px
+
+    def finished(self, painted: Pixels) -> Pixels:
+        """The whole picture, with the model's square in its place."""
+        return paste(self.picture.pixels, painted, self.window, self.mask, self.blend_px)
+
+    def reduced(self, side_px: int) -> Frame:
+        """The same for a picture whose longer side is no longer than `side_px`."""
+        picture, mask, scale = reduced(self.picture, self.mask, side_px)
+        x, y, side = (round(length * scale) for length in (self.window.x, self.window.y, self.window.side))
+        return self if scale == 1.0 else replace(self, picture=picture, mask=mask, window=Window(x, y, max(1, side)))
 
 
-class Repainting:
-    """Several generations, one for each picture, read as if they were one (`Generation`'s consumer side): of each
-    picture's candidates only the chosen one comes out.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A picture as the model sees it, and the way back."""
+
+    frame: Frame
+    holes: Holes
+    told: DrawnOver  # what the result's file says of it
+
+    @classmethod
+    def of(cls, wanted: Repaint, engine: Engine) -> Plan:
+        """Reads the picture's tokens. Raises InvalidRequest for a mask that frees none, NotSupported."""
+        frame, config = Frame.of(wanted), engine.config.picture
+        if wanted.mask is None:
+            free = np.ones(config.num_tokens, bool)
+        else:
+            free = free_tokens(wanted.mask, frame.window, config.grid_width, wanted.grow)
+        if not free.any():
+            raise InvalidRequest(
+                f"mask is too small: none of the {config.num_tokens} tokens of {config.px_per_token}x"
+                f"{config.px_per_token} pixels has enough in it; make it larger",
+                param="mask",
+            )
+        free[: checks.whole_number("keep_tokens", wanted.keep_tokens, 0, config.num_tokens - 1)] = False
+        if not free.any():
+            raise InvalidRequest(
+                f"keep_tokens: {wanted.keep_tokens} leave nothing of the mask to paint; keep fewer", param="keep_tokens"
+            )
+        given = _told_tokens(wanted, frame, engine)
+        if given is None:
+            pixels = to_model(wanted.picture.pixels, frame.window, config.width_px)
+            given = engine.tokenize(pixels[None])[0]
+        told = DrawnOver.of(
+            wanted.picture.size_px,
+            (frame.window.x, frame.window.y, frame.window.side),
+            mask=wanted.mask is not None,
+            strength=wanted.strength,
+            candidates=wanted.candidates,
+            keep_tokens=wanted.keep_tokens,
+        )
+        return cls(frame, Holes(given, free, wanted.strength, wanted.candidates), told)
+
+
+def _told_tokens(wanted: Repaint, frame: Frame, engine: Engine) -> Tokens | None:
+    """The picture's own tokens, where its file tells them and they are what all of it shows: exact, and read by no
+    encoder, which a checkpoint may lack.
     """
-
-    def __init__(self, request: GenerationRequest, generations: Sequence[Generation]):
-        self.request = request
-        self.sampling = generations[0].sampling
-        self.text_token_count = generations[0].text_token_count
-        self.deadline = generations[0].deadline
-        self.terminal: Done | Failed | Cancelled | None = None
-        self._generations = generations
-        self._done: dict[int, tuple[GeneratedImage, Done]] = {}
-        self._tokens_done = [0] * len(generations)
-
-    def request_of(self, image: GeneratedImage) -> GenerationRequest:
-        """What made this picture: its given tokens are its own."""
-        return replace(self._generations[image.index].request, images=(image.key,))
-
-    @property
-    def num_drawn(self) -> int:
-        return sum(len(generation.request.images) for generation in self._generations)
-
-    @property
-    def cancel_reason(self) -> str | None:
-        return self._generations[0].cancel_reason
-
-    @property
-    def preview_every(self) -> int:
-        return self._generations[0].preview_every
-
-    def want_previews(self, every: int) -> None:
-        for generation in self._generations:
-            generation.want_previews(every)
-
-    def cancel(self, reason: str = "cancelled by the client") -> None:
-        for generation in self._generations:
-            generation.cancel(reason)
-
-    def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
-        """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
-        readers = [generation.events(poll_s=0) for generation in self._generations]
-        spoke_at = time.monotonic()
-        while self.terminal is None:
-            told = [event for index, reader in enumerate(readers) for event in self._read(index, reader)]
-            for event in told:
-                if isinstance(event, (Done, Failed, Cancelled)):
-                    self.terminal = event
-                    self.cancel("another picture of the request failed")  # does nothing to those that have ended
-                yield event
-                if self.terminal is not None:
-                    return
-            if told:
-                spoke_at = time.monotonic()
-            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
-                spoke_at = time.monotonic()
-                yield None
-            else:
-                time.sleep(IDLE_S)
-
-    def _read(self, index: int, reader: Iterator[Event | None]) -> list[Event]:
-        """What one generation has said by now, in the whole request's words."""
-        told: list[Event] = []
-        for event in reader:
-            if event is None:
-                break
-            told += self._translated(index, event)
-        return told
-
-    def _translated(self, index: int, event: Event) -> Iterator[Event]:
-        match event:
-            case Preview(0, tokens_done, pixels):
-                yield Preview(index, tokens_done, pixels)
-            case Progress(tokens_done, num_tokens, eta_s):
-                share = len(self._generations[index].request.images)
-                self._tokens_done[index] = tokens_done // share
-                yield Progress(sum(self._tokens_done), num_tokens // share * len(self._generations), eta_s)
-            case Done(images):
-                request = self._generations[index].request
-                chosen = likeliest(images, np.array(request.forced_tokens, np.int32))
-                yield ImageReady(replace(chosen, index=index))
-                self._done[index] = replace(chosen, index=index), event
-                if len(self._done) == len(self._generations):
-                    ends = [done for _, done in self._done.values()]
-                    pictures = tuple(self._done[i][0] for i in range(len(ends)))
-                    yield Done(pictures, max(done.queue_s for done in ends), max(done.total_s for done in ends))
-            case Failed() | Cancelled():
-                yield event
-            case Queued() | Started() if index == 0:
-                yield event
-
-
-def repaint(submit: Callable[[GenerationRequest], Generation], plan: Plan, request: GenerationRequest) -> Repainting:
-    """Submit the pictures of `request`, drawn over `plan`'s; all of them or none. Raises what `submit` raises."""
-    generations: list[Generation] = []
-    try:
-        for each in plan.requests(request):
-            generations.append(submit(each))
-    except DalleServerError:
-        for generation in generations:
-            generation.cancel("the rest of the request was refused")
-        raise
-    return Repainting(request, generations)
+    recipe, config = wanted.recipe, engine.config.picture
+    width, height = wanted.picture.size_px
+    has_our_shape = width * config.height_px == height * config.width_px and frame.window.side == max(width, height)
+    if recipe is None or recipe.weights_digest != engine.digest or not (recipe.shows_its_grid and has_our_shape):
+        return None
+    tokens = recipe.token_grid()
+    return tokens if tokens.size == config.num_tokens and tokens.max() < config.codebook_size else None

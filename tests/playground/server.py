@@ -14,7 +14,7 @@ from waitress import wasyncore
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.web.app import create_app
-from dalle_server.web.jobs.routes import EXTENSION as JOBS
+from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.service import Service
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from dalle_server.web.jobs.routes import EXTENSION as JOBS
+from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.conftest import Witness
 from tests.playground.server import Server

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from dalle_server.pictures.metadata import read_metadata
-from dalle_server.web.jobs.routes import EXTENSION as JOBS
+from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.server import Server
 

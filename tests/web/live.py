@@ -14,7 +14,7 @@ from flask import Flask
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.web.app import create_app
-from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.service import Service
 from dalle_server.web.serving.http_server import HttpServer
 from tests.fake_runner import FakeRunner, FakeTokenizer
@@ -63,7 +63,7 @@ def serving(app: Flask, settings: Settings) -> Iterator[HttpServer]:
     try:
         yield server
     finally:
-        app.extensions[jobs.EXTENSION].close()
+        app.extensions[JOBS].close()
         (listener,) = server.listeners
         listener.task_dispatcher.shutdown()
 

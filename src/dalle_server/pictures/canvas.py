@@ -9,7 +9,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ FREE_SHARE = 1 / 64  # a token is free if more than this share of its pixels is 
 MASK_RATIO_TOLERANCE = 0.02
 
 Weights = NDArray[np.float32]  # (height, width), 0 keep … 1 repaint
+Value = TypeVar("Value", bound=np.generic)
 
 # What Pillow raises for files that are damaged.
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -76,6 +77,15 @@ def read_picture(data: bytes, param: str = "image") -> Picture:
         raise InvalidRequest(f"{param} cannot be read as a picture: {error}", param=param) from None
 
 
+def media_type(data: bytes) -> str:
+    """`image/png` of a PNG file, and so on. Raises InvalidRequest for what `read_picture` does not take."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return f"image/{str(image.format).lower()}"
+    except UNREADABLE:
+        raise InvalidRequest("the file is no PNG, JPEG, WebP or GIF file, or is damaged", param="image") from None
+
+
 def check_size(size: tuple[int, int], param: str) -> None:
     """Raises PayloadTooLarge for a picture of more than MAX_PIXELS, which must not be decoded."""
     width, height = size
@@ -112,12 +122,22 @@ def _reduced(picture: Picture) -> Picture:
         return picture
     scale = (KEPT_PIXELS / (width * height)) ** 0.5
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    pixels, alpha = (
-        None if values is None else np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX))
-        for values in (picture.pixels, picture.alpha)
-    )
-    assert pixels is not None
-    return Picture(pixels, alpha)
+    alpha = None if picture.alpha is None else _boxed(picture.alpha, size)
+    return Picture(_boxed(picture.pixels, size), alpha)
+
+
+def reduced(picture: Picture, mask: Weights | None, side_px: int) -> tuple[Picture, Weights | None, float]:
+    """Both no longer than `side_px`, and by which factor they were made smaller."""
+    scale = side_px / max(picture.size_px)
+    if scale >= 1.0:
+        return picture, mask, 1.0
+    width, height = picture.size_px
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Picture(_boxed(picture.pixels, size), None), None if mask is None else _boxed(mask, size), scale
+
+
+def _boxed(values: NDArray[Value], size_px: tuple[int, int]) -> NDArray[Value]:
+    return np.asarray(Image.fromarray(values).resize(size_px, Image.Resampling.BOX))
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> Pixels:

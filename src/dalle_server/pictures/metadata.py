@@ -63,6 +63,35 @@ def _unpack_bits(packed: str, count: int) -> NDArray[np.uint8]:
     return np.unpackbits(np.frombuffer(raw, np.uint8), count=count)
 
 
+class DrawnOver(BaseModel):
+    """How a picture was drawn over a given one. The tokens and `pixels_sha256` beside it are those of the square that
+    the model painted; the file shows that square in its place, and where there was a mask, the given picture around it.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    width_px: int = Field(ge=1)  # of the given picture
+    height_px: int = Field(ge=1)
+    x_px: int  # where in it the square lies; it may reach beyond the edges
+    y_px: int
+    side_px: int = Field(ge=1)
+    mask: bool
+    strength: float
+    candidates: int
+    keep_tokens: int = 0
+
+    @classmethod
+    def of(cls, size_px: tuple[int, int], square_px: tuple[int, int, int], **told: Any) -> Self:
+        """A picture of (width, height), the square's (x, y, side), and the rest by name."""
+        (width, height), (x, y, side) = size_px, square_px
+        return cls(width_px=width, height_px=height, x_px=x, y_px=y, side_px=side, **told)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the square is all that the file shows."""
+        return not self.mask and self.side_px == self.width_px == self.height_px
+
+
 class PictureMetadata(BaseModel):
     """One picture's recipe: request, resolved parameters, noise key, weights, and the finished token grid."""
 
@@ -85,10 +114,18 @@ class PictureMetadata(BaseModel):
     token_bits: int = Field(ge=1, le=_MAX_TOKEN_BITS)
     tokens: str
     forced: str = ""  # base64 bit mask of the tokens that were given, not sampled; empty = none
+    over: DrawnOver | None = None
 
     @classmethod
     def of(
-        cls, request: GenerationRequest, sampling: SamplingParams, image: GeneratedImage, *, model: str, digest: str
+        cls,
+        request: GenerationRequest,
+        sampling: SamplingParams,
+        image: GeneratedImage,
+        *,
+        model: str,
+        digest: str,
+        over: DrawnOver | None = None,
     ) -> Self:
         """`sampling` is the resolved one (`Generation.sampling`), so that later defaults change nothing."""
         packed, bits = pack_tokens(image.tokens)
@@ -107,6 +144,7 @@ class PictureMetadata(BaseModel):
             token_bits=bits,
             tokens=packed,
             forced=base64.b64encode(np.packbits(forced).tobytes()).decode() if forced.any() else "",
+            over=over,
         )
 
     @model_validator(mode="after")
@@ -114,6 +152,11 @@ class PictureMetadata(BaseModel):
         self.token_grid()
         self.request()
         return self
+
+    @property
+    def shows_its_grid(self) -> bool:
+        """Whether the tokens are all that the picture shows, and no part of another picture is around them."""
+        return self.over is None or self.over.is_whole
 
     def token_grid(self) -> Tokens:
         """(I,) ids."""
@@ -141,7 +184,8 @@ class PictureMetadata(BaseModel):
         request = self.request().to_dict()
         for name in ("id", "forced_tokens"):  # a new request has a new id; given tokens are a mask of the grid
             request.pop(name, None)
-        told = self.model_dump(exclude={"prompt", "negative_prompt", "seed", "image_index", *_SAMPLING})
+        absent = set() if self.over else {"over"}
+        told = self.model_dump(exclude={"prompt", "negative_prompt", "seed", "image_index", *_SAMPLING, *absent})
         return json.dumps({"format": FORMAT, "request": request, **told}, separators=(",", ":"))
 
     @classmethod

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from threading import Semaphore
 
 from dalle_server.best_of import BestOf
+from dalle_server.drawn import Drawn
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
-from dalle_server.generation import Cancelled, Event, GeneratedImage, Generation, unwrap
+from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
 from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
-from dalle_server.repaint import Plan, Repaint, Repainting, repaint
+from dalle_server.repaint import Plan, Repaint
+from dalle_server.repainting import repaint
 from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id
@@ -91,7 +93,7 @@ class Drawing:
     def __init__(
         self,
         order: Order,
-        generation: Generation | Repainting | BestOf,
+        generation: Drawn,
         service: Service,
         left: Callable[[], bool],
         plan: Plan | None = None,
@@ -107,8 +109,7 @@ class Drawing:
     @property
     def num_drawn(self) -> int:
         """Pictures that were written, those that nobody gets included."""
-        drawn = self.generation
-        return len(drawn.request.images) if isinstance(drawn, Generation) else drawn.num_drawn
+        return self.generation.num_drawn
 
     @property
     def interrupted(self) -> bool:
@@ -123,7 +124,7 @@ class Drawing:
         """(width, height) of the files."""
         if self.order.form.size_px is not None:
             return self.order.form.size_px
-        return self._plan.wanted.picture.size_px if self._plan else _native_px(self.engine)
+        return self._plan.frame.size_px if self._plan else _native_px(self.engine)
 
     def events(self) -> Iterator[Event]:
         """Every event, folded into `snapshot`. The generation is cancelled when the client leaves."""
@@ -142,10 +143,14 @@ class Drawing:
         return self.generation.request.images[position].index
 
     def describe(self, image: GeneratedImage) -> PictureMetadata:
-        drawn = self.generation
-        request = drawn.request_of(image) if isinstance(drawn, Repainting) else drawn.request
-        model, digest = self.engine.config.name, self.engine.digest
-        return PictureMetadata.of(request, drawn.sampling, image, model=model, digest=digest)
+        return PictureMetadata.of(
+            self.generation.request_of(image),
+            self.generation.sampling,
+            image,
+            model=self.engine.config.name,
+            digest=self.engine.digest,
+            over=self._plan.told if self._plan else None,
+        )
 
     def file(self, image: GeneratedImage, texts: Mapping[str, str] | None = None) -> bytes:
         """A finished picture as a whole file that tells how to make it again. Raises what `encode` raises."""
@@ -162,7 +167,7 @@ class Drawing:
         form = self.order.form
         with _place(self._encoders, self._left, self.generation.deadline):
             if self._plan is not None:
-                pixels = self._plan.finished(pixels)
+                pixels = self._plan.frame.finished(pixels)
             return encode_image(
                 pixels,
                 form.format,
@@ -232,7 +237,7 @@ def draw(order: Order, over: Repaint | None = None) -> Drawing:
         return Drawing(order, drawn, service, client_left())
     with encoding():
         plan = Plan.of(over, engine)
-    return Drawing(order, repaint(service.submit, plan, request), service, client_left(), plan)
+    return Drawing(order, repaint(service.submit, plan.holes, request), service, client_left(), plan)
 
 
 def _native_px(engine: Engine) -> tuple[int, int]:

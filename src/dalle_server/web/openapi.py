@@ -26,7 +26,7 @@ def document(app: Flask) -> Schema:
     listed = list(_listed(app))
     keys: set[tuple[type[BaseModel], JsonSchemaMode]] = set()
     for path, _, route in listed:
-        keys |= {(model, "validation") for model in (route.body,) if model}
+        keys |= {(model, "validation") for model in (route.body, route.form) if model}
         keys |= {(model, "serialization") for model in (route.reply, error_model(path), *route.also.values()) if model}
     ordered = sorted(keys, key=lambda key: (key[0].__name__, key[0].__module__, key[1]))
     refs, definitions = models_json_schema(ordered, ref_template="#/components/schemas/{model}")
@@ -76,9 +76,9 @@ def _operation(path: str, method: str, route: Route, refs: Refs) -> Schema:
     ] + (_query_parameters(route.query) if route.query else [])
     if parameters:
         operation["parameters"] = parameters
-    if route.body is not None:
-        schema = refs[route.body, "validation"]
-        operation["requestBody"] = {"required": True, "content": {route.body_type: {"schema": schema}}}
+    bodies = {"application/json": route.body, "multipart/form-data": route.form}
+    if content := {kind: {"schema": refs[model, "validation"]} for kind, model in bodies.items() if model}:
+        operation["requestBody"] = {"required": True, "content": content}
     if route.access == "anyone":
         operation["security"] = [{}]
     return operation

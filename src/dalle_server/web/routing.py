@@ -34,7 +34,7 @@ class Route:
     listed: bool = True  # in the OpenAPI document
 
     body: type[BaseModel] | None = None
-    body_type: str = "application/json"  # or multipart/form-data
+    form: type[BaseModel] | None = None  # of a route that takes multipart/form-data, or takes it too
     query: type[BaseModel] | None = None
     reply: type[BaseModel] | None = None
     reply_type: str = "application/json"  # or image/png, text/plain, …

@@ -89,7 +89,8 @@ def invalid(error: ValidationError) -> InvalidRequest:
     fault = error.errors(include_url=False)[0]
     if fault["type"] == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
-    field = ".".join(str(part) for part in fault["loc"])
+    parts = [str(part) for part in fault["loc"]]
+    field = ".".join(part for part in parts if not part.startswith("<"))  # a union's branches are tagged <so>
     if not field:
         return InvalidRequest("the body must be a JSON object")
     if fault["type"] == "missing":

@@ -13,7 +13,7 @@ from flask import Flask
 
 from dalle_server.errors import ConfigError, StorageError
 from dalle_server.web.jobs import pump
-from dalle_server.web.jobs.routes import EXTENSION
+from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.storage.rows import SqlRows
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.test_routes import Viewer, submit, until, wait_for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
@@ -14,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SERVER = """
 import sys, threading
@@ -74,6 +78,25 @@ def pictures(base: str, job: dict[str, Any]) -> list[bytes]:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
 def test_a_killed_server_ends_its_jobs_with_the_same_bytes(tmp_path: Path) -> None:
     body = {"prompt": "a red apple", "num_images": 6, "seed": 9}  # on four places: two pictures come later
+    check_killed(tmp_path, body)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_so_does_a_job_that_draws_over_a_picture(tmp_path: Path) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 100, 3), dtype=np.uint8))
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (20, 10, 70, 40))
+    image, holes = (base64.b64encode(png(each)).decode() for each in (photo, mask))
+    check_killed(tmp_path, {"prompt": "x", "num_images": 4, "candidates": 2, "seed": 9, "image": image, "mask": holes})
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def check_killed(tmp_path: Path, body: dict[str, Any]) -> None:
     with serving(tmp_path / "whole", step_s=0) as base:
         job = json.loads(call(f"{base}/v1/jobs", body))
         expected = pictures(base, wait_for(f"{base}/v1/jobs/{job['id']}", is_done))

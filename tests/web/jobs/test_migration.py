@@ -80,6 +80,24 @@ def test_it_is_migrated_once_and_0_1_0_would_refuse_it(data_dir: Path) -> None:
     assert ids(store, ME) == [HALF, CANCELLED, DONE]
 
 
+def test_version_2_knew_no_given_pictures(data_dir: Path) -> None:
+    Store(data_dir).close()
+    connection = sqlite3.connect(data_dir / "jobs.sqlite3")
+    for statement in (
+        "ALTER TABLE jobs DROP COLUMN over",
+        "ALTER TABLE jobs DROP COLUMN given_bytes",
+        "PRAGMA user_version = 2",
+    ):
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    store = Store(data_dir)
+    assert ids(store, ME) == [HALF, CANCELLED, DONE]
+    done = store.rows.get(DONE)
+    assert done is not None and done.over is None and done.status == "done"
+    assert {each.id for each in store.rows.finished()} == {CANCELLED, DONE, GERMAN}
+
+
 def test_a_newer_schema_is_refused_and_left_alone(data_dir: Path) -> None:
     connection = sqlite3.connect(data_dir / "jobs.sqlite3")
     connection.execute("PRAGMA user_version = 99")

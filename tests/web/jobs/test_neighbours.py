@@ -13,8 +13,8 @@ from flask.testing import FlaskClient
 from dalle_server.errors import DalleServerError, EngineFault, RateLimited
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
+from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.feed import RUN, Feed
-from dalle_server.web.jobs.routes import EXTENSION
 from tests.web.jobs.test_routes import Json, Viewer, events, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dalle_server.pictures.metadata import DrawnOver
+from dalle_server.repaint import Holes
+from dalle_server.web.jobs.storage.given import Given, Over
 from dalle_server.web.jobs.storage.records import DAMAGED
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job, picture_bytes
@@ -155,3 +160,56 @@ def test_a_picture_whose_row_a_kill_prevented_is_found_again(data_dir: Path) -> 
     (data_dir / "jobs" / "job-4" / "2.png").write_bytes(picture_bytes(half, 2))
     found = Store(data_dir).rows.get("job-4")
     assert found is not None and [picture.index for picture in found.pictures] == [1, 2]
+
+
+def over_of(data: bytes) -> Over:
+    holes = Holes(np.arange(4, dtype=np.int32), np.array([False, True, True, False]), 0.5, 3)
+    told = DrawnOver.of((8, 8), (0, 0, 8), mask=False, strength=0.5, candidates=3)
+    return Over(holes, told, False, len(data))
+
+
+def test_a_job_over_a_picture_is_read_again_from_its_record(data_dir: Path) -> None:
+    store = Store(data_dir)
+    made = replace(job(5), over=over_of(b"picture"))
+    store.add_given(made, Given(b"picture"))
+    store.add(made)
+    store.add_picture(made, 0, picture_bytes(made, 0), (8, 8))
+    store.close()
+    (data_dir / "jobs.sqlite3").unlink()
+    store = Store(data_dir)
+    again = store.rows.get(made.id)
+    assert again is not None and again.over is not None and made.over is not None
+    assert again.over.to_json() == made.over.to_json()
+    assert store.given(again) == Given(b"picture")
+
+
+def test_a_given_picture_of_no_job_is_moved_aside(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """kill -9 between the file and the row: nobody was told of the job."""
+    store = Store(data_dir)
+    store.add_given(replace(job(5), over=over_of(b"picture")), Given(b"picture"))
+    store.close()
+    Store(data_dir)
+    assert "given pictures of unknown jobs" in caplog.text
+    (kept,) = (data_dir / "set-aside").rglob("image.given")
+    assert kept.read_bytes() == b"picture"
+    assert not (data_dir / "jobs" / "job-5" / "image.given").exists()
+
+
+@pytest.mark.parametrize("over", ["x", "{}", '{"holes": 1}', "[]", "null"])
+def test_an_over_that_cannot_be_read_costs_its_own_job_only(data_dir: Path, over: str) -> None:
+    change(data_dir, f"UPDATE jobs SET over = '{over}' WHERE id = 'job-3'")
+    store = Store(data_dir)
+    assert len(ids(store, "key:me")) == 3
+    damaged = store.rows.get("job-3")
+    assert damaged is not None and damaged.is_damaged
+
+
+def test_given_bytes_count_for_retention(data_dir: Path) -> None:
+    store = Store(data_dir)
+    before = store.rows.totals()[1]
+    made = replace(job(6), over=over_of(bytes(1000)))
+    store.add_given(made, Given(bytes(1000)))
+    store.add(made)
+    store.rows.update(made.id, status="done", finished_at=2000.0)
+    assert store.rows.totals()[1] == before + 1000
+    assert {each.id: each.size_bytes for each in store.rows.finished()}[made.id] == 1000

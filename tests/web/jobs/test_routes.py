@@ -25,7 +25,7 @@ from dalle_server.errors import (
 )
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs import ends as jobs_ends
-from dalle_server.web.jobs.routes import EXTENSION
+from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.storage.records import Job
 from tests.web.jobs.store_help import picture_bytes
 from tests.web.scripted_engine import ScriptedEngine

@@ -7,7 +7,7 @@ import threading
 from dalle_server.errors import DalleServerError, Overloaded, RateLimited
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends
-from dalle_server.web.jobs.resume import remaining_request
+from dalle_server.web.jobs.resume import drawn, remaining_request
 from dalle_server.web.jobs.running import Live, Running
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.store import Store
@@ -73,6 +73,6 @@ class Backlog:
         if request is None:
             return None
         finished = len(job.request.images) - len(request.images)
-        generation = self._service.submit(request)
+        generation = drawn(self._service.submit, request, job.over)
         offset = finished * engine.config.picture.num_tokens
         return Live(job, generation, row_tokens=engine.config.picture.grid_width, offset=offset)

@@ -11,12 +11,14 @@ from typing import Any
 
 from dalle_server.config import Settings
 from dalle_server.errors import ConfigError, DalleServerError, NotReady, StorageError
-from dalle_server.request import GenerationRequest, SamplingParams
+from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.backlog import Backlog
 from dalle_server.web.jobs.ends import Ends
 from dalle_server.web.jobs.feed import Feed
+from dalle_server.web.jobs.resume import drawn
 from dalle_server.web.jobs.running import Live, Running
 from dalle_server.web.jobs.storage.database import GONE
+from dalle_server.web.jobs.storage.given import Given, Over
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.retention import Retention
 from dalle_server.web.jobs.storage.store import AT_ONCE, Store
@@ -27,7 +29,6 @@ IDLE_S = 1.0
 SWEEP_EVERY_S = 300.0
 OPEN_AGAIN_S = 5.0  # after data_dir was full
 END_S = 2.0  # how long the thread may take to end what it is at; then its database calls are stopped
-SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
 
 logger = logging.getLogger(__name__)
 
@@ -89,23 +90,24 @@ class Jobs:
             raise StorageError(f"jobs are off: {self.trouble}")
         return self._store
 
-    def submit(self, values: dict[str, Any], *, owner: str, client: str) -> Job:
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        owner: str,
+        format: str,
+        preview: bool,
+        over: Over | None = None,
+        given: Given | None = None,
+    ) -> Job:
         """Accept a job: engine first, then its row, so that a full queue refuses without touching the disk.
 
-        `values` are the fields of schemas.JobBody. Raises Overloaded, NotReady, InvalidRequest, StorageError.
+        With `over`, `given` are its files. Raises Overloaded, NotReady, InvalidRequest, StorageError.
         """
         store = self.store
         if not self._is_open:
             raise StorageError(f"jobs are off: {self.trouble}")
-        request = GenerationRequest.of(
-            values["prompt"],
-            values["num_images"],
-            values["seed"],
-            sampling=SamplingParams(**{name: values[name] for name in SAMPLING}),
-            negative_prompt=values["negative_prompt"],
-            client=client,
-        )
-        generation = self._service.submit(request)
+        generation = drawn(self._service.submit, request, over)
         engine = self._service.engine
         job = Job(
             id=f"job-{secrets.token_hex(12)}",
@@ -113,22 +115,29 @@ class Jobs:
             request=replace(request, sampling=generation.sampling),
             model=engine.config.name,
             digest=engine.digest,
-            format=values["format"],
-            preview=values["preview"],
+            format=format,
+            preview=preview,
+            over=over,
             created_at=time.time(),
         )
-        live = Live(job, generation, row_tokens=engine.config.picture.grid_width)
-        with self._lock:  # from its row on, others can see the job: a cancel must find it here
-            try:
-                store.add(job)
-            except DalleServerError:
-                generation.cancel("the job could not be stored")
-                raise
-            self.feed.open(job.id, owner)
-            if not self._running.fold(store, live):  # the answer already tells its place in the queue
-                self._running.watch(live)
+        try:
+            if given is not None:
+                store.add_given(job, given)
+            self._begin(store, Live(job, generation, row_tokens=engine.config.picture.grid_width))
+        except DalleServerError:
+            generation.cancel("the job could not be stored")
+            if given is not None:
+                store.drop_given(job)
+            raise
         self._wake.set()
         return job
+
+    def _begin(self, store: Store, live: Live) -> None:
+        with self._lock:  # from its row on, others can see the job: a cancel must find it here
+            store.add(live.job)
+            self.feed.open(live.job.id, live.job.owner)
+            if not self._running.fold(store, live):  # the answer already tells its place in the queue
+                self._running.watch(live)
 
     def cancel(self, job: Job) -> None:
         """Stop an unfinished job within one token; its finished pictures stay."""

@@ -1,11 +1,16 @@
-"""What a job that an earlier run of the server left unfinished still asks for."""
+"""What a job asks the engine for, and what one that an earlier run of the server left unfinished still does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
+from dalle_server.generation import Generation
+from dalle_server.repainting import repaint
 from dalle_server.request import GenerationRequest
+from dalle_server.web.jobs.storage.given import Over
 from dalle_server.web.jobs.storage.records import Job
 
 
@@ -21,3 +26,8 @@ def remaining_request(job: Job, digest: str) -> GenerationRequest | None:
     finished = {picture.index for picture in job.pictures}
     missing = tuple(key for key in job.request.images if key.index not in finished)
     return replace(job.request, images=missing) if missing else None
+
+
+def drawn(submit: Callable[[GenerationRequest], Generation], request: GenerationRequest, over: Over | None) -> Drawn:
+    """Raises what `submit` raises."""
+    return submit(request) if over is None else repaint(submit, over.holes, request)

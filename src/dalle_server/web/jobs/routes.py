@@ -6,26 +6,28 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from flask import Blueprint, Flask, Response, jsonify, request
 
 from dalle_server.config import Settings
-from dalle_server.errors import InvalidRequest, NotFound
+from dalle_server.errors import NotFound
+from dalle_server.pictures.canvas import media_type
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.web.access.security import client_id
+from dalle_server.web.jobs import submission
+from dalle_server.web.jobs.current import EXTENSION, current_jobs, find_job, owner, read_picture_file
 from dalle_server.web.jobs.ends import image_json
 from dalle_server.web.jobs.feed import Entry, View
 from dalle_server.web.jobs.metrics import JobsCollector
 from dalle_server.web.jobs.pump import Jobs
-from dalle_server.web.jobs.schemas import JobBody, JobList, JobQuery, JobReply, reply_of
-from dalle_server.web.jobs.storage.records import JOB_ID, Job
+from dalle_server.web.jobs.schemas import JobBody, JobForm, JobList, JobQuery, JobReply, reply_of
+from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.rows import Query
 from dalle_server.web.routing import describe
-from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.service import Service, current_service
+from dalle_server.web.schemas import validate
+from dalle_server.web.service import Service
 from dalle_server.web.sse import event_stream, format_event
 from dalle_server.web.waiting import Silence, client_left
 
-EXTENSION = "dalle_server.jobs"
 LOOK_S = 1.0  # how often a stream without news asks whether its client is still there
 HEARTBEAT_S = 15.0
 _EVENT_ID = re.compile(r"[0-9]{1,19}")
@@ -42,21 +44,21 @@ def install(app: Flask, settings: Settings, service: Service) -> Jobs:
     return jobs
 
 
-def current_jobs() -> Jobs:
-    jobs: Jobs = current_app.extensions[EXTENSION]
-    jobs.start()
-    return jobs
-
-
 @blueprint.post("")
-@describe("Submit a job", access="key", cost="pictures", owned=True, body=JobBody, reply=JobReply, status=202)
+@describe(
+    "Submit a job: new pictures, or drawings over a given one",
+    access="key",
+    cost="pictures",
+    owned=True,
+    takes="pictures",
+    body=JobBody,
+    form=JobForm,
+    reply=JobReply,
+    status=202,
+)
 def submit() -> tuple[Response, int, dict[str, str]]:
-    body = read_json(JobBody)
-    limit = current_service().settings.max_images
-    if body.num_images > limit:
-        raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
-    job = current_jobs().submit(body.model_dump(), owner=_owner(), client=client_id())
-    return _reply(_find(job.id)), 202, {"Location": f"/v1/jobs/{job.id}"}
+    job = submission.submit()
+    return _reply(find_job(job.id)), 202, {"Location": f"/v1/jobs/{job.id}"}
 
 
 @blueprint.get("")
@@ -70,7 +72,7 @@ def list_jobs() -> Response:
         before=query.after,
         limit=query.limit + 1,
     )
-    found = current_jobs().store.rows.find(_owner(), wanted, is_unwanted=client_left())
+    found = current_jobs().store.rows.find(owner(), wanted, is_unwanted=client_left())
     data = [job_json(current_jobs().current(job)) for job in found[: query.limit]]
     return jsonify({"object": "list", "data": data, "has_more": len(found) > query.limit})
 
@@ -84,13 +86,13 @@ def list_jobs() -> Response:
     reply_type="text/event-stream",
 )
 def watch_all() -> Response:
-    return _watch(current_jobs().feed.join(_owner(), client=client_id(), after=_last_event_id()))
+    return _watch(current_jobs().feed.join(owner(), client=client_id(), after=_last_event_id()))
 
 
 @blueprint.get("/<job_id>")
 @describe("A job's state, and its finished pictures", access="key", cost="little", owned=True, reply=JobReply)
 def show(job_id: str) -> Response:
-    return _reply(_find(job_id))
+    return _reply(find_job(job_id))
 
 
 @blueprint.get("/<job_id>/events")
@@ -102,7 +104,7 @@ def show(job_id: str) -> Response:
     reply_type="text/event-stream",
 )
 def watch(job_id: str) -> Response:
-    job, feed, after = _find(job_id), current_jobs().feed, _last_event_id()
+    job, feed, after = find_job(job_id), current_jobs().feed, _last_event_id()
     if not job.is_finished:
         return _watch(feed.join(job.owner, job.id, client=client_id(), after=after))
     if feed.has_told(job.last_event, after):
@@ -119,10 +121,10 @@ def watch(job_id: str) -> Response:
     reply=JobReply,
 )
 def cancel(job_id: str) -> Response:
-    job = _find(job_id)
+    job = find_job(job_id)
     if not job.is_finished:
         current_jobs().cancel(job)
-    return _reply(_find(job_id))
+    return _reply(find_job(job_id))
 
 
 @blueprint.delete("/<job_id>")
@@ -133,27 +135,41 @@ def cancel(job_id: str) -> Response:
     owned=True,
 )
 def delete(job_id: str) -> Response | tuple[Response, int]:
-    job = _find(job_id)
+    job = find_job(job_id)
     if job.is_finished:
         current_jobs().delete(job)
         return jsonify({"id": job.id, "object": "job.deleted", "deleted": True})
     current_jobs().cancel(job)
-    return _reply(_find(job_id)), 202
+    return _reply(find_job(job_id)), 202
 
 
 @blueprint.get("/<job_id>/pictures/<int:index>")
 @describe("One finished picture", access="key", cost="little", owned=True, reply_type="image/png")
 def picture(job_id: str, index: int) -> Response:
-    job, store = _find(job_id), current_jobs().store
-    found = next((picture for picture in job.pictures if picture.index == index), None)
-    data = None if found is None else store.read(found)
-    if found is not None and data is None:
-        store.forget(job, found)
-    if data is None:
-        raise NotFound(f"job {job_id} has no picture {index}", param="index")
+    job = find_job(job_id)
     kind = ImageFormat(job.format)
-    response = Response(data, mimetype=kind.media_type)
-    response.headers["Content-Disposition"] = f'inline; filename="{job.seed}-{index}.{kind.value}"'
+    return _file(read_picture_file(job, index), kind.media_type, f"{job.seed}-{index}.{kind.value}")
+
+
+@blueprint.get("/<job_id>/given/<name>")
+@describe(
+    "The picture that a job draws over, or its mask: given/image, given/mask",
+    access="key",
+    cost="little",
+    owned=True,
+    reply_type="image/png",
+)
+def given(job_id: str, name: str) -> Response:
+    files = current_jobs().store.given(find_job(job_id))
+    data = {} if files is None else {"image": files.image, "mask": files.mask}
+    if (found := data.get(name)) is None:
+        raise NotFound(f"job {job_id} was given no {name[:20]!r}", param="name")
+    return _file(found, media_type(found), name)
+
+
+def _file(data: bytes, kind: str, name: str) -> Response:
+    response = Response(data, mimetype=kind)
+    response.headers["Content-Disposition"] = f'inline; filename="{name}"'
     response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.add_etag()
@@ -169,19 +185,6 @@ def job_json(job: Job) -> dict[str, Any]:
 
 def _reply(job: Job) -> Response:
     return jsonify(job_json(job))
-
-
-def _owner() -> str:
-    """Whose jobs these are. A server without keys has one gallery, shared by all who reach it."""
-    return client_id() if current_service().settings.api_keys else ""
-
-
-def _find(job_id: str) -> Job:
-    """Another key's job is as absent as one that never was."""
-    job = current_jobs().store.rows.get(job_id) if JOB_ID.fullmatch(job_id) else None
-    if job is None or job.owner != _owner():
-        raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
-    return current_jobs().current(job)
 
 
 def _last_event_id() -> int:

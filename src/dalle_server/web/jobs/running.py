@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from dalle_server.drawn import Drawn
 from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed
 from dalle_server.generation import (
     Cancelled,
@@ -15,7 +16,6 @@ from dalle_server.generation import (
     Event,
     Failed,
     GeneratedImage,
-    Generation,
     ImageReady,
     Preview,
     Progress,
@@ -24,6 +24,7 @@ from dalle_server.generation import (
 )
 from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.repaint import Frame
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends, image_json
 from dalle_server.web.jobs.feed import Feed
@@ -31,6 +32,7 @@ from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.store import Store
 
 PREVIEW_QUALITY = 80
+PREVIEW_PX = 1024  # the longer side of one, of a picture that was given
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,10 @@ class Live:
     """A job that the engine has."""
 
     job: Job
-    generation: Generation
+    generation: Drawn
     row_tokens: int  # of the grid: a preview shows whole rows
+    frame: Frame | None = None  # the picture that it draws over, once something of it is to be shown
+    preview_frame: Frame | None = None  # the same, no larger than a preview
     offset: int = 0  # tokens of the pictures that an earlier run of the server finished
     cancelled: bool = False
 
@@ -119,6 +123,8 @@ class Running:
                 counted = {"tokens_done": live.offset + tokens_done, "num_tokens": live.offset + num_tokens}
                 feed.publish(job_id, "progress", {**counted, "eta_s": eta_s})
             case Preview(index, tokens_done, pixels):
+                _, frame = _frames(store, live)
+                pixels = pixels if frame is None else frame.finished(pixels)
                 encoded = encode_image(pixels, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
                 shown = {"index": live.generation.request.images[index].index, "tokens_done": tokens_done}
                 feed.publish(job_id, "preview", {**shown, "image": data_url(encoded, ImageFormat.JPEG)})
@@ -150,9 +156,29 @@ class Running:
     def _save(self, store: Store, live: Live, image: GeneratedImage) -> None:
         job = live.job
         metadata = PictureMetadata.of(
-            live.generation.request, live.generation.sampling, image, model=job.model, digest=job.digest
+            live.generation.request_of(image),
+            live.generation.sampling,
+            image,
+            model=job.model,
+            digest=job.digest,
+            over=None if job.over is None else job.over.told,
         )
-        data = encode_image(image.pixels, ImageFormat(job.format), metadata=metadata)
-        height_px, width_px = image.pixels.shape[:2]
-        picture = store.add_picture(job, image.key.index, data, (width_px, height_px))
+        frame, _ = _frames(store, live)
+        pixels = image.pixels if frame is None else frame.finished(image.pixels)
+        data = encode_image(pixels, ImageFormat(job.format), metadata=metadata)
+        height_px, width_px = pixels.shape[:2]
+        index = live.generation.request.images[image.index].index
+        picture = store.add_picture(job, index, data, (width_px, height_px))
         self._feed.publish(job.id, "image", image_json(job, picture))
+
+
+def _frames(store: Store, live: Live) -> tuple[Frame | None, Frame | None]:
+    """The picture that the job draws over, whole and as a preview shows it. Decoded when it is first wanted: only
+    running jobs hold theirs in memory.
+    """
+    if live.frame is None and live.job.over is not None:
+        given = store.given(live.job)
+        assert given is not None, "a job over a picture has one"
+        live.frame = given.frame()
+        live.preview_frame = live.frame.reduced(PREVIEW_PX)
+    return live.frame, live.preview_frame

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-from dalle_server.request import MAX_SEED
+from dalle_server.repaint import MAX_CANDIDATES
+from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.schemas import Body
 
@@ -16,19 +17,58 @@ MAX_SEARCH_WORDS = 16
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
-class JobBody(Body):
+class GalleryPicture(Body):
+    """A finished picture of one of your own jobs."""
+
+    job: str = Field(max_length=100)
+    index: int = Field(0, ge=0)
+
+
+ImageField = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[GalleryPicture, Tag("<picture>")],
+    Discriminator(lambda value: "<picture>" if isinstance(value, (dict, GalleryPicture)) else "<text>"),
+]
+
+
+class JobFields(Body):
     """What to draw. A seed that is left out is drawn at submission, and fixed from then on."""
 
-    prompt: str = Field(max_length=10_000)
+    prompt: str = Field("", max_length=10_000, description="may be left out over a picture of ours: its own, then")
     num_images: int = Field(1, ge=1)
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     condition_scale: float | None = None
-    negative_prompt: str = Field("", max_length=10_000)
+    negative_prompt: str | None = Field(None, max_length=10_000)
     format: Literal["png", "jpeg", "webp"] = "png"
     preview: bool = True
+    strength: float | None = Field(None, ge=0.0, le=1.0, description="of a drawing over `image`: 0 keeps it")
+    candidates: int | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture over `image`; the best counts"
+    )
+    keep_tokens: int = Field(0, ge=0, description="of `image`, so many tokens stay: it is drawn again from there")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=self.condition_scale
+        )
+
+
+class JobBody(JobFields):
+    """POST /v1/jobs as JSON."""
+
+    image: ImageField | None = Field(
+        None, description="to draw over: base64, a data: URL, or a finished picture of your own"
+    )
+    mask: str | None = Field(None, description="what of `image` is painted anew: base64, or a data: URL")
+
+
+class JobForm(JobFields):
+    """POST /v1/jobs as multipart/form-data, beside the files `image` and `mask`."""
+
+    model_config = ConfigDict(strict=False)
 
 
 class JobQuery(BaseModel):
@@ -76,6 +116,18 @@ class JobImage(BaseModel):
     size_bytes: int
 
 
+class JobOver(BaseModel):
+    """The picture that a job draws over, and how."""
+
+    image_url: str
+    mask_url: str | None
+    width_px: int
+    height_px: int
+    strength: float
+    candidates: int
+    keep_tokens: int
+
+
 class JobReply(BaseModel):
     """One job. Times are Unix seconds; `position` counts the pictures ahead of it."""
 
@@ -104,6 +156,7 @@ class JobReply(BaseModel):
     queue_s: float | None
     total_s: float | None
     error: dict[str, Any] | None
+    over: JobOver | None
     images: list[JobImage]
 
 
@@ -141,5 +194,15 @@ def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -
         "queue_s": job.queue_s,
         "total_s": job.total_s,
         "error": job.error,
+        "over": _over(job),
         "images": images,
     }
+
+
+def _over(job: Job) -> dict[str, Any] | None:
+    if job.over is None:
+        return None
+    names = ("width_px", "height_px", "strength", "candidates", "keep_tokens")
+    files = f"/v1/jobs/{job.id}/given"
+    mask = f"{files}/mask" if job.over.has_mask_file else None
+    return {"image_url": f"{files}/image", "mask_url": mask, **{name: getattr(job.over.told, name) for name in names}}

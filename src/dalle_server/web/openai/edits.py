@@ -10,8 +10,6 @@ from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import FileStorage
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.pictures.canvas import Picture, Weights, fit_mask, mask_from_alpha, mask_from_file, read_picture
-from dalle_server.pictures.metadata import find_metadata
 from dalle_server.repaint import Repaint
 from dalle_server.web.drawing import Drawing, Order, draw, encoding, require_room
 from dalle_server.web.openai.names import resolve_model
@@ -34,9 +32,6 @@ from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
 
-EDIT_STRENGTH = 0.75  # without a mask: so much of the picture is painted anew
-VARIATION_STRENGTH = 0.5
-CANDIDATES = 4
 
 _over_a_picture = partial(
     describe,
@@ -44,7 +39,6 @@ _over_a_picture = partial(
     cost="pictures",
     owned=False,
     takes="pictures",
-    body_type="multipart/form-data",
     reply=ImagesReply,
     streams=True,
     bare=True,
@@ -52,7 +46,7 @@ _over_a_picture = partial(
 
 
 @blueprint.post("/images/edits")
-@_over_a_picture("Repaint a part of a picture, or all of it", body=EditForm)
+@_over_a_picture("Repaint a part of a picture, or all of it", body=EditJson, form=EditForm)
 def edits() -> ResponseReturnValue:
     require_room()
     if request.mimetype == "multipart/form-data":
@@ -66,46 +60,27 @@ def edits() -> ResponseReturnValue:
         image = _only([_referred(each, f"images.{i}") for i, each in enumerate(read.images)])
         mask = None if read.mask is None else _referred(read.mask, "mask")
     with encoding():
-        picture = read_picture(image)
-        weights = _mask(picture, mask)
-    strength = (1.0 if weights is not None else EDIT_STRENGTH) if body.strength is None else body.strength
-    over = Repaint(picture=picture, mask=weights, strength=strength, candidates=body.candidates or CANDIDATES)
-    return _answer(body, body.prompt, over, "image_edit")
-
-
-def _mask(picture: Picture, mask: bytes | None) -> Weights | None:
-    """The mask file's, or the picture's own holes. Raises InvalidRequest."""
-    weights = mask_from_alpha(picture) if mask is None else mask_from_file(read_picture(mask, "mask"))
-    return None if weights is None else fit_mask(weights, picture.size_px)
+        over = Repaint.read(
+            image, mask, strength=body.strength, candidates=body.candidates, keep_tokens=body.keep_tokens
+        )
+    return _answer(body, body.prompt, over)
 
 
 @blueprint.post("/images/variations")
-@_over_a_picture("Variations of a picture", body=VariationForm)
+@_over_a_picture("Variations of a picture", form=VariationForm)
 def variations() -> ResponseReturnValue:
     require_room()
     body = validate(VariationForm, request.form.to_dict())
     resolve_model(body.model, current_service().engine)
     image = _only(_files("image", "image[]"))
     with encoding():
-        picture = read_picture(image)
-    strength = VARIATION_STRENGTH if body.strength is None else body.strength
-    prompt = body.prompt or _own_prompt(image)
-    return _answer(
-        body, prompt, Repaint(picture=picture, strength=strength, candidates=body.candidates or 1), "image_edit"
-    )
+        over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)
+    return _answer(body, body.prompt, over)
 
 
-def _own_prompt(image: bytes) -> str:
-    """What one of our own pictures says that it shows; of others nothing is known: the unconditional text."""
-    try:
-        metadata = find_metadata(image)
-    except InvalidRequest:  # a GIF, or damaged words in a picture that is readable
-        return ""
-    return "" if metadata is None else metadata.prompt
-
-
-def _answer(body: RepaintBody, prompt: str, over: Repaint, kind: str) -> ResponseReturnValue:
+def _answer(body: RepaintBody, prompt: str | None, over: Repaint) -> ResponseReturnValue:
     as_file = wants_file(body)
+    prompt, negative_prompt, sampling = over.words(prompt, body.negative_prompt, body.sampling)
     drawing: Drawing = draw(
         Order(
             prompt=prompt,
@@ -113,14 +88,14 @@ def _answer(body: RepaintBody, prompt: str, over: Repaint, kind: str) -> Respons
             counted_as="n",
             seed=body.seed,
             first_index=body.image_index,
-            sampling=body.sampling,
-            negative_prompt=body.negative_prompt or "",
+            sampling=sampling,
+            negative_prompt=negative_prompt,
             preview_every=preview_every(body, current_service().engine.config.picture.num_tokens),
             form=replace(body.form, format=as_file) if as_file else body.form,
         ),
         over,
     )
-    return answer(drawing, body, as_file, kind)
+    return answer(drawing, body, as_file, "image_edit")
 
 
 # -- what was sent

@@ -84,6 +84,7 @@ class RepaintBody(OutputBody):
     candidates: Whole | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
     )
+    keep_tokens: Whole = Field(0, ge=0, description="the picture's first tokens stay: it is drawn again from there")
 
 
 class EditBody(RepaintBody):

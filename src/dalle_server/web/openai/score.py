@@ -8,7 +8,7 @@ import numpy as np
 from flask import Blueprint, Response, jsonify
 
 from dalle_server.pictures.canvas import read_picture
-from dalle_server.repaint import Repaint
+from dalle_server.repaint import Repaint, own_recipe
 from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Order, draw, encoding, require_room
 from dalle_server.web.openai.names import resolve_model
@@ -37,8 +37,9 @@ def score() -> Response:
     body = read_json(ScoreBody)
     engine = current_service().engine
     resolve_model(body.model, engine)
+    file = decode_base64(body.image, "image")
     with encoding():
-        picture = read_picture(decode_base64(body.image, "image"))
+        picture = Repaint(picture=read_picture(file), recipe=own_recipe(file), strength=0.0)
     order = Order(
         prompt=body.prompt,
         seed=0,
@@ -48,7 +49,7 @@ def score() -> Response:
         negative_prompt=body.negative_prompt or "",
         logprobs=True,
     )
-    (image,) = draw(order, Repaint(picture=picture, strength=0.0)).images()
+    (image,) = draw(order, picture).images()
     assert image.logprobs is not None
     grid = engine.config.picture
     reply = ScoreReply(

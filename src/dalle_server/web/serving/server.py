@@ -27,7 +27,7 @@ from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.pictures.saving import sweep_leftovers
 from dalle_server.request import GenerationRequest
 from dalle_server.web.app import create_app
-from dalle_server.web.jobs import routes as jobs
+from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
 from dalle_server.web.service import Service
@@ -82,7 +82,7 @@ class Process:
         self._service = Service(settings, self._load)
         self._app: Flask = create_app(settings, self._service)
         self._admission: admission.Admission = self._app.extensions[admission.EXTENSION]
-        self._jobs: Jobs = self._app.extensions[jobs.EXTENSION]
+        self._jobs: Jobs = self._app.extensions[JOBS]
         self._http = HttpServer(self._app, settings)
 
     def run(self) -> int:

@@ -2,6 +2,8 @@
 
 DATA_DIR/jobs/JOB/0.png            whole or absent; its row is written after it
 DATA_DIR/jobs/JOB/job.json         the row, as it was submitted
+DATA_DIR/jobs/JOB/image.given      a picture that it draws over, as it was sent; written before the row
+DATA_DIR/jobs/JOB/mask.given       that one's mask
 DATA_DIR/jobs/JOB.deleted/         a deletion that is under way
 DATA_DIR/set-aside/TIME/JOB/0.png  what could not be explained
 """
@@ -19,12 +21,14 @@ from dalle_server.pictures.saving import remember_names, write_whole
 from dalle_server.web.jobs.storage.records import JOB_ID
 
 RECORD = "job.json"
+GIVEN = ".given"
+GIVEN_IMAGE, GIVEN_MASK = f"image{GIVEN}", f"mask{GIVEN}"
 DELETED = ".deleted"
 PICTURE_FILE = re.compile(r"(\d{1,10})\.(png|jpeg|webp)", re.ASCII)
 
 # data_dir may be a directory that holds other things too: only what has a name of ours is ever touched.
-_CUT_OFF = re.compile(r"\.(\d+\.(png|jpeg|webp)|job\.json)\.[0-9a-f]{8}\.tmp", re.ASCII)
-_STORED = re.compile(rf"{JOB_ID.pattern}/({PICTURE_FILE.pattern}|{re.escape(RECORD)})", re.ASCII)
+_CUT_OFF = re.compile(r"\.(\d+\.(png|jpeg|webp)|job\.json|(image|mask)\.given)\.[0-9a-f]{8}\.tmp", re.ASCII)
+_STORED = re.compile(rf"{JOB_ID.pattern}/({PICTURE_FILE.pattern}|{re.escape(RECORD)}|(image|mask)\.given)", re.ASCII)
 
 
 class PictureFiles(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 
 from dalle_server.errors import InvalidRequest
 from dalle_server.request import GenerationRequest, SamplingParams
+from dalle_server.web.jobs.storage.given import Over
 
 UNFINISHED = ("queued", "running")
 TERMINAL = ("done", "failed", "cancelled")
@@ -47,6 +48,7 @@ class Job:
     error: dict[str, Any] | None = None
     faults: int = 0  # of the engine, while it ran
     last_event: int = 0  # the number of the event that told its end
+    over: Over | None = None  # a given picture that its own are drawn over
     pictures: tuple[Picture, ...] = field(default=())
     is_damaged: bool = False
 
@@ -80,6 +82,8 @@ def to_values(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "error": None if job.error is None else json.dumps(job.error),
+        "over": None if job.over is None else job.over.to_json(),
+        "given_bytes": 0 if job.over is None else job.over.size_bytes,
     }
 
 
@@ -89,12 +93,13 @@ def from_values(row: dict[str, Any], pictures: tuple[Picture, ...] = ()) -> Job:
     plain = {name: row[name] for name in (*names, "queue_s", "total_s", "faults", "last_event")}
     try:
         request, error = GenerationRequest.from_dict(json.loads(row["request"])), _error(row["error"])
-    except (ValueError, TypeError, AttributeError, RecursionError, InvalidRequest) as fault:
+        over = Over.from_json(row["over"]) if row.get("over") else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidRequest) as fault:
         reason = {"message": f"the record of this job cannot be read: {fault}"[:300], "code": "storage_error"}
         damaged = {"type": "server_error", "param": None, **reason}
         request = GenerationRequest.of(DAMAGED, seed=0, sampling=SamplingParams.reference_defaults())
         return Job(**plain, request=request, status="failed", error=damaged, pictures=pictures, is_damaged=True)
-    return Job(**plain, request=request, status=row["status"], error=error, pictures=pictures)
+    return Job(**plain, request=request, status=row["status"], error=error, over=over, pictures=pictures)
 
 
 def _error(text: str | None) -> dict[str, Any] | None:

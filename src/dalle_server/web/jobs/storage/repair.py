@@ -17,8 +17,9 @@ from PIL import Image
 
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
+from dalle_server.repaint import INDEX_BITS
 from dalle_server.request import GenerationRequest
-from dalle_server.web.jobs.storage.files import PICTURE_FILE, RECORD, PictureFiles
+from dalle_server.web.jobs.storage.files import GIVEN, PICTURE_FILE, RECORD, PictureFiles
 from dalle_server.web.jobs.storage.records import Job, Picture, from_values, to_values
 from dalle_server.web.jobs.storage.rows import JobRows
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def record_of(job: Job) -> bytes:
     """What stands in job.json."""
-    kept = ("id", "owner", "request", "model", "digest", "format", "preview", "created_at")
+    kept = ("id", "owner", "request", "model", "digest", "format", "preview", "created_at", "over", "given_bytes")
     values = to_values(job)
     return json.dumps({name: values[name] for name in kept}, indent=1).encode()
 
@@ -62,7 +63,7 @@ def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: 
         rows.drop_pictures(job.id, [picture.index for picture in missing])
         told["pictures whose files have gone"] += [picture.file for picture in missing]
     known = {picture.file for picture in job.pictures}
-    strange = [name for name in names if name not in known and not name.endswith(RECORD)]
+    strange = [name for name in _pictures(names) if name not in known]
     described = _described(strange, files, told)
     for name, (picture, _) in described.items():
         rows.put_picture(job.id, picture)
@@ -73,9 +74,11 @@ def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: 
 
 def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
     """No row: the job as its own files tell it."""
-    described = _described([name for name in names if not name.endswith(RECORD)], files, told)
+    described = _described(_pictures(names), files, told)
     job = _recorded(job_id, names, files) or _described_job(job_id, described, files)
-    if job is None:
+    if job is None:  # the server stopped before it had accepted the job, or its database was lost
+        for name in [name for name in names if name.endswith(GIVEN)]:
+            told[f"given pictures of unknown jobs, moved to {files.set_aside(name)}"].append(name)
         return
     pictures = tuple(picture for picture, _ in described.values())
     is_whole = len(pictures) >= len(job.request.images)
@@ -89,7 +92,7 @@ def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, 
 
 def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
     """A row that cannot be read, but whose files can."""
-    mine = [name for name in names if not name.endswith(RECORD)]
+    mine = _pictures(names)
     known = _recorded(job.id, names, files) or _described_job(job.id, _described(mine, files, told), files)
     if known is None:
         rows.update(job.id, status="failed")  # its record stays as it is
@@ -97,7 +100,7 @@ def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFil
         return
     values = to_values(known)
     is_done = len(mine) >= len(known.request.images)
-    kept = ("request", "model", "digest", "format", "preview")
+    kept = ("request", "model", "digest", "format", "preview", "over", "given_bytes")
     rows.update(
         job.id,
         **{name: values[name] for name in kept},
@@ -106,6 +109,10 @@ def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFil
         finished_at=job.finished_at or time.time(),
     )
     told["records read again from their files"].append(job.id)
+
+
+def _pictures(names: Iterable[str]) -> list[str]:
+    return [name for name in names if PICTURE_FILE.fullmatch(name.rsplit("/", 1)[-1])]
 
 
 def _described(
@@ -123,10 +130,10 @@ def _described(
                 width_px, height_px = image.size
         except (InvalidRequest, OSError, ValueError, SyntaxError):
             told_by = None
-        if told_by is None or match is None or told_by.image_index != int(match[1]):
+        if told_by is None or match is None or told_by.image_index % 2**INDEX_BITS != int(match[1]):
             told[f"files that are no pictures of ours, moved to {files.set_aside(name)}"].append(name)
             continue
-        found[name] = Picture(told_by.image_index, name, width_px, height_px, len(data)), told_by
+        found[name] = Picture(int(match[1]), name, width_px, height_px, len(data)), told_by
     return found
 
 

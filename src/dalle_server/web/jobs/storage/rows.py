@@ -177,15 +177,18 @@ class SqlRows:
             yield from found
 
     def totals(self) -> tuple[int, int]:
-        """How many jobs are finished, and how many bytes all pictures have."""
+        """How many jobs are finished, and how many bytes all pictures have, given ones too."""
         finished = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.not_in(UNFINISHED))
-        size = sa.select(sa.func.coalesce(sa.func.sum(pictures.c.size_bytes), 0))
+        columns = (pictures.c.size_bytes, jobs.c.given_bytes)
+        sizes = [sa.select(sa.func.coalesce(sa.func.sum(column), 0)) for column in columns]
         with self._database.reading() as connection:
-            return int(connection.execute(finished).scalar_one()), int(connection.execute(size).scalar_one())
+            size = sum(int(connection.execute(each).scalar_one()) for each in sizes)
+            return int(connection.execute(finished).scalar_one()), size
 
     def finished(self) -> list[Finished]:
         """Oldest first."""
-        count, size = sa.func.count(pictures.c.job_id), sa.func.coalesce(sa.func.sum(pictures.c.size_bytes), 0)
+        count = sa.func.count(pictures.c.job_id)
+        size = sa.func.coalesce(sa.func.sum(pictures.c.size_bytes), 0) + jobs.c.given_bytes
         finished_at = sa.func.coalesce(jobs.c.finished_at, jobs.c.created_at)
         chosen = (
             sa.select(jobs.c.id, jobs.c.owner, finished_at, count, size)

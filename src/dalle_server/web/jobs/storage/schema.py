@@ -1,6 +1,7 @@
 """The tables of the jobs database, and the way from every earlier form of them to this one.
 
-Version 1 was that of dalle-server 0.1.0. A database of a newer version is refused and left as it is.
+Version 1 was that of dalle-server 0.1.0; version 2 knew no given pictures. A database of a newer version is refused
+and left as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from dalle_server.errors import DalleServerError
 from dalle_server.request import GenerationRequest, SamplingParams
 
-VERSION = 2
+VERSION = 3
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("faults", sa.Integer, nullable=False, server_default="0"),
     sa.Column("last_event", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("over", sa.Text),  # given.Over, as JSON
+    sa.Column("given_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,  # no number is given twice: pages of the list go by it
 )
 pictures = sa.Table(
@@ -91,6 +94,10 @@ def prepare(connection: sa.Connection) -> None:
         raise TooNew(f"the jobs database has schema {version}, this program knows {VERSION}")
     if version == VERSION:
         return
+    if version == 2:
+        _add_columns(connection, jobs, "over", "given_bytes")
+        _set_version(connection)
+        return
     old = _taken_aside(connection) if version == 1 else []
     metadata.create_all(connection)
     _create_search(connection)
@@ -136,6 +143,12 @@ def _create_search(connection: sa.Connection) -> None:
                 connection.exec_driver_sql(statement)
     except sa.exc.DBAPIError as error:
         log.warning("searches of jobs will be slow: this database cannot index parts of words (%s)", error.orig)
+
+
+def _add_columns(connection: sa.Connection, table: sa.Table, *names: str) -> None:
+    for name in names:
+        column = sa.schema.CreateColumn(table.c[name]).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
 
 
 # -- from version 1

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
 from dalle_server.web.jobs.storage.database import Damaged, InUse, is_full, set_aside
-from dalle_server.web.jobs.storage.files import RECORD, DirectoryFiles
+from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK, RECORD, DirectoryFiles
+from dalle_server.web.jobs.storage.given import Given
 from dalle_server.web.jobs.storage.records import Job, Picture
 from dalle_server.web.jobs.storage.repair import record_of, repair
 from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
@@ -68,6 +69,32 @@ class Store:
 
     def add(self, job: Job) -> None:
         self.rows.add(job)
+
+    def add_given(self, job: Job, given: Given) -> None:
+        """Keep the files that a job draws over, before its row."""
+        try:
+            with _disk():
+                self.files.write(f"{job.id}/{GIVEN_IMAGE}", given.image)
+                if given.mask is not None:
+                    self.files.write(f"{job.id}/{GIVEN_MASK}", given.mask)
+        except StorageError:
+            self.drop_given(job)
+            raise
+
+    def drop_given(self, job: Job) -> None:
+        """Of a job that was not accepted after all."""
+        with suppress(OSError):
+            self.files.delete_job(job.id)
+            self.files.forget_deleted(job.id)
+
+    def given(self, job: Job) -> Given | None:
+        """The files that the job draws over. Raises StorageError when they have gone."""
+        if job.over is None:
+            return None
+        with _disk():
+            image = self.files.read(f"{job.id}/{GIVEN_IMAGE}")
+            mask = self.files.read(f"{job.id}/{GIVEN_MASK}") if job.over.has_mask_file else None
+        return Given(image, mask)
 
     def add_picture(self, job: Job, index: int, data: bytes, size_px: tuple[int, int]) -> Picture:
         """Keep an encoded picture of (width, height) px. The same index again replaces it."""

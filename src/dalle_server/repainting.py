@@ -1,0 +1,142 @@
+"""The drawing of a plan: for each picture its candidates as a generation of their own, all of them read as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dalle_server.errors import DalleServerError
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    GeneratedImage,
+    Generation,
+    ImageReady,
+    Preview,
+    Progress,
+    Queued,
+    Started,
+)
+from dalle_server.repaint import Holes, kept_behind
+from dalle_server.request import GenerationRequest, Tokens
+
+IDLE_S = 0.01
+
+
+def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImage:
+    """The candidate under which the kept tokens behind the hole are likeliest; of equals the first."""
+    if len(images) == 1:
+        return images[0]
+    behind = kept_behind(forced)
+    scores = [-np.inf if image.logprobs is None else float(image.logprobs[behind, 0].sum()) for image in images]
+    return images[int(np.argmax(scores))]
+
+
+class Repainting:
+    """Several generations, one for each picture, read as if they were one (`Generation`'s consumer side): of each
+    picture's candidates only the chosen one comes out.
+    """
+
+    def __init__(self, request: GenerationRequest, generations: Sequence[Generation]):
+        self.request = request
+        self.sampling = generations[0].sampling
+        self.text_token_count = generations[0].text_token_count
+        self.deadline = generations[0].deadline
+        self.terminal: Done | Failed | Cancelled | None = None
+        self._generations = generations
+        self._done: dict[int, tuple[GeneratedImage, Done]] = {}
+        self._tokens_done = [0] * len(generations)
+
+    def request_of(self, image: GeneratedImage) -> GenerationRequest:
+        """What made this picture: its given tokens are its own."""
+        return replace(self._generations[image.index].request, images=(image.key,))
+
+    @property
+    def num_drawn(self) -> int:
+        return sum(len(generation.request.images) for generation in self._generations)
+
+    @property
+    def cancel_reason(self) -> str | None:
+        return self._generations[0].cancel_reason
+
+    @property
+    def preview_every(self) -> int:
+        return self._generations[0].preview_every
+
+    def want_previews(self, every: int) -> None:
+        for generation in self._generations:
+            generation.want_previews(every)
+
+    def cancel(self, reason: str = "cancelled by the client") -> None:
+        for generation in self._generations:
+            generation.cancel(reason)
+
+    def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
+        """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
+        readers = [generation.events(poll_s=0) for generation in self._generations]
+        spoke_at = time.monotonic()
+        while self.terminal is None:
+            told = [event for index, reader in enumerate(readers) for event in self._read(index, reader)]
+            for event in told:
+                if isinstance(event, (Done, Failed, Cancelled)):
+                    self.terminal = event
+                    self.cancel("another picture of the request failed")  # does nothing to those that have ended
+                yield event
+                if self.terminal is not None:
+                    return
+            if told:
+                spoke_at = time.monotonic()
+            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
+                spoke_at = time.monotonic()
+                yield None
+            else:
+                time.sleep(IDLE_S)
+
+    def _read(self, index: int, reader: Iterator[Event | None]) -> list[Event]:
+        """What one generation has said by now, in the whole request's words."""
+        told: list[Event] = []
+        for event in reader:
+            if event is None:
+                break
+            told += self._translated(index, event)
+        return told
+
+    def _translated(self, index: int, event: Event) -> Iterator[Event]:
+        match event:
+            case Preview(0, tokens_done, pixels):
+                yield Preview(index, tokens_done, pixels)
+            case Progress(tokens_done, num_tokens, eta_s):
+                share = len(self._generations[index].request.images)
+                self._tokens_done[index] = tokens_done // share
+                yield Progress(sum(self._tokens_done), num_tokens // share * len(self._generations), eta_s)
+            case Done(images):
+                request = self._generations[index].request
+                chosen = likeliest(images, np.array(request.forced_tokens, np.int32))
+                yield ImageReady(replace(chosen, index=index))
+                self._done[index] = replace(chosen, index=index), event
+                if len(self._done) == len(self._generations):
+                    ends = [done for _, done in self._done.values()]
+                    pictures = tuple(self._done[i][0] for i in range(len(ends)))
+                    yield Done(pictures, max(done.queue_s for done in ends), max(done.total_s for done in ends))
+            case Failed() | Cancelled():
+                yield event
+            case Queued() | Started() if index == 0:
+                yield event
+
+
+def repaint(submit: Callable[[GenerationRequest], Generation], holes: Holes, request: GenerationRequest) -> Repainting:
+    """Submit the pictures of `request`, drawn into `holes`; all of them or none. Raises what `submit` raises."""
+    generations: list[Generation] = []
+    try:
+        for each in holes.requests(request):
+            generations.append(submit(each))
+    except DalleServerError:
+        for generation in generations:
+            generation.cancel("the rest of the request was refused")
+        raise
+    return Repainting(request, generations)

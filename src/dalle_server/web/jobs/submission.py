@@ -1,0 +1,90 @@
+"""POST /v1/jobs read: a request for new pictures, or for drawings over a given one."""
+
+from __future__ import annotations
+
+import secrets
+
+from flask import request
+
+from dalle_server.errors import InvalidRequest
+from dalle_server.repaint import Plan, Repaint
+from dalle_server.request import GenerationRequest, ImageKey, require_words
+from dalle_server.web.access.security import client_id
+from dalle_server.web.drawing import encoding, require_room
+from dalle_server.web.jobs.current import current_jobs, find_job, owner, read_picture_file
+from dalle_server.web.jobs.schemas import GalleryPicture, JobBody, JobFields, JobForm
+from dalle_server.web.jobs.storage.given import Given
+from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.schemas import read_json, validate
+from dalle_server.web.service import current_service
+from dalle_server.web.uploads import decode_base64
+
+NEED_AN_IMAGE = ("mask", "strength", "candidates", "keep_tokens")
+
+
+def submit() -> Job:
+    """The current HTTP request as an accepted job. Raises what `Jobs.submit` does, NotFound and NotSupported."""
+    body, image, mask = _read()
+    limit = current_service().settings.max_images
+    if body.num_images > limit:
+        raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
+    if image is None:
+        _refuse_lonely(body, mask)
+        require_words(body.prompt)
+        given, over, words = None, None, (body.prompt, body.negative_prompt or "", body.sampling)
+    else:
+        require_room()
+        given = Given(image, mask)
+        with encoding():
+            repaint = _repaint(body, given)
+            over = given.over(Plan.of(repaint, current_service().engine))
+        words = repaint.words(body.prompt, body.negative_prompt, body.sampling)
+    prompt, negative_prompt, sampling = words
+    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    wanted = GenerationRequest(
+        prompt=prompt,
+        images=tuple(ImageKey(seed, index) for index in range(body.num_images)),
+        sampling=sampling,
+        negative_prompt=negative_prompt,
+        client=client_id(),
+    )
+    return current_jobs().submit(
+        wanted, owner=owner(), format=body.format, preview=body.preview, over=over, given=given
+    )
+
+
+def _read() -> tuple[JobFields, bytes | None, bytes | None]:
+    """The fields, the image and the mask."""
+    if request.mimetype == "multipart/form-data":
+        files = (request.files.get("image"), request.files.get("mask"))
+        image, mask = (None if file is None else file.read() for file in files)
+        return validate(JobForm, request.form.to_dict()), image, mask or None
+    body = read_json(JobBody)
+    mask = None if body.mask is None else decode_base64(body.mask, "mask")
+    match body.image:
+        case GalleryPicture(job=job_id, index=index):
+            return body, read_picture_file(find_job(job_id, "image.job"), index, "image.index"), mask
+        case str(text):
+            return body, decode_base64(text, "image"), mask
+    return body, None, mask
+
+
+def _refuse_lonely(body: JobFields, mask: bytes | None) -> None:
+    """Fields that say how a picture is drawn over, where there is none."""
+    given = {**{name: getattr(body, name, None) for name in NEED_AN_IMAGE}, "mask": mask}
+    for name, value in given.items():
+        if value:
+            raise InvalidRequest(f"{name} is for drawing over a picture; send one as image", param=name)
+
+
+def _repaint(body: JobFields, given: Given) -> Repaint:
+    """Without words, a mask and tokens to keep it is a variation."""
+    if not body.prompt and given.mask is None and not body.keep_tokens:
+        return Repaint.variation(given.image, strength=body.strength, candidates=body.candidates)
+    return Repaint.read(
+        given.image,
+        given.mask,
+        strength=body.strength,
+        candidates=body.candidates,
+        keep_tokens=body.keep_tokens,
+    )
