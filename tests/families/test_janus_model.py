@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.torch.weights import load_detokenizer, load_transformer
+from dalle_server.engine.runners.torch.weights import load_detokenizer, load_tokenizer, load_transformer
 from dalle_server.families.janus import JanusConfig
 from dalle_server.models.janus import Janus
 from dalle_server.models.vqgan import to_pixels
 from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens, ids
 
 # As measured between the reference, the transformers library and other builds of the same facts.
-HIDDEN, TABLE, PIXELS = 5e-5, 2e-5, 1e-4
+HIDDEN, TABLE, PIXELS, LATENT = 5e-5, 2e-5, 1e-4, 1e-4
 CPU = torch.device("cpu")
 
 
@@ -52,6 +52,14 @@ def test_pixels(checkpoint: Checkpoint) -> None:
     np.testing.assert_allclose(images.permute(0, 2, 3, 1) * 2 - 1, expected, rtol=0, atol=PIXELS)
     apart = np.abs(to_pixels(images).numpy().astype(int) - goldens()["vq_uint8"])
     assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+
+
+@torch.inference_mode()
+def test_tokens_of_a_picture(checkpoint: Checkpoint) -> None:
+    vqgan = load_tokenizer(checkpoint, CPU)
+    image = torch.from_numpy(goldens()["enc_image_uint8"]).permute(2, 0, 1)[None].float() / 255
+    np.testing.assert_allclose(vqgan.encode_embeddings(image)[0], goldens()["enc_latent"], rtol=0, atol=LATENT)
+    np.testing.assert_array_equal(vqgan.encode(image)[0], goldens()["enc_ids"])
 
 
 @torch.inference_mode()

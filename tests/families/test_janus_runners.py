@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.engine.runners.base import Runner, TextTokens
+from dalle_server.engine.runners.base import TOKENIZE, Runner, TextTokens
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.request import SamplingParams
 from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens, ids
@@ -70,6 +70,11 @@ def test_a_whole_picture(runner: Runner, prompt: int) -> None:
     pixels = runner.detokenize(goldens()[f"p{prompt}_greedy_cfg5"][None])
     apart = np.abs(pixels[0].astype(int) - goldens()[f"p{prompt}_image_cfg5_uint8"])
     assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+
+
+def test_a_pictures_tokens(runner: Runner) -> None:
+    assert TOKENIZE in runner.info.features
+    np.testing.assert_array_equal(runner.tokenize(goldens()["enc_image_uint8"][None])[0], goldens()["enc_ids"])
 
 
 @needs_compiled

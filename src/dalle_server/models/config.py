@@ -34,6 +34,7 @@ class VQGANConfig:
     in_channels: int = 3
     out_ch: int = 3
     num_groups: int = 32  # the published models always use 32; a small model needs fewer
+    reads_signed: bool = False  # the encoder takes pixels in −1…1 instead of 0…1
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> VQGANConfig:
@@ -47,6 +48,10 @@ class VQGANConfig:
     def scale_factor(self) -> int:
         """Pixels per token along one side."""
         return 1 << (len(self.ch_mult) - 1)
+
+    def as_read(self, pixels: Any) -> Any:
+        """What is in 0…1 as the encoder reads it. Not folded into the first convolution, whose frame is of zeros."""
+        return pixels * 2 - 1 if self.reads_signed else pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Our native `config.json`; `families.model_config` is the inverse."""
-        return {"family": self.family, **asdict(self)}
+        described = {"family": self.family, **asdict(self)}
+        if not self.vqgan.reads_signed:  # written files, and digests that pictures name, are older than the word
+            del described["vqgan"]["reads_signed"]
+        return described
 
     @property
     def family(self) -> str:

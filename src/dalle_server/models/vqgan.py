@@ -204,7 +204,7 @@ class VQGAN(nn.Module):
 
     def encode_embeddings(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, E, h, w), before the nearest codebook entry is looked up."""
-        return self.quant_conv(self.encoder(images))
+        return self.quant_conv(self.encoder(self.config.as_read(images)))
 
     def encode(self, images: Tensor, num_codes: int | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, h·w) ids in reading order, of the first `num_codes` entries."""

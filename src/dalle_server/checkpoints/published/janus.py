@@ -179,6 +179,7 @@ def _vqgan_sizes(named: Tensors, grid_side: int) -> dict[str, Any]:
         "n_embed": n_embed,
         "resolution": grid_side << (num_levels - 1),
         "out_ch": named["vqgan.decoder.conv_out.weight"].shape[0],
+        "reads_signed": True,
     }
 
 
@@ -228,8 +229,7 @@ def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -
 def _vqgan(named: Tensors, num_levels: int) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     for name, array in named.items():
-        # Left out: the way from pixels to tokens. Its encoder reads −1…1, which no runner gives it yet.
-        if not name.startswith("vqgan.") or name.startswith(("vqgan.encoder.", "vqgan.quant_conv.")):
+        if not name.startswith("vqgan."):
             continue
         name = name.removeprefix("vqgan.")
         # Ours counts levels from the finest, as taming-transformers does.

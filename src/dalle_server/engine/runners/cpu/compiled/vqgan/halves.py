@@ -46,7 +46,7 @@ class CompiledEncoder:
 
     def __init__(self, library: Any, team: Team, weights: VQGANWeights, height: int, width: int, num_codes: int):
         layers, config = LayerWriter(library, weights), weights.config
-        self._pixels = layers.new(height, width, config.in_channels)
+        self._as_read, self._pixels = config.as_read, layers.new(height, width, config.in_channels)
         x = layers.convolution(self._pixels, "encoder.conv_in", is_kept=True)
         top = len(config.ch_mult) - 1
         for level in range(top + 1):
@@ -59,7 +59,7 @@ class CompiledEncoder:
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.int32]:
         """(H, W, 3) in 0…1 → (h · w,) ids of the closest codebook entries."""
-        self._pixels.array()[:] = pixels
+        self._pixels.array()[:] = self._as_read(pixels)
         self._program.run()
         ids: NDArray[np.int32] = self._distances.array().argmin(-1).ravel().astype(np.int32)
         return ids
