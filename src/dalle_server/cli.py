@@ -23,6 +23,7 @@ from dalle_server.terminal import forgiving
 if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
     from dalle_server.engine.stats import Observer
+    from dalle_server.models.card import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
         return load_engine(settings, observer, on_fatal, progress=_logged_progress())
 
-    code = serve(settings, load)
+    def describe(settings: Settings) -> ModelCard:
+        from dalle_server import catalogue
+
+        return catalogue.describe(settings)
+
+    if settings.models:
+        from dalle_server.catalogue import prepared
+
+        settings = prepared(settings)
+    code = serve(settings, load, describe)
     # Nothing is left to flush: the server writes its lines itself, and one of these streams may be closed or unread.
     # Not sys.exit: threads inside native code (a load, a step) cannot be joined, and die badly at finalisation.
     os._exit(code)

@@ -93,6 +93,39 @@ _WORDINGS = (  # so that they follow "expected"
     ("Input is not a valid path for <class 'pathlib.Path'>", "a path"),
 )
 
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?")
+
+
+def _bytes(value: object) -> object:
+    """12GB, 800 MiB, 2000000000."""
+    if not isinstance(value, str) or value.strip().lower() == "auto":
+        return _none_if_auto(value)
+    found = _BYTES.fullmatch(value.strip().upper())
+    if found is None:
+        raise ValueError("expected a number of bytes such as 12GB or 800MB, or auto")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def _model_entries(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Each is a known name, or tells by its form that it is a directory. `all` stands alone."""
+    for entry in value:
+        if entry == ALL_MODELS and len(value) > 1:
+            raise ValueError("expected all to stand alone")
+        if not (entry == ALL_MODELS or known_model(entry) or "=" in entry or Path(entry).expanduser().is_dir()):
+            raise ValueError(f"expected {', '.join(get_args(ModelVersion))}, directories, or NAME=DIRECTORY")
+    return value
+
+
+def known_model(name: str) -> str | None:
+    """The name of a model size as we spell it, or None."""
+    try:
+        return parse_arg_dalle_version(name)
+    except ValueError:
+        return None
+
+
+ALL_MODELS = "all"
 ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
@@ -120,6 +153,15 @@ class Settings(BaseModel):
         description="Model size; nano is embedded in the package and needs no download.")
     model_dir: Directory | None = Field(None,
         description="Directory with weights (native, Flax, or min-dalle form) to serve in place of the published ones.")
+    models: Annotated[Words, AfterValidator(_model_entries)] = Field((),
+        description="Several models in one server, the first as the default: names, directories, NAME=DIRECTORY; or "
+            "all, which is every one on this machine. In place of model_version and model_dir.")
+    memory_budget: Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_bytes)] = Field(None,
+        description="Memory that loaded models may take together: 12GB, 800MB. One that needs room has others "
+            "unloaded, the longest unused first. auto: of several models, three quarters of what there is.")
+    idle_unload_s: Number = Field(0.0, ge=0, allow_inf_nan=False,
+        description="Seconds of silence after which a model is unloaded, to be loaded when it is next asked for; "
+            "0 = never.")
     cache_dir: Directory = Field(default_factory=lambda: user_cache_path("dalle-server", appauthor=False),
         description="Where converted weights are kept. Downloads are kept where HF_HOME says.")
 

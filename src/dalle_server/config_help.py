@@ -90,7 +90,7 @@ def _shown_default(name: str) -> str:
     if field.default_factory is not None:
         return "the user's cache directory" if name == "cache_dir" else "the user's data directory"
     if field.default is None:
-        return "auto" if name.startswith("num_") else "none"
+        return "auto" if name.startswith("num_") or name == "memory_budget" else "none"
     if isinstance(field.default, tuple):
         return ",".join(field.default) or "none"
     if isinstance(field.default, bool):

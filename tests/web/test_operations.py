@@ -132,7 +132,7 @@ def test_generations_are_logged_with_their_request(client: FlaskClient, caplog: 
     assert eventually(lambda: "outcome=" in caplog.text)
     line = next(record.getMessage() for record in caplog.records if record.name == "dalle_server.generation")
     assert re.match(
-        r"request=abc generation=gen-\w+ route=/dalle images=2 seed=\d+ text_tokens=5 "
+        r"request=abc generation=gen-\w+ route=/dalle model=scripted images=2 seed=\d+ text_tokens=5 "
         r"queue_s=0\.000 steps=16 total_s=0\.010 outcome=done$",
         line,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ CONFIG = "config.json"
 TRANSFORMER = "transformer.safetensors"
 VQGAN = "vqgan.safetensors"
 TOKENIZER = "tokenizer.json"
+ENCODER_TENSOR = "quant_conv.weight"  # of the VQGAN: who has it has the whole encoder
 
 Tensors = Mapping[str, Array | LazyTensor]
 
@@ -57,6 +59,30 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     return Checkpoint(path, config, transformer, vqgan, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What a native checkpoint's small files say."""
+
+    config: ModelConfig
+    digest: str  # as SHA256SUMS promises it; empty where there is none
+    size_bytes: int
+    vqgan_names: frozenset[str]  # of its tensors
+
+
+def peek(path: Path) -> Peek:
+    """Reads no weights and checks none. Raises CheckpointError for a config that cannot be read."""
+    config = model_config(str(path / CONFIG), read_json(path / CONFIG))
+    check_config(str(path / CONFIG), config)
+    try:
+        sums = _promised_sums(path / SUMS_NAME)
+        size_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        names = frozenset(open_tensors(path / VQGAN))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    digest = _weights_digest(config, sums) if {TRANSFORMER, VQGAN} <= sums.keys() else ""
+    return Peek(config, digest, size_bytes, names)
 
 
 def write_native(
@@ -129,10 +155,7 @@ def _verified_sums(path: Path) -> dict[str, str]:
     listed = path / SUMS_NAME
     if not listed.exists():
         return sums
-    promised: dict[str, str] = {}
-    for line in listed.read_bytes().decode("ascii", "replace").splitlines():
-        digest, _, name = line.partition("  ")
-        promised[name] = digest
+    promised = _promised_sums(listed)
     for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER):
         found = sums.get(name) or sha256_file(path / name)
         if promised.get(name) != found:
@@ -141,6 +164,15 @@ def _verified_sums(path: Path) -> dict[str, str]:
                 f" copy it again, or delete the folder if it was converted"
             )
     return sums
+
+
+def _promised_sums(listed: Path) -> dict[str, str]:
+    promised: dict[str, str] = {}
+    if listed.exists():
+        for line in listed.read_bytes().decode("ascii", "replace").splitlines():
+            digest, _, name = line.partition("  ")
+            promised[name] = digest
+    return promised
 
 
 def _weights_digest(config: ModelConfig, sums: Mapping[str, str]) -> str:

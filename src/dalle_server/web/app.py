@@ -14,6 +14,7 @@ from dalle_server.web.automatic1111 import models as automatic1111_models
 from dalle_server.web.automatic1111 import routes as automatic1111
 from dalle_server.web.jobs import routes as jobs
 from dalle_server.web.openai import edits as openai_edits
+from dalle_server.web.openai import models as openai_models
 from dalle_server.web.openai import responses as openai_responses
 from dalle_server.web.openai import routes as openai
 from dalle_server.web.openai import score as openai_score
@@ -23,6 +24,7 @@ from dalle_server.web.serving import admission, forwarded
 APIS = (
     original,
     openai,
+    openai_models,
     openai_edits,
     openai_score,
     openai_responses,

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,10 +34,10 @@ class _Entry:
 
 
 class Bookkeeping(Observer):
-    """Told by the service what is submitted, and by the engine, in its threads, what becomes of it."""
+    """Of one model. Told by the service what is submitted, and by the engine, in its threads, what becomes of it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics):
-        self._metrics = metrics
+    def __init__(self, settings: Settings, metrics: Metrics, model: Callable[[], str]):
+        self._metrics, self._model = metrics, model
         self._log_prompts = settings.log_prompts
         self._share = math.ceil(settings.queue_share * settings.max_waiting_images)
         self._limited = settings.queue_share < 1
@@ -53,7 +53,7 @@ class Bookkeeping(Observer):
         with self._lock:
             live = self._live_images[wanted.client]
             if self._limited and live and live + len(wanted.images) > self._share:
-                self._metrics.requests.labels("refused").inc()
+                self._count("refused")
                 raise RateLimited(
                     f"{live} of your pictures are under way, and one client may have {self._share}; wait for them",
                     retry_after_s=5,
@@ -65,8 +65,12 @@ class Bookkeeping(Observer):
         except BaseException as error:
             self._forget(wanted)
             if isinstance(error, Overloaded):
-                self._metrics.requests.labels("refused").inc()
+                self._count("refused")
             raise
+
+    def _count(self, outcome: str) -> None:
+        self._metrics.requests.labels(outcome).inc()
+        self._metrics.model_requests.labels(self._model(), outcome).inc()
 
     def _forget(self, wanted: GenerationRequest) -> _Entry | None:
         with self._lock:
@@ -92,15 +96,20 @@ class Bookkeeping(Observer):
         if entry is None:
             return  # the warm-up, or another that did not come through the service
         outcome = type(event).__name__.lower()
-        self._metrics.requests.labels(outcome).inc()
+        self._count(outcome)
         if isinstance(event, Done):
             self._metrics.queue_s.observe(event.queue_s)
             self._metrics.total_s.observe(event.total_s)
-        logger.info(_line(entry, generation, event, outcome, self._log_prompts))
+        logger.info(_line(entry, generation, event, outcome, self._model(), self._log_prompts))
 
 
 def _line(
-    entry: _Entry, generation: Generation, event: Done | Failed | Cancelled, outcome: str, log_prompts: bool
+    entry: _Entry,
+    generation: Generation,
+    event: Done | Failed | Cancelled,
+    outcome: str,
+    model: str,
+    log_prompts: bool,
 ) -> str:
     wanted = generation.request
     done = event if isinstance(event, Done) else None
@@ -108,6 +117,7 @@ def _line(
         request=entry.request_id,
         generation=wanted.id,
         route=entry.route,
+        model=model,
         images=len(wanted.images),
         seed=wanted.images[0].seed,
         text_tokens=generation.text_token_count,

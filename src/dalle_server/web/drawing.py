@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Semaphore
 
 from dalle_server.best_of import BestOf
 from dalle_server.drawn import Drawn
-from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, NotReady, Overloaded
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
 from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
@@ -24,7 +25,8 @@ from dalle_server.repainting import repaint
 from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id
-from dalle_server.web.service import Engine, Service, current_service
+from dalle_server.web.pool.model import Engine, Model
+from dalle_server.web.service import current_service
 from dalle_server.web.waiting import POLL_S, client_left, watched_events
 
 INTERRUPTED = "interrupted"
@@ -94,16 +96,17 @@ class Drawing:
         self,
         order: Order,
         generation: Drawn,
-        service: Service,
+        engine: Engine,
+        encoders: Semaphore,
         left: Callable[[], bool],
         plan: Plan | None = None,
     ):
         self.order = order
         self.generation = generation
         self._plan = plan
-        self.engine: Engine = service.engine
+        self.engine = engine
         self.snapshot = Snapshot()
-        self._encoders = service.encoders
+        self._encoders = encoders
         self._left = left
 
     @property
@@ -200,22 +203,22 @@ def encoding() -> AbstractContextManager[None]:
     return _place(service.encoders, client_left(), time.monotonic() + service.settings.request_timeout_s)
 
 
-def require_room() -> None:
+def require_room(model: Model) -> None:
     """Before a picture that came in is decoded: a full queue refuses it unread. Raises Overloaded, NotReady."""
-    service = current_service()
-    stats = service.engine.stats()
-    if stats.running + stats.waiting >= stats.num_slots + service.settings.max_waiting_images:
+    stats = model.engine.stats()
+    if stats.running + stats.waiting >= stats.num_slots + current_service().settings.max_waiting_images:
         raise Overloaded("the queue is full; try again later", retry_after_s=5)
 
 
-def draw(order: Order, over: Repaint | None = None) -> Drawing:
-    """Submit an order of the current HTTP request's client: of new pictures, or of drawings over a given one.
+def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
+    """Submit an order of the current HTTP request's client, who holds the model: of new pictures, or of drawings over
+    a given one.
 
     Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submit` does; NotSupported where the model
     cannot read pictures.
     """
     service = current_service()
-    settings, engine = service.settings, service.engine
+    settings, engine = service.settings, model.engine
     if not 1 <= order.num_images <= settings.max_images:
         raise InvalidRequest(
             f"{order.counted_as} must lie between 1 and {settings.max_images}, not {order.num_images}",
@@ -232,12 +235,13 @@ def draw(order: Order, over: Repaint | None = None) -> Drawing:
     _check_pixels(order, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
     if over is None:
-        generation = service.submit(request)
+        generation = service.submit(model, request)
         drawn = generation if order.best_of is None else BestOf(generation, order.num_images)
-        return Drawing(order, drawn, service, client_left())
+        return Drawing(order, drawn, engine, service.encoders, client_left())
     with encoding():
         plan = Plan.of(over, engine)
-    return Drawing(order, repaint(service.submit, plan.holes, request), service, client_left(), plan)
+    painted = repaint(partial(service.submit, model), plan.holes, request)
+    return Drawing(order, painted, engine, service.encoders, client_left(), plan)
 
 
 def _native_px(engine: Engine) -> tuple[int, int]:
@@ -255,17 +259,3 @@ def _check_pixels(order: Order, engine: Engine, over: Repaint | None) -> None:
             f"{total:,} pixels, and one request may have {MAX_PIXELS:,}",
             param="size",
         )
-
-
-def await_model(service: Service) -> None:
-    """Wait while the weights load, up to the request's time limit, as clients of the older APIs expect.
-
-    Raises NotReady after that, and GenerationCancelled when the client leaves.
-    """
-    left = client_left()
-    end = time.monotonic() + service.settings.request_timeout_s
-    while not service.wait_until_loaded(POLL_S):
-        if left():
-            raise GenerationCancelled("the client left")
-        if time.monotonic() > end:
-            raise NotReady("the model is still loading; try again shortly", retry_after_s=30)

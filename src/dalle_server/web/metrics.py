@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
-
-from dalle_server import __version__
-from dalle_server.engine.stats import EngineStats
 
 # From one step of a GPU to a batch of Mega on a laptop.
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -29,6 +22,9 @@ class Metrics:
         )
         for outcome in ("done", "failed", "cancelled", "refused"):
             self.requests.labels(outcome)  # shown as 0 before the first
+        self.model_requests = Counter(
+            "dalle_model_requests", "The same, by model.", ["model", "outcome"], registry=self.registry
+        )
         self.http = Counter(
             "dalle_http_responses", "HTTP answers.", ["route", "method", "status"], registry=self.registry
         )
@@ -43,34 +39,6 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
 
-    def watch(self, state: Callable[[], str], stats: Callable[[], EngineStats | None]) -> None:
-        """Read the engine's own counters whenever someone asks."""
-        self.registry.register(_EngineCollector(state, stats))
-
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
-
-
-class _EngineCollector(Collector):
-    def __init__(self, state: Callable[[], str], stats: Callable[[], EngineStats | None]):
-        self._state, self._stats = state, stats
-
-    def describe(self) -> Iterator[Metric]:
-        return iter(())  # nothing is known before the model is loaded
-
-    def collect(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily("dalle_build_info", "The program's version.", labels=["version"])
-        info.add_metric([__version__], 1)
-        yield info
-        yield GaugeMetricFamily("dalle_ready", "1 when requests are accepted.", float(self._state() == "ready"))
-        stats = self._stats()
-        if stats is None:
-            return
-        yield GaugeMetricFamily("dalle_slots", "Pictures that can be written at the same time.", stats.num_slots)
-        yield GaugeMetricFamily("dalle_running_images", "Pictures being written.", stats.running)
-        yield GaugeMetricFamily("dalle_waiting_images", "Pictures waiting for a slot.", stats.waiting)
-        yield CounterMetricFamily("dalle_image_tokens", "Image tokens written.", stats.image_tokens)
-        yield CounterMetricFamily("dalle_images", "Pictures finished.", stats.images)
-        yield CounterMetricFamily("dalle_previews", "Previews made.", stats.previews)
-        yield CounterMetricFamily("dalle_engine_faults", "Steps that crashed or hung.", stats.faults)

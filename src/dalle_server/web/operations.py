@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from dalle_server import __version__
 from dalle_server.web.openapi import document
+from dalle_server.web.pool.model import Known, Model, ModelState
 from dalle_server.web.routing import describe
 from dalle_server.web.service import Service, State, current_service
 
@@ -31,9 +32,15 @@ def count(response: Response) -> Response:
     return response
 
 
+class ModelHealth(BaseModel):
+    name: str
+    state: ModelState
+
+
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
-    model: State
+    model: State  # of the server: of the first model, where there is one
+    models: list[ModelHealth]
     version: str = __version__
 
 
@@ -44,7 +51,10 @@ class Readiness(BaseModel):
 
 
 class ModelInfo(BaseModel):
+    """As it is, or was when it was last loaded."""
+
     name: str
+    state: ModelState
     weights_digest: str
     image_px: int
     image_tokens: int
@@ -64,6 +74,12 @@ class RunnerDescription(BaseModel):
     features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs"
 
 
+class ModelOnRunner(BaseModel):
+    model: ModelInfo
+    runner: RunnerDescription
+    num_slots: int
+
+
 class Limits(BaseModel):
     max_images: int
     num_slots: int
@@ -72,14 +88,17 @@ class Limits(BaseModel):
     rate_limit_per_minute: int
     max_json_bytes: int
     max_upload_bytes: int
+    memory_budget: int | None  # bytes; null: no bound
+    idle_unload_s: float
 
 
 class Info(BaseModel):
     version: str
     python: str
     state: State
-    model: ModelInfo
-    runner: RunnerDescription
+    model: ModelInfo  # the first
+    runner: RunnerDescription  # its
+    models: list[ModelOnRunner]  # all that have been loaded since the start
     limits: Limits
 
 
@@ -93,7 +112,9 @@ class Info(BaseModel):
     reply=Health,
 )
 def health() -> dict[str, Any]:
-    return Health(model=current_service().state).model_dump()
+    service = current_service()
+    models = [ModelHealth(name=model.name, state=model.state) for model in service.pool.models]
+    return Health(model=service.state, models=models).model_dump()
 
 
 @blueprint.get("/ready")
@@ -141,32 +162,47 @@ def metrics() -> Response:
 @describe("The model, what it runs on and why, versions, limits", access="key", cost="little", owned=True, reply=Info)
 def info() -> dict[str, Any]:
     service = current_service()
-    engine, settings = service.engine, service.settings
-    sampling = engine.config.sampling
+    service.check_started()
+    settings = service.settings
+    known = [_described(model, model.known) for model in service.pool.models if model.known]
+    first = known[0]
     return Info(
         version=__version__,
         python=platform.python_version(),
         state=service.state,
-        model=ModelInfo(
-            name=engine.config.name,
-            weights_digest=engine.digest,
-            image_px=engine.config.picture.width_px,
-            image_tokens=engine.config.picture.num_tokens,
-            codebook_size=engine.config.picture.codebook_size,
-            sampling={name: getattr(sampling, name) for name in sampling.__slots__},
-            determinism=engine.determinism,
-        ),
-        runner=RunnerDescription(**{name: getattr(engine.info, name) for name in RunnerDescription.model_fields}),
+        model=first.model,
+        runner=first.runner,
+        models=known,
         limits=Limits(
             max_images=settings.max_images,
-            num_slots=engine.stats().num_slots,
+            num_slots=first.num_slots,
             max_waiting_images=settings.max_waiting_images,
             request_timeout_s=settings.request_timeout_s,
             rate_limit_per_minute=settings.rate_limit,
             max_json_bytes=settings.max_json_bytes,
             max_upload_bytes=settings.max_upload_bytes,
+            memory_budget=service.pool.budget_bytes,
+            idle_unload_s=settings.idle_unload_s,
         ),
     ).model_dump()
+
+
+def _described(model: Model, known: Known) -> ModelOnRunner:
+    picture, sampling, engine = known.config.picture, known.config.sampling, model.engine_now
+    return ModelOnRunner(
+        model=ModelInfo(
+            name=model.name,
+            state=model.state,
+            weights_digest=known.digest,
+            image_px=picture.width_px,
+            image_tokens=picture.num_tokens,
+            codebook_size=picture.codebook_size,
+            sampling={name: getattr(sampling, name) for name in sampling.__slots__},
+            determinism=known.determinism,
+        ),
+        runner=RunnerDescription(**{name: getattr(known.info, name) for name in RunnerDescription.model_fields}),
+        num_slots=engine.stats().num_slots if engine else known.num_slots,
+    )
 
 
 @blueprint.get("/openapi.json")

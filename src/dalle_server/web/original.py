@@ -11,7 +11,8 @@ from dalle_server.config import Settings
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.pictures.saving import save_pictures
 from dalle_server.request import require_words
-from dalle_server.web.drawing import Form, Order, await_model, draw
+from dalle_server.web.drawing import Form, Order, draw
+from dalle_server.web.pool.using import find_model, use_model, wait_until_started
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, Whole, read_json
 from dalle_server.web.service import current_service
@@ -61,14 +62,13 @@ def hello() -> Response:
     reply=DalleReply,
 )
 def dalle() -> dict[str, object]:
-    service = current_service()
-    settings = service.settings
+    settings = current_service().settings
     body = read_json(DalleBody)
     require_words(body.text, "text")
-    await_model(service)
-    drawing = draw(
-        Order(prompt=body.text, num_images=body.num_images, form=Form(format=ImageFormat[settings.img_format]))
-    )
+    wait_until_started()
+    model = use_model(find_model(None))
+    form = Form(format=ImageFormat[settings.img_format])
+    drawing = draw(model, Order(prompt=body.text, num_images=body.num_images, form=form))
     files = [drawing.file(image) for image in drawing.images()]
     if settings.save_to_disk:
         _save(settings, body.text, files)

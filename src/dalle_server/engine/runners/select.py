@@ -9,8 +9,9 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.choice import Choice, choose
 from dalle_server.engine.runners.cpu.threads import usable_threads
-from dalle_server.engine.runners.sizing import default_num_slots
+from dalle_server.engine.runners.sizing import default_num_slots, memory_bytes
 from dalle_server.errors import ConfigError
+from dalle_server.models.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,20 @@ def choose_runner(
         cpu_build=cpu_build,
         cache_dir=cache_dir,
     )
+
+
+def needed_bytes(
+    config: ModelConfig,
+    runner: str = "auto",
+    dtype: str = "auto",
+    *,
+    device: str = "auto",
+    num_slots: int | None = None,
+    cpu_build: str = "auto",
+) -> int:
+    """The memory that `choose_runner` would take, about, before anything is loaded. Raises ConfigError as it does."""
+    choice = choose(runner, device, dtype, config.num_weights, cpu_build, config.transformer.cpu_runners)
+    return memory_bytes(config, choice, num_slots or default_num_slots(config, choice))
 
 
 def _load(

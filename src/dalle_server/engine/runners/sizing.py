@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.choice import Choice
 from dalle_server.models.config import ModelConfig
 
@@ -19,6 +22,33 @@ def default_num_slots(config: ModelConfig, choice: Choice) -> int:
         free_bytes = _free_gpu_bytes(choice.device) - config.num_weights * value_bytes - _GPU_RESERVE_BYTES
         budget_bytes = min(budget_bytes, max(0, free_bytes))
     return max(fewest, min(most, budget_bytes // (config.transformer.slot_values() * value_bytes)))
+
+
+def memory_bytes(config: ModelConfig, choice: Choice, num_slots: int) -> int:
+    """What the model takes when it is loaded, about: weights, slots, and room to work in."""
+    value_bytes = {"fp32": 4.0, "int8": 1.15}.get(choice.dtype, 2.0)  # int8 keeps a scale for each group
+    slot_bytes = config.transformer.slot_values() * (4 if choice.dtype == "fp32" else 2)
+    weights_bytes = value_bytes * config.num_weights + 4 * num_vqgan_weights(config)
+    return int(weights_bytes + (num_slots + 1) * slot_bytes + _work_bytes(config))
+
+
+def num_vqgan_weights(config: ModelConfig) -> int:
+    """Of its decoder."""
+    return sum(math.prod(shape) for shape in vqgan_decoder_tensors(config.vqgan).values())
+
+
+def _work_bytes(config: ModelConfig) -> int:
+    """The widest feature maps of the VQGAN, in fp32, and as much again for what is made of them."""
+    picture = config.picture
+    return 8 * 4 * config.vqgan.ch * picture.height_px * picture.width_px
+
+
+def total_gpu_bytes(device: str) -> int:
+    import torch
+
+    from dalle_server.engine.runners.torch.device import checked_device
+
+    return torch.cuda.mem_get_info(checked_device(device))[1]
 
 
 def _free_gpu_bytes(device: str) -> int:

@@ -26,7 +26,7 @@ NOTHING: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []},
     "cmd-flags": {},
 }
-# Of POST routes: nothing is to be read again, and the one model stays.
+# Of POST routes: nothing is to be read again, and models are unloaded when others need the room.
 DONE: dict[str, Any] = {
     "refresh-checkpoints": None,
     "refresh-vae": None,
@@ -50,7 +50,7 @@ def _add(name: str, method: str, answer: Any, summary: str) -> None:
 for _name, _answer in NOTHING.items():
     _add(_name, "GET", _answer, "Always empty: this belongs to diffusion models, or to the web UI")
 for _name, _answer in DONE.items():
-    _add(_name, "POST", _answer, "Does nothing: there is one model, and it stays loaded")
+    _add(_name, "POST", _answer, "Does nothing: models are loaded and unloaded as they are needed")
 
 
 @blueprint.get("/memory")

@@ -9,12 +9,13 @@ from PIL import Image, ImageOps
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import Picture, Weights, fit_mask, read_picture
 from dalle_server.repaint import Repaint
+from dalle_server.web.automatic1111.checkpoints import chosen_model
+from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.routes import answer, order
 from dalle_server.web.automatic1111.schemas import Img2ImgBody, Txt2ImgReply
-from dalle_server.web.drawing import Form, await_model, draw, encoding, require_room
+from dalle_server.web.drawing import Form, draw, encoding, require_room
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
-from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111_img2img", __name__, url_prefix="/sdapi/v1")
@@ -36,8 +37,8 @@ CUT = 1  # the resize_mode that keeps the shape
 )
 def img2img() -> Response:
     body = read_json(Img2ImgBody)
-    await_model(current_service())
-    require_room()
+    model = chosen_model(body, current_choices())
+    require_room(model)
     image = decode_base64(body.init_images[0], "init_images")
     mask_file = decode_base64(body.mask, "mask") if body.mask else None
     with encoding():
@@ -58,7 +59,9 @@ def img2img() -> Response:
     )
     ignored = {} if body.inpainting_fill is None else {"Ignored": "inpainting_fill"}
     return answer(
-        body, draw(order(body, Form()), over), {"denoising_strength": strength, "extra_generation_params": ignored}
+        body,
+        draw(model, order(body, Form()), over),
+        {"denoising_strength": strength, "extra_generation_params": ignored},
     )
 
 

@@ -1,13 +1,15 @@
-"""The AUTOMATIC1111 API's lists: one checkpoint, one sampler, and what else its clients ask for on start."""
+"""The AUTOMATIC1111 API's lists: the checkpoints, one sampler, and what else its clients ask for on start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, current_app, jsonify
+from flask.sansio.blueprints import BlueprintSetupState
 from pydantic import BaseModel, RootModel
 
-from dalle_server.errors import NotFound
+from dalle_server.web.access.security import client_id
+from dalle_server.web.automatic1111.checkpoints import Choices, current_checkpoint, find_checkpoint, title
 from dalle_server.web.automatic1111.extras import UPSCALERS
 from dalle_server.web.automatic1111.infotext import SAMPLER
 from dalle_server.web.automatic1111.schemas import (
@@ -20,26 +22,25 @@ from dalle_server.web.automatic1111.schemas import (
     UpscalerItem,
     VaeItem,
 )
+from dalle_server.web.pool.using import use_model
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
-from dalle_server.web.service import Engine, current_service
+from dalle_server.web.service import current_service
 
 blueprint = Blueprint("automatic1111_models", __name__, url_prefix="/sdapi/v1")
 
 
-def title(engine: Engine) -> str:
-    """How the web UI names a checkpoint: file name, and ten digits of its hash."""
-    return f"{engine.config.name} [{engine.digest[:10]}]"
+_CHOICES = "dalle_server_automatic1111_checkpoints"
 
 
-def resolve_checkpoint(name: str | None, engine: Engine) -> None:
-    """Raises NotFound unless `name` is the loaded checkpoint's title, name or hash, or nothing."""
-    known = {title(engine), engine.config.name, engine.digest[:10], engine.digest}
-    if name and name not in known:
-        raise NotFound(
-            f"sd_model_checkpoint {name!r} is not loaded; this server runs {title(engine)!r} and cannot switch",
-            param="sd_model_checkpoint",
-        )
+@blueprint.record_once
+def _make_choices(state: BlueprintSetupState) -> None:
+    state.app.extensions[_CHOICES] = Choices()
+
+
+def current_choices() -> Choices:
+    choices: Choices = current_app.extensions[_CHOICES]
+    return choices
 
 
 class ModelItems(RootModel[list[ModelItem]]):
@@ -67,15 +68,16 @@ def _listed(items: Sequence[BaseModel]) -> Response:
 
 
 @blueprint.get("/options")
-@describe("The loaded checkpoint", access="key", cost="little", owned=False, reply=OptionsReply)
+@describe("The checkpoint that this client draws with", access="key", cost="little", owned=False, reply=OptionsReply)
 def options() -> Response:
-    engine = current_service().engine
-    return jsonify(OptionsReply(sd_model_checkpoint=title(engine), sd_checkpoint_hash=engine.digest).model_dump())
+    current_service().check_started()
+    model = current_checkpoint(current_choices())
+    return jsonify(OptionsReply(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.digest).model_dump())
 
 
 @blueprint.post("/options")
 @describe(
-    "Confirms the loaded checkpoint; another is refused, other options ignored",
+    "Chooses the checkpoint that this client draws with from now on, and loads it; other options are ignored",
     access="key",
     cost="little",
     owned=False,
@@ -83,22 +85,33 @@ def options() -> Response:
     reply=Empty,
 )
 def set_options() -> Response:
-    resolve_checkpoint(read_json(OptionsBody).sd_model_checkpoint, current_service().engine)
+    asked = read_json(OptionsBody).sd_model_checkpoint
+    current_service().check_started()
+    if asked:
+        model = use_model(find_checkpoint(asked))
+        current_choices().choose(client_id(), model.name)
     return jsonify({})
 
 
 @blueprint.get("/sd-models")
-@describe("The loaded checkpoint, as a list", access="key", cost="little", owned=False, reply=ModelItems)
+@describe("The checkpoints", access="key", cost="little", owned=False, reply=ModelItems)
 def sd_models() -> Response:
-    engine = current_service().engine
-    item = ModelItem(
-        title=title(engine),
-        model_name=engine.config.name,
-        hash=engine.digest[:10],
-        sha256=engine.digest,
-        filename=engine.config.name,
+    service = current_service()
+    service.check_started()
+    return _listed(
+        [
+            ModelItem(
+                title=title(model),
+                model_name=model.name,
+                hash=model.digest[:10],
+                sha256=model.digest,
+                filename=model.name,
+                state=model.state,
+                size_bytes=model.card.size_bytes if model.card else 0,
+            )
+            for model in service.pool.models
+        ]
     )
-    return _listed([item])
 
 
 @blueprint.get("/sd-vae")

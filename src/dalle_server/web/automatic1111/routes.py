@@ -17,6 +17,7 @@ from dalle_server.pictures.codec import base64_text
 from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
 from dalle_server.request import SamplingParams
 from dalle_server.web.access.security import client_id
+from dalle_server.web.automatic1111.checkpoints import chosen_model
 from dalle_server.web.automatic1111.infotext import (
     KEYWORD,
     SAMPLER,
@@ -26,6 +27,7 @@ from dalle_server.web.automatic1111.infotext import (
     told_by_file,
     told_by_request,
 )
+from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.progress import Job, Jobs
 from dalle_server.web.automatic1111.schemas import (
     Empty,
@@ -37,10 +39,9 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
-from dalle_server.web.drawing import Drawing, Form, Order, await_model, draw, encoding
+from dalle_server.web.drawing import Drawing, Form, Order, draw, encoding
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111", __name__, url_prefix="/sdapi/v1")
@@ -69,10 +70,9 @@ def _jobs() -> Jobs:
 )
 def txt2img() -> Response:
     body = read_json(Txt2ImgBody)
-    service = current_service()
-    await_model(service)
-    size_px = body.size_px(service.engine.config.picture.width_px)
-    return answer(body, draw(order(body, Form(size_px=size_px))), {})
+    model = chosen_model(body, current_choices())
+    size_px = body.size_px(model.engine.config.picture.width_px)
+    return answer(body, draw(model, order(body, Form(size_px=size_px))), {})
 
 
 def order(body: Txt2ImgBody, form: Form) -> Order:

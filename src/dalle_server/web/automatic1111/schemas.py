@@ -11,6 +11,7 @@ from dalle_server.errors import InvalidRequest
 from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.request import MAX_SEED
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
+from dalle_server.web.pool.model import ModelState
 from dalle_server.web.schemas import LenientBody, Whole
 from dalle_server.web.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
 
@@ -33,12 +34,20 @@ class Txt2ImgBody(LenientBody):
     cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="our condition_scale")
     seed: Whole | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
     send_images: bool | None = None
+    override_settings: dict[str, Any] | None = Field(None, description="of it, sd_model_checkpoint counts")
+    override_settings_restore_afterwards: bool | None = Field(None, description="false: later requests keep them")
     best_of: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="draw so many, answer with the likeliest")
 
     @property
     def words(self) -> str:
         """The prompt; empty where it says nothing."""
         return "" if self.prompt is None or is_blank(self.prompt) else self.prompt
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The name in override_settings."""
+        name = (self.override_settings or {}).get("sd_model_checkpoint")
+        return name if isinstance(name, str) and name.strip() else None
 
     @property
     def num_images(self) -> int:
@@ -151,6 +160,8 @@ class ModelItem(BaseModel):
     sha256: str
     filename: str
     config: str | None = None
+    state: ModelState  # these two are ours
+    size_bytes: int
 
 
 class SamplerItem(BaseModel):

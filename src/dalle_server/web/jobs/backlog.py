@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
-from dalle_server.errors import DalleServerError, Overloaded, RateLimited
+from dalle_server.errors import DalleServerError, NotReady, Overloaded, RateLimited
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends
-from dalle_server.web.jobs.resume import drawn, remaining_request
+from dalle_server.web.jobs.resume import drawn, remaining_request, wanted_model
 from dalle_server.web.jobs.running import Live, Running
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.store import Store
+from dalle_server.web.pool.model import Model
 from dalle_server.web.service import Service
+
+EVERYBODY = "*"
 
 
 class Backlog:
-    """In the order of submission; a client whose share of the queue is full holds up only himself."""
+    """In the order of submission; a client whose share of the queue is full holds up only himself, and a model
+    that is full or not loaded only its own jobs.
+    """
 
     def __init__(self, service: Service, running: Running, ends: Ends):
         self._service, self._running, self._ends = service, running, ends
@@ -36,20 +42,20 @@ class Backlog:
 
     def admit(self, store: Store) -> None:
         """Hand jobs to the engine, as far as its queue takes them."""
-        full: set[str] = set()  # clients
+        full: set[tuple[str, str]] = set()  # model and client
         with self._lock:
             waiting = list(self._jobs.values())
         for job in waiting:
             if self._service.state != "ready":
                 return
-            if job.request.client in full:
+            if {(job.model, job.request.client), (job.model, EVERYBODY)} & full:
                 continue
             try:
                 self._admit(store, job)
             except RateLimited:
-                full.add(job.request.client)
-            except Overloaded:
-                return
+                full.add((job.model, job.request.client))
+            except Overloaded:  # so is NotReady, while its model is not loaded
+                full.add((job.model, EVERYBODY))
 
     def _admit(self, store: Store, job: Job) -> None:
         """Raises RateLimited and Overloaded; then it goes on waiting."""
@@ -68,11 +74,24 @@ class Backlog:
             self._ends.end(store, job, *(end or ("done", {})))
 
     def _resubmit(self, job: Job) -> Live | None:
-        engine = self._service.engine
+        """None where no picture is missing."""
+        if remaining_request(job) is None:
+            return None
+        pool = self._service.pool
+        held = pool.hold(wanted_model(job, pool), if_loaded=True)
+        try:
+            if not held.is_in:
+                raise NotReady(f"the model {job.model!r} is being loaded")
+            return self._submitted(job, held.model)
+        finally:
+            held.close()
+
+    def _submitted(self, job: Job, model: Model) -> Live | None:
+        engine = model.engine
         request = remaining_request(job, engine.digest)
         if request is None:
             return None
         finished = len(job.request.images) - len(request.images)
-        generation = drawn(self._service.submit, request, job.over)
-        offset = finished * engine.config.picture.num_tokens
-        return Live(job, generation, row_tokens=engine.config.picture.grid_width, offset=offset)
+        generation = drawn(partial(self._service.submit, model), request, job.over)
+        picture = engine.config.picture
+        return Live(job, generation, row_tokens=picture.grid_width, offset=finished * picture.num_tokens)

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dalle_server.config import Settings
@@ -22,6 +23,7 @@ from dalle_server.web.jobs.storage.given import Given, Over
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.retention import Retention
 from dalle_server.web.jobs.storage.store import AT_ONCE, Store
+from dalle_server.web.pool.model import Model
 from dalle_server.web.service import Service
 
 TICK_S = 0.025  # how often running generations are read: the delay of an event, and the most that previews cost
@@ -92,6 +94,7 @@ class Jobs:
 
     def submit(
         self,
+        model: Model,
         request: GenerationRequest,
         *,
         owner: str,
@@ -100,20 +103,21 @@ class Jobs:
         over: Over | None = None,
         given: Given | None = None,
     ) -> Job:
-        """Accept a job: engine first, then its row, so that a full queue refuses without touching the disk.
+        """Accept a job of a model that the caller holds: engine first, then its row, so that a full queue refuses
+        without touching the disk.
 
         With `over`, `given` are its files. Raises Overloaded, NotReady, InvalidRequest, StorageError.
         """
         store = self.store
         if not self._is_open:
             raise StorageError(f"jobs are off: {self.trouble}")
-        generation = drawn(self._service.submit, request, over)
-        engine = self._service.engine
+        generation = drawn(partial(self._service.submit, model), request, over)
+        engine = model.engine
         job = Job(
             id=f"job-{secrets.token_hex(12)}",
             owner=owner,
             request=replace(request, sampling=generation.sampling),
-            model=engine.config.name,
+            model=model.name,
             digest=engine.digest,
             format=format,
             preview=preview,

@@ -1,4 +1,4 @@
-"""What a job asks the engine for, and what one that an earlier run of the server left unfinished still does."""
+"""What a job asks the engine for, of which model, and what one that was left unfinished still does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from dalle_server.repainting import repaint
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.given import Over
 from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.pool.model import Model
+from dalle_server.web.pool.pool import Pool
 
 
-def remaining_request(job: Job, digest: str) -> GenerationRequest | None:
+def wanted_model(job: Job, pool: Pool) -> Model:
+    """By its weights, else by its name; where there is one model, that. Raises GenerationFailed for one that has gone.
+
+    A name does not tell the weights: `remaining_request` looks at them, when they are loaded.
+    """
+    found = (pool.find(job.digest) if job.digest else None) or pool.find(job.model)
+    if found is None and len(pool.models) == 1:
+        return pool.first
+    if found is None:
+        raise GenerationFailed(f"the job was submitted for {job.model}, which this server no longer has")
+    return found
+
+
+def remaining_request(job: Job, digest: str | None = None) -> GenerationRequest | None:
     """The pictures that are missing, or None; each is a function of the seed and its index, so it is the same one.
 
     `digest` is that of the weights now served. Raises GenerationFailed when the job was submitted for others.
     """
-    if job.digest != digest:
+    if digest is not None and job.digest != digest:
         raise GenerationFailed(
             f"the job was submitted for {job.model}, but the server now runs other weights; submit it again"
         )

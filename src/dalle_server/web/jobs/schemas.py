@@ -35,6 +35,7 @@ class JobFields(Body):
 
     prompt: str = Field("", max_length=10_000, description="may be left out over a picture of ours: its own, then")
     num_images: int = Field(1, ge=1)
+    model: str | None = Field(None, max_length=200, description="of /v1/models; none: the first")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     temperature: float | None = None
     top_k: int | None = None

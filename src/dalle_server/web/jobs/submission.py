@@ -15,6 +15,7 @@ from dalle_server.web.jobs.current import current_jobs, find_job, owner, read_pi
 from dalle_server.web.jobs.schemas import GalleryPicture, JobBody, JobFields, JobForm
 from dalle_server.web.jobs.storage.given import Given
 from dalle_server.web.jobs.storage.records import Job
+from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
@@ -28,16 +29,17 @@ def submit() -> Job:
     limit = current_service().settings.max_images
     if body.num_images > limit:
         raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
+    model = chosen_model(body.model)
     if image is None:
         _refuse_lonely(body, mask)
         require_words(body.prompt)
         given, over, words = None, None, (body.prompt, body.negative_prompt or "", body.sampling)
     else:
-        require_room()
+        require_room(model)
         given = Given(image, mask)
         with encoding():
             repaint = _repaint(body, given)
-            over = given.over(Plan.of(repaint, current_service().engine))
+            over = given.over(Plan.of(repaint, model.engine))
         words = repaint.words(body.prompt, body.negative_prompt, body.sampling)
     prompt, negative_prompt, sampling = words
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
@@ -49,7 +51,7 @@ def submit() -> Job:
         client=client_id(),
     )
     return current_jobs().submit(
-        wanted, owner=owner(), format=body.format, preview=body.preview, over=over, given=given
+        model, wanted, owner=owner(), format=body.format, preview=body.preview, over=over, given=given
     )
 
 

@@ -12,7 +12,7 @@ from werkzeug.datastructures import FileStorage
 from dalle_server.errors import InvalidRequest
 from dalle_server.repaint import Repaint
 from dalle_server.web.drawing import Drawing, Order, draw, encoding, require_room
-from dalle_server.web.openai.names import resolve_model
+from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import answer, wants_file
 from dalle_server.web.openai.schemas import (
     MAX_EDIT_IMAGES,
@@ -25,9 +25,9 @@ from dalle_server.web.openai.schemas import (
     VariationForm,
 )
 from dalle_server.web.openai.stream import preview_every
+from dalle_server.web.pool.model import Model
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
@@ -48,40 +48,46 @@ _over_a_picture = partial(
 @blueprint.post("/images/edits")
 @_over_a_picture("Repaint a part of a picture, or all of it", body=EditJson, form=EditForm)
 def edits() -> ResponseReturnValue:
-    require_room()
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
-        resolve_model(body.model, current_service().engine)
+        model = _with_room(body)
         image, mask = _only(_files("image", "image[]")), _first(_files("mask"))
     else:
         read = read_json(EditJson)
         body = read
-        resolve_model(body.model, current_service().engine)
+        model = _with_room(body)
         image = _only([_referred(each, f"images.{i}") for i, each in enumerate(read.images)])
         mask = None if read.mask is None else _referred(read.mask, "mask")
     with encoding():
         over = Repaint.read(
             image, mask, strength=body.strength, candidates=body.candidates, keep_tokens=body.keep_tokens
         )
-    return _answer(body, body.prompt, over)
+    return _answer(model, body, body.prompt, over)
+
+
+def _with_room(body: RepaintBody) -> Model:
+    """The model asked for, before a picture is looked at. Raises what chosen_model and require_room raise."""
+    model = chosen_model(body.model)
+    require_room(model)
+    return model
 
 
 @blueprint.post("/images/variations")
 @_over_a_picture("Variations of a picture", form=VariationForm)
 def variations() -> ResponseReturnValue:
-    require_room()
     body = validate(VariationForm, request.form.to_dict())
-    resolve_model(body.model, current_service().engine)
+    model = _with_room(body)
     image = _only(_files("image", "image[]"))
     with encoding():
         over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)
-    return _answer(body, body.prompt, over)
+    return _answer(model, body, body.prompt, over)
 
 
-def _answer(body: RepaintBody, prompt: str | None, over: Repaint) -> ResponseReturnValue:
+def _answer(model: Model, body: RepaintBody, prompt: str | None, over: Repaint) -> ResponseReturnValue:
     as_file = wants_file(body)
     prompt, negative_prompt, sampling = over.words(prompt, body.negative_prompt, body.sampling)
     drawing: Drawing = draw(
+        model,
         Order(
             prompt=prompt,
             num_images=body.n or 1,
@@ -90,7 +96,7 @@ def _answer(body: RepaintBody, prompt: str | None, over: Repaint) -> ResponseRet
             first_index=body.image_index,
             sampling=sampling,
             negative_prompt=negative_prompt,
-            preview_every=preview_every(body, current_service().engine.config.picture.num_tokens),
+            preview_every=preview_every(body, model.engine.config.picture.num_tokens),
             form=replace(body.form, format=as_file) if as_file else body.form,
         ),
         over,

@@ -1,13 +1,14 @@
-"""The names under which clients ask for the model: its own, or any that OpenAI's have in their menus."""
+"""The names under which clients ask for a model: its own, or any that OpenAI's have in their menus."""
 
 from __future__ import annotations
 
 import re
 
-from dalle_server.errors import NotFound
-from dalle_server.web.service import Engine
+from dalle_server.web.pool.model import Model
+from dalle_server.web.pool.using import find_model, use_model
+from dalle_server.web.service import current_service
 
-# Listed by /v1/models. Every other name of these families means the loaded model as well.
+# Listed by /v1/models. Every other name of these families means the first model as well.
 ALIASES = (
     "dall-e-2",
     "dall-e-3",
@@ -25,17 +26,17 @@ _FAMILY = re.compile(r"(gpt-image|chatgpt-image|dall-e)-[a-z0-9.-]{1,60}")
 _BASE64_ONLY = re.compile(r"(chat)?gpt-image-")
 
 
-def resolve_model(name: str | None, engine: Engine) -> str:
-    """The loaded model's name for its own name, an alias or nothing. Raises NotFound (model_not_found)."""
-    if not name or name.lower() == engine.config.name.lower() or _FAMILY.fullmatch(name):
-        return engine.config.name
-    error = NotFound(
-        f"model {name[:60]!r} is not loaded; this server runs {engine.config.name!r} "
-        f"(also as {', '.join(ALIASES)}, and other names that begin so)",
-        param="model",
-    )
-    error.code = "model_not_found"
-    raise error
+def is_alias(name: str) -> bool:
+    return _FAMILY.fullmatch(name) is not None
+
+
+def chosen_model(name: str | None) -> Model:
+    """The model of that name, or the first for an alias or nothing; loaded, and kept for the current request.
+
+    Raises NotFound (model_not_found), and what use_model raises.
+    """
+    current_service().check_started()
+    return use_model(find_model(name, is_alias))
 
 
 def base64_only(name: str | None) -> bool:

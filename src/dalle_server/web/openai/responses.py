@@ -22,12 +22,11 @@ from dalle_server.request import require_words
 from dalle_server.web import sse
 from dalle_server.web.drawing import Drawing, Order, draw
 from dalle_server.web.errors import openai_error
-from dalle_server.web.openai.names import resolve_model
+from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, OutputBody
 from dalle_server.web.openai.stream import preview_every
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, read_json
-from dalle_server.web.service import current_service
 
 blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
 TOOL = "image_generation"
@@ -175,21 +174,23 @@ class _Response:
 )
 def responses() -> ResponseReturnValue:
     body = read_json(ResponsesBody)
-    engine, tool = current_service().engine, body.tool
-    resolve_model(tool.model, engine)
+    tool = body.tool
+    model = chosen_model(tool.model)
+    config = model.engine.config
     tool = tool.model_copy(update={"stream": body.stream})
     drawing = draw(
+        model,
         Order(
             prompt=body.prompt,
             seed=tool.seed,
             first_index=tool.image_index,
             sampling=tool.sampling,
             negative_prompt=tool.negative_prompt or "",
-            preview_every=preview_every(tool, engine.config.picture.num_tokens),
+            preview_every=preview_every(tool, config.picture.num_tokens),
             form=tool.form,
-        )
+        ),
     )
-    response = _Response(drawing, tool, body.model or engine.config.name)
+    response = _Response(drawing, tool, body.model or config.name)
     if body.stream:
         return sse.stream(drawing.generation, _Translator(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()

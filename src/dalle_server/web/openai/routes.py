@@ -16,19 +16,16 @@ from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
 from dalle_server.web.drawing import Drawing, Order, draw
 from dalle_server.web.openai import stream
-from dalle_server.web.openai.names import ALIASES, base64_only, resolve_model
+from dalle_server.web.openai.names import base64_only, chosen_model
 from dalle_server.web.openai.schemas import (
     ImageData,
     ImageGenerationBody,
     ImagesReply,
-    Model,
-    ModelList,
     OutputBody,
     Usage,
 )
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
-from dalle_server.web.service import current_service
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 
@@ -46,10 +43,10 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 )
 def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
-    engine = current_service().engine
-    resolve_model(body.model, engine)
+    model = chosen_model(body.model)
     as_file = wants_file(body)
     drawing = draw(
+        model,
         Order(
             prompt=body.prompt,
             num_images=body.n or 1,
@@ -58,11 +55,11 @@ def generations() -> ResponseReturnValue:
             first_index=body.image_index,
             sampling=body.sampling,
             negative_prompt=body.negative_prompt or "",
-            preview_every=stream.preview_every(body, engine.config.picture.num_tokens),
+            preview_every=stream.preview_every(body, model.engine.config.picture.num_tokens),
             best_of=body.best_of,
             logprobs=bool(body.logprobs),
             form=body.form if not as_file else replace(body.form, format=as_file),
-        )
+        ),
     )
     return answer(drawing, body, as_file)
 
@@ -137,19 +134,3 @@ def _result_forms(body: OutputBody) -> tuple[bool, bool]:
     if body.response_format is not None:
         return body.response_format == "url", body.response_format == "b64_json"
     return not base64_only(body.model), True
-
-
-@blueprint.get("/models")
-@describe(
-    "The loaded model, and the names it also answers to", access="key", cost="little", owned=False, reply=ModelList
-)
-def models() -> Response:
-    names = (current_service().engine.config.name, *ALIASES)
-    return jsonify(ModelList(data=[Model(id=name) for name in names]).model_dump())
-
-
-@blueprint.get("/models/<name>")
-@describe("One model", access="key", cost="little", owned=False, reply=Model)
-def model(name: str) -> Response:
-    resolve_model(name, current_service().engine)
-    return jsonify(Model(id=name).model_dump())

@@ -197,15 +197,3 @@ class ImagesReply(BaseModel):
     safety_identifier: str | None = None
     size: str
     usage: Usage
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0  # checkpoints do not say
-    owned_by: str = "dalle-server"
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]

@@ -11,12 +11,11 @@ from dalle_server.pictures.canvas import read_picture
 from dalle_server.repaint import Repaint, own_recipe
 from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Order, draw, encoding, require_room
-from dalle_server.web.openai.names import resolve_model
+from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import rounded
 from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
-from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
@@ -33,10 +32,9 @@ blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
     reply=ScoreReply,
 )
 def score() -> Response:
-    require_room()
     body = read_json(ScoreBody)
-    engine = current_service().engine
-    resolve_model(body.model, engine)
+    model = chosen_model(body.model)
+    require_room(model)
     file = decode_base64(body.image, "image")
     with encoding():
         picture = Repaint(picture=read_picture(file), recipe=own_recipe(file), strength=0.0)
@@ -49,11 +47,12 @@ def score() -> Response:
         negative_prompt=body.negative_prompt or "",
         logprobs=True,
     )
-    (image,) = draw(order, picture).images()
+    (image,) = draw(model, order, picture).images()
     assert image.logprobs is not None
-    grid = engine.config.picture
+    config = model.engine.config
+    grid = config.picture
     reply = ScoreReply(
-        model=engine.config.name,
+        model=config.name,
         grid_width=grid.grid_width,
         grid_height=grid.grid_height,
         total=round(float(image.logprobs[:, 0].astype(np.float64).sum()), 4),

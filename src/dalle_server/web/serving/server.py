@@ -30,6 +30,7 @@ from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
+from dalle_server.web.pool.sources import Describe, sources
 from dalle_server.web.service import Service
 from dalle_server.web.serving import admission
 from dalle_server.web.serving.directories import prepare
@@ -48,11 +49,12 @@ LoadEngine = Callable[[Settings, Observer, Callable[[], None]], Engine]  # setti
 logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, load_engine: LoadEngine) -> int:
+def serve(settings: Settings, load_engine: LoadEngine, describe: Describe | None = None) -> int:
     """Serve until a signal or a fatal fault; returns the exit code. Main thread only.
 
-    Raises ConfigError for keys, addresses or directories that cannot be used, DalleServerError where the system
-    gives no port or threads.
+    `describe` tells of a model before it is loaded.
+    Raises ConfigError for keys, addresses, models or directories that cannot be used, DalleServerError where the
+    system gives no port or threads.
     """
     hold_standard_streams()
     sys.setswitchinterval(SWITCH_S)
@@ -61,7 +63,7 @@ def serve(settings: Settings, load_engine: LoadEngine) -> int:
         terminal.start()
         terminal.say("--> Starting DALL-E Server. This might take up to two minutes.")
         configure(settings.log_level, terminal)
-        return Process(settings, load_engine, terminal).run()
+        return Process(settings, load_engine, describe, terminal).run()
     except RuntimeError as error:
         raise translated(error) from None
     finally:
@@ -71,7 +73,7 @@ def serve(settings: Settings, load_engine: LoadEngine) -> int:
 class Process:
     """One server process. `stop` may be called from any thread, and from a signal handler."""
 
-    def __init__(self, settings: Settings, load_engine: LoadEngine, terminal: Terminal):
+    def __init__(self, settings: Settings, load_engine: LoadEngine, describe: Describe | None, terminal: Terminal):
         self._settings = settings
         self._terminal = terminal
         self._load_engine = load_engine
@@ -79,7 +81,7 @@ class Process:
         self._over = False
         self._lock = threading.Lock()
         prepare(settings)
-        self._service = Service(settings, self._load)
+        self._service = Service(settings, sources=sources(settings, self._load, describe))
         self._app: Flask = create_app(settings, self._service)
         self._admission: admission.Admission = self._app.extensions[admission.EXTENSION]
         self._jobs: Jobs = self._app.extensions[JOBS]
@@ -98,15 +100,16 @@ class Process:
 
     # -- loading
 
-    def _load(self) -> Engine:
-        engine = self._load_engine(self._settings, self._service.bookkeeping, self._on_fatal)
+    def _load(self, settings: Settings, observer: Observer) -> Engine:
+        engine = self._load_engine(settings, observer, self._on_fatal)
         engine.start()
         engine.submit(GenerationRequest.of(WARM_UP_PROMPT, seed=0)).result()
         return engine
 
     def _load_and_tell(self) -> None:
         try:
-            self._service.start_loading().join()
+            self._service.start_loading()
+            self._service.wait_until_loaded()
             if self._service.failure is not None:
                 raise self._service.failure
         except (DalleServerError, RuntimeError) as error:
@@ -114,9 +117,11 @@ class Process:
             self._terminal.complain(f"error: {known.message}")
             self.stop(2 if isinstance(known, ConfigError) else 1)
             return
-        model = self._service.engine.config.name if self._settings.model_dir else self._settings.model_version
+        model, *others = (each.name for each in self._service.pool.models)
         self._terminal.say("--> DALL-E Server is up and running!")
         self._terminal.say(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}")
+        if others:
+            self._terminal.say(f"--> Loaded when asked for: {', '.join(others)}")
         if self._settings.save_to_disk:
             _sweep(self._settings.output_dir)
 

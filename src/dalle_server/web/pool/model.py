@@ -1,0 +1,145 @@
+"""One model of this server: where it comes from, and the life of its engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.errors import DalleServerError, NotReady
+from dalle_server.generation import Generation
+from dalle_server.models.card import ModelCard
+from dalle_server.models.config import ModelConfig
+from dalle_server.request import GenerationRequest
+from dalle_server.web.bookkeeping import Bookkeeping
+
+ModelState = Literal["absent", "on_disk", "loading", "loaded", "failed"]
+
+
+class Engine(Protocol):
+    """What the web layer needs of `engine.Engine`: so much may a test's stand-in or a cluster's proxy offer instead."""
+
+    config: ModelConfig
+    info: RunnerInfo
+    digest: str  # of the weights
+    determinism: str
+
+    @property
+    def state(self) -> str: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def submit(self, request: GenerationRequest) -> Generation: ...
+
+    def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
+
+    def stop(self, drain_s: float = 0.0) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`load` returns a started engine that tells the observer. `name` "": as the engine's model calls itself.
+
+    `card` tells of the model before it is loaded; None where nobody can.
+    """
+
+    load: Callable[[Observer], Engine]
+    name: str = ""
+    card: Callable[[], ModelCard | None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an engine said of itself: still true when it is unloaded."""
+
+    config: ModelConfig
+    info: RunnerInfo
+    digest: str
+    determinism: str
+    num_slots: int
+
+    @classmethod
+    def of(cls, engine: Engine) -> Known:
+        return cls(engine.config, engine.info, engine.digest, engine.determinism, engine.stats().num_slots)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters of engines that are gone."""
+
+    images: int = 0
+    image_tokens: int = 0
+    previews: int = 0
+    faults: int = 0
+
+    def add(self, stats: EngineStats) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(stats, name))
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """Its fields are changed by the pool alone, under the pool's lock."""
+
+    source: Source
+    bookkeeping: Bookkeeping
+    is_loading: bool = False
+    engine_now: Engine | None = None
+    failure: DalleServerError | None = None
+    failed_at: float = 0.0  # time.monotonic()
+    known: Known | None = None
+    uses: int = 0  # requests that hold it
+    used_at: float = field(default_factory=time.monotonic)
+    leaves: bool = False  # it takes no more requests, so that another model finds room
+    past: Totals = field(default_factory=Totals)
+
+    @property
+    def name(self) -> str:
+        return self.source.name or (self.known.config.name if self.known else "")
+
+    @property
+    def digest(self) -> str:
+        """Of its weights; empty while it is not known."""
+        if self.known is not None:
+            return self.known.digest
+        return self.card.digest if self.card else ""
+
+    @property
+    def card(self) -> ModelCard | None:
+        return self.source.card()
+
+    @property
+    def memory_bytes(self) -> int:
+        """That it takes when it is loaded, about; 0: not known."""
+        return self.card.memory_bytes if self.card else 0
+
+    @property
+    def state(self) -> ModelState:
+        if self.engine_now is not None:
+            return "loaded"
+        if self.is_loading:
+            return "loading"
+        if self.failure is not None:
+            return "failed"
+        return "absent" if self.known is None and self.card and self.card.place == "absent" else "on_disk"
+
+    @property
+    def engine(self) -> Engine:
+        """Stays, while somebody holds the model. Raises NotReady."""
+        if self.engine_now is None:
+            raise NotReady(f"the model {self.name!r} is not loaded; try again shortly", retry_after_s=2)
+        return self.engine_now
+
+    @property
+    def is_idle(self) -> bool:
+        """No request holds it, and nothing that it accepted is unfinished."""
+        if self.uses:
+            return False
+        stats = self.engine_now.stats() if self.engine_now else None
+        return stats is None or not (stats.live_requests or stats.running or stats.waiting or stats.detokenizing)

@@ -1,0 +1,267 @@
+"""Loading, unloading and making room, on engines without weights: no test waits for a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dalle_server.config import Settings
+from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.errors import CheckpointError, ConfigError, InvalidRequest, NotReady
+from dalle_server.models.card import ModelCard
+from dalle_server.web.bookkeeping import Bookkeeping
+from dalle_server.web.metrics import Metrics
+from dalle_server.web.pool import pool as pool_module
+from dalle_server.web.pool.model import Engine, Model, Source
+from dalle_server.web.pool.pool import Hold, Pool
+from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
+
+
+class Busy(ScriptedEngine):
+    """Pictures under way, as many as the test says."""
+
+    live = 0
+    stopped = False
+
+    def stats(self) -> EngineStats:
+        return replace(super().stats(), live_requests=self.live)
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        self.stopped = True
+
+
+class World:
+    """A pool of models `name: megabytes`, and what became of them. Clear `gate` to hold every load."""
+
+    def __init__(self, sizes: dict[str, int], **pool_kw: Any):
+        self.engines: dict[str, list[Busy]] = {name: [] for name in sizes}
+        self.faults: dict[str, Exception] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.loading: list[str] = []
+        models = [self._model(name, size) for name, size in sizes.items()]
+        self.pool = Pool(models, **pool_kw)
+        self.thread = self.pool.start()
+
+    def _model(self, name: str, size: int) -> Model:
+        def load(observer: Observer) -> Engine:
+            self.loading.append(name)
+            self.gate.wait(10)
+            if name in self.faults:
+                raise self.faults[name]
+            self.engines[name].append(Busy(digest=name * 16))
+            return self.engines[name][-1]
+
+        card = ModelCard(name=name, title=name, place="on_disk", size_bytes=size, memory_bytes=size * 10**6)
+        return Model(Source(load, name, lambda: card), Bookkeeping(Settings(), Metrics(), lambda: name))
+
+    def model(self, name: str) -> Model:
+        found = self.pool.find(name)
+        assert found is not None
+        return found
+
+    def use(self, name: str) -> Hold:
+        """Held and loaded."""
+        held = self.pool.hold(self.model(name))
+        assert held.wait(10)
+        return held
+
+    def states(self) -> dict[str, str]:
+        return {model.name: model.state for model in self.pool.models}
+
+
+@pytest.fixture
+def worlds() -> Iterator[list[World]]:
+    made: list[World] = []
+    yield made
+    for world in made:
+        world.gate.set()
+        world.pool.stop()
+        world.thread.join(10)
+        assert not world.thread.is_alive()
+
+
+def world_of(worlds: list[World], *args: Any, **kw: Any) -> World:
+    worlds.append(World(*args, **kw))
+    world = worlds[-1]
+    assert world.pool.wait_until_first_is_over(10)
+    return world
+
+
+def test_the_first_is_loaded_at_start_the_others_when_they_are_asked_for(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    assert world.states() == {"a": "loaded", "b": "on_disk"}
+    with pytest.raises(NotReady, match="not loaded"):
+        _ = world.model("b").engine
+    held = world.use("b")
+    assert world.states() == {"a": "loaded", "b": "loaded"}
+    assert held.model.engine is world.engines["b"][0]
+
+
+def test_many_who_wait_are_served_by_one_load(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    world.gate.clear()
+    held = [world.pool.hold(world.model("b")) for _ in range(5)]
+    until(lambda: world.states()["b"] == "loading")
+    assert not any(each.wait(0) for each in held)
+    world.gate.set()
+    assert all(each.wait(10) for each in held)
+    assert world.loading == ["a", "b"]
+    assert world.model("b").uses == 5
+
+
+def test_the_longest_unused_makes_room(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 40, "b": 40, "c": 40}, budget_bytes=100 * 10**6)
+    for name in ("b", "a", "c"):
+        world.use(name).close()
+    assert world.states() == {"a": "loaded", "b": "on_disk", "c": "loaded"}
+    assert world.engines["b"][0].stopped
+    assert world.pool.unloads == {("b", "evicted"): 1}
+
+
+def test_a_small_one_costs_no_more_than_it_needs(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 60, "b": 30, "c": 20}, budget_bytes=100 * 10**6)
+    world.use("b").close()
+    world.use("a").close()
+    world.use("c").close()
+    assert world.states() == {"a": "loaded", "b": "on_disk", "c": "loaded"}
+
+
+@pytest.mark.parametrize("busy", ["held", "drawing"])
+def test_one_in_use_is_never_unloaded_and_the_other_waits_for_it(worlds: list[World], busy: str) -> None:
+    world = world_of(worlds, {"a": 60, "b": 60}, budget_bytes=100 * 10**6)
+    held_a = world.use("a")
+    world.engines["a"][0].live = 1
+    if busy == "drawing":
+        held_a.close()
+    else:
+        world.engines["a"][0].live = 0
+    held_b = world.pool.hold(world.model("b"))
+    assert not held_b.wait(0.2)
+    assert world.states() == {"a": "loaded", "b": "loading"}
+    world.engines["a"][0].live = 0
+    held_a.close()
+    assert held_b.wait(10)
+    assert world.engines["a"][0].stopped
+    assert world.states() == {"a": "on_disk", "b": "loaded"}
+
+
+def test_one_in_constant_use_does_not_shut_out_the_other(worlds: list[World]) -> None:
+    """New requests for it wait behind the other's turn; nobody is forgotten."""
+    world = world_of(worlds, {"a": 60, "b": 60}, budget_bytes=100 * 10**6)
+    early = world.use("a")
+    wants_b = world.pool.hold(world.model("b"))
+    until(lambda: world.model("a").leaves)
+    late = world.pool.hold(world.model("a"))
+    assert not late.wait(0.2), "it would keep a in use for ever"
+    early.close()
+    assert wants_b.wait(10)
+    assert not late.wait(0.2), "b is in use now"
+    wants_b.close()
+    assert late.wait(10)
+    assert len(world.engines["a"]) == 2
+
+
+def test_who_waited_in_vain_gets_the_old_one_back(worlds: list[World]) -> None:
+    """Room was found elsewhere: the model that was to go takes requests again."""
+    world = world_of(worlds, {"a": 50, "b": 50, "c": 50}, budget_bytes=100 * 10**6)
+    held_a, held_b = world.use("a"), world.use("b")
+    wants_c = world.pool.hold(world.model("c"))
+    until(lambda: world.model("a").leaves)
+    late_a = world.pool.hold(world.model("a"))
+    held_b.close()  # b is idle now, which is better than a
+    assert wants_c.wait(10)
+    assert late_a.wait(10)
+    assert late_a.model.engine is world.engines["a"][0] and held_a.is_in
+    assert world.states() == {"a": "loaded", "b": "on_disk", "c": "loaded"}
+
+
+def test_one_that_never_fits_says_what_would(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 40, "b": 40, "huge": 9000}, budget_bytes=100 * 10**6)
+    with pytest.raises(
+        InvalidRequest, match=r"'huge' takes about 9.0 GB .* is 100 MB; a \(40 MB\) or b \(40 MB\)"
+    ) as e:
+        world.pool.hold(world.model("huge"))
+    assert (e.value.code, e.value.param) == ("model_does_not_fit", "model")
+    assert world.loading == ["a"]
+
+
+def test_a_first_one_that_never_fits_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match="raise --memory_budget"):
+        World({"a": 200}, budget_bytes=100 * 10**6)
+
+
+def test_one_that_cannot_be_loaded_costs_the_others_nothing(
+    worlds: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    world.faults["b"] = CheckpointError("its file is damaged")
+    held = world.pool.hold(world.model("b"))
+    with pytest.raises(NotReady, match="'b' is not available: its file is damaged"):
+        held.wait(10)
+    held.close()
+    assert world.states() == {"a": "loaded", "b": "failed"}
+    with pytest.raises(NotReady, match="its file is damaged"):  # at once, without another try
+        world.pool.hold(world.model("b"))
+    assert world.loading == ["a", "b"]
+    world.use("a").close()
+    del world.faults["b"]
+    monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
+    world.use("b").close()
+    assert world.states()["b"] == "loaded"
+
+
+def test_silence_unloads_and_the_next_request_loads_again(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1}, idle_unload_s=0.2)
+    held = world.use("b")
+    until(lambda: world.states()["a"] == "on_disk")
+    assert world.states()["b"] == "loaded", "it is held"
+    world.engines["b"][0].live = 1
+    held.close()
+    assert not world.engines["b"][0].stopped
+    world.engines["b"][0].live = 0
+    until(lambda: world.engines["b"][0].stopped)
+    world.use("a").close()
+    assert world.pool.unloads["a", "idle"] == 1
+    assert world.pool.loads == {"a": 2, "b": 1}
+
+
+def test_who_comes_again_is_in_at_once_or_not_and_is_not_waited_for(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    held = world.pool.hold(world.model("b"), if_loaded=True)
+    assert not held.is_in
+    held.close()
+    until(lambda: world.states()["b"] == "loaded")
+    assert world.model("b").uses == 0
+    assert world.pool.hold(world.model("b"), if_loaded=True).is_in
+
+
+def test_a_hold_is_let_go_once(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1})
+    held = world.use("a")
+    held.close()
+    held.close()
+    assert world.model("a").uses == 0
+
+
+@pytest.mark.parametrize("name", ["b", " B ", "b" * 16, ("b" * 16)[:10]])
+def test_a_model_is_found_by_name_and_by_its_weights(worlds: list[World], name: str) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    world.use("b").close()
+    assert world.pool.find(name) is world.model("b")
+    assert world.pool.find("c") is None
+
+
+def test_counts_go_on_over_engines_that_were_unloaded(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 60, "b": 60}, budget_bytes=100 * 10**6)
+    held = world.use("a")
+    engine = world.engines["a"][0]
+    engine.generations = list[Any]([type("Ended", (), {"terminal": object()})()] * 3)  # three finished pictures
+    held.close()
+    world.use("b").close()
+    assert world.model("a").past.images == 3
