@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dalle_server"
-ASSEMBLERS = {"cli", "dalle_model", "cluster", "__main__"}
+ASSEMBLERS = {"cli", "commands", "commands_over", "dalle_model", "cluster", "__main__"}
 LEAVES = {"request", "generation", "drawn", "snapshot", "checks", "errors", "config", "variants", "assets"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

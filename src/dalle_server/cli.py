@@ -1,4 +1,4 @@
-"""The `dalle-server` command: serve · generate · pull · models · info · replay.
+"""The `dalle-server` command: serve · generate · edit · vary · branch · pull · models · info · replay.
 
 Exit codes: 0 done, 1 it failed, 2 it was called or set up wrongly, 130 interrupted.
 """
@@ -98,14 +98,27 @@ def _parser() -> Parser:
 
     generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
     generate.add_argument("prompt", help="what the pictures show")
-    generate.add_argument("-n", "--num_images", type=int, default=1, metavar="N", help="how many [1]")
-    generate.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same pictures [random]")
-    generate.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to put them [here]")
-    generate.add_argument("--negative_prompt", default="", metavar="TEXT", help="what to steer away from")
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("condition_scale", float)):
-        generate.add_argument(f"--{name}", type=kind, metavar="X", help="[the model's own]")
-    _add_model_flags(generate, "img_format")
+    _add_drawing_flags(generate)
     generate.set_defaults(run=_generate)
+
+    edit = commands.add_parser("edit", help="paint a part of a picture anew", allow_abbrev=False)
+    edit.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
+    edit.add_argument("--mask", type=Path, metavar="FILE", help="transparent, or white, is painted [its own holes]")
+    edit.add_argument("--prompt", required=True, metavar="TEXT", help="what the picture shows in the end")
+    _add_strength_flags(edit, "[1 with a mask, else 0.75]", "[4]")
+
+    vary = commands.add_parser("vary", help="draw a picture anew, by half", allow_abbrev=False)
+    vary.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
+    vary.add_argument("--prompt", metavar="TEXT", help="what it shows [the picture's own, if it is ours]")
+    _add_strength_flags(vary, "[0.5]", "[1]")
+
+    branch = commands.add_parser("branch", help="draw a picture again from a row on", allow_abbrev=False)
+    branch.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
+    branch.add_argument("--keep_rows", type=int, required=True, metavar="N", help="rows of tokens that stay")
+    branch.add_argument("--prompt", metavar="TEXT", help="what it shows [the picture's own, if it is ours]")
+    for command in (edit, vary, branch):
+        _add_drawing_flags(command)
+        command.set_defaults(run=_draw_over, command=command.prog.rsplit(" ", 1)[-1])
 
     pull = commands.add_parser("pull", help="download and convert published weights", allow_abbrev=False)
     pull.add_argument("model", metavar="MODEL", help="mini, mega or mega_full")
@@ -139,6 +152,21 @@ def _parser() -> Parser:
 
 _SERVE = """Answer over HTTP. Every flag is also an environment variable DALLE_NAME and a line of the TOML file;
 dashes may stand for underscores; [defaults] are in brackets."""
+
+
+def _add_drawing_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--num_images", type=int, default=1, metavar="N", help="how many [1]")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same pictures [random]")
+    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to put them [here]")
+    parser.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from")
+    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("condition_scale", float)):
+        parser.add_argument(f"--{name}", type=kind, metavar="X", help="[the model's own]")
+    _add_model_flags(parser, "img_format")
+
+
+def _add_strength_flags(parser: argparse.ArgumentParser, strength: str, candidates: str) -> None:
+    parser.add_argument("--strength", type=float, metavar="X", help=f"0 keeps the picture, 1 ignores it {strength}")
+    parser.add_argument("--candidates", type=int, metavar="N", help=f"drawn for each; the best counts {candidates}")
 
 
 def _add_model_flags(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -192,6 +220,12 @@ def _generate(arguments: argparse.Namespace) -> int:
     from dalle_server import commands
 
     return commands.generate(_settings(arguments), arguments)
+
+
+def _draw_over(arguments: argparse.Namespace) -> int:
+    from dalle_server import commands_over
+
+    return commands_over.draw(_settings(arguments), arguments)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -16,15 +16,17 @@ from rich.table import Column, Table
 from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
+from dalle_server.drawn import Drawn
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import ConfigError, DalleServerError
-from dalle_server.generation import GeneratedImage, Generation, unwrap
+from dalle_server.generation import GeneratedImage, unwrap
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.pictures.saving import safe_name, write_new, write_whole
+from dalle_server.repaint import INDEX_BITS
 from dalle_server.replay import Source, info_text
 from dalle_server.replay import replay as replay_picture
-from dalle_server.request import GenerationRequest, SamplingParams
+from dalle_server.request import GenerationRequest, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.variants import ModelSize
 
@@ -33,29 +35,33 @@ _errors = Console(stderr=True)  # progress goes here, so that standard output st
 
 def generate(settings: Settings, arguments: argparse.Namespace) -> int:
     """Prints the path of each picture it has written."""
-    sampling = SamplingParams(
+    request = GenerationRequest.of(
+        arguments.prompt,
+        arguments.num_images,
+        arguments.seed,
+        sampling=sampling_of(arguments),
+        negative_prompt=arguments.negative_prompt or "",
+    )
+    check_writable(arguments.output)
+    with open_engine(settings) as engine:
+        generation = engine.submit(request)
+        for image in watch(generation):
+            told = describe_image(image, generation, engine)
+            print(write_picture(arguments.output, ImageFormat[settings.img_format], image.pixels, told))
+    return 0
+
+
+def sampling_of(arguments: argparse.Namespace) -> SamplingParams:
+    """Raises InvalidRequest."""
+    return SamplingParams(
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         condition_scale=arguments.condition_scale,
     )
-    request = GenerationRequest.of(
-        arguments.prompt,
-        arguments.num_images,
-        arguments.seed,
-        sampling=sampling,
-        negative_prompt=arguments.negative_prompt,
-    )
-    _check_writable(arguments.output)
-    with _engine(settings) as engine:
-        generation = engine.submit(request)
-        images = _watch(generation)
-        paths = [_write(arguments.output, settings.img_format, image, generation, engine) for image in images]
-        print(*paths, sep="\n")
-    return 0
 
 
-def _watch(generation: Generation) -> tuple[GeneratedImage, ...]:
+def watch(generation: Drawn) -> tuple[GeneratedImage, ...]:
     """Draw a bar until the pictures are there. Ctrl+C cancels."""
     snapshot = Snapshot()
     with _token_bar() as advance:
@@ -71,10 +77,10 @@ def _watch(generation: Generation) -> tuple[GeneratedImage, ...]:
     return unwrap(snapshot.end)
 
 
-def _write(directory: Path, image_format: str, image: GeneratedImage, generation: Generation, engine: Engine) -> Path:
-    request, kind = generation.request, ImageFormat[image_format]
-    data = encode_image(image.pixels, kind, metadata=describe_image(image, generation, engine))
-    name = f"{safe_name(request.prompt)}-{image.key.seed}-{image.key.index}"
+def write_picture(directory: Path, kind: ImageFormat, pixels: Pixels, told: PictureMetadata) -> Path:
+    """DIRECTORY/PROMPT-SEED-INDEX.png, which no other file's place is taken for."""
+    data = encode_image(pixels, kind, metadata=told)
+    name = f"{safe_name(told.prompt)}-{told.seed}-{told.image_index % 2**INDEX_BITS}"
     try:
         return write_new(directory, name, kind.value, data)
     except OSError as error:
@@ -88,7 +94,7 @@ def _write_file(path: Path, data: bytes) -> None:
         raise DalleServerError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _check_writable(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
     """Before a model is loaded for nothing. Makes the directory. Raises ConfigError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -141,12 +147,12 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         if arguments.output.is_dir():
             raise ConfigError(f"--output {arguments.output} is a directory; name a PNG file", param="output")
-        _check_writable(arguments.output.parent)
+        check_writable(arguments.output.parent)
     # A stranger's file must not start a download: that is for --model_version or --download to ask.
     asked = arguments.download or "model_version" in settings.model_fields_set
     if "model_version" not in settings.model_fields_set and settings.model_dir is None:
-        settings = _made_by(metadata, settings)
-    with _engine(settings, download=asked) as engine:
+        settings = made_by(metadata, settings)
+    with open_engine(settings, download=asked) as engine:
         again = replay_picture(metadata, engine, Source(arguments.source))
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
@@ -157,14 +163,14 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0 if again.same_recipe else 1
 
 
-def _made_by(metadata: PictureMetadata, settings: Settings) -> Settings:
+def made_by(metadata: PictureMetadata, settings: Settings) -> Settings:
     """The model that the picture names, where it goes by a name we know."""
     names = {size.folder_name for size in ModelSize}
     return settings.model_copy(update={"model_version": metadata.model}) if metadata.model in names else settings
 
 
 @contextmanager
-def _engine(settings: Settings, *, download: bool = True) -> Iterator[Engine]:
+def open_engine(settings: Settings, *, download: bool = True) -> Iterator[Engine]:
     with _byte_bars() as progress, _errors.status("loading the model"):
         engine = load_engine(settings, progress=progress, download=download)
     engine.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,16 @@ from dalle_server.config import (
     parse_arg_boolean,
     parse_arg_dalle_version,
 )
+from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.stats import Observer
 from dalle_server.generation import Generation
-from dalle_server.request import GenerationRequest, SamplingParams
+from dalle_server.pictures.canvas import read_file
+from dalle_server.repaint import Repaint, keep_rows_of
+from dalle_server.repainting import draw_over
+from dalle_server.request import GenerationRequest, SamplingParams, require_words
 from dalle_server.text import open_tokenizer
 from dalle_server.variants import ModelSize
 
@@ -37,6 +42,7 @@ __all__ = [
     "parse_arg_dalle_version",
 ]
 
+PictureFile = Path | str | bytes | Image.Image  # a path, a file's bytes, or an opened picture
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 logger = logging.getLogger(__name__)
@@ -116,6 +122,88 @@ class DalleModel:
         request = GenerationRequest.of(text, num_images, seed, sampling=sampling, negative_prompt=negative_prompt)
         return [Image.fromarray(image.pixels) for image in self.submit(request).result()]
 
+    def edit_image(
+        self,
+        image: PictureFile,
+        text: str,
+        num_images: int = 1,
+        seed: int | None = None,
+        *,
+        mask: PictureFile | None = None,
+        strength: float | None = None,
+        candidates: int | None = None,
+        negative_prompt: str = "",
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """The picture with a part of it painted anew: what `mask` (or the picture itself) has transparent, or white
+        where nothing is; all of it without a mask, as far as `strength` (0 keeps it, 1 ignores it) says.
+
+        `sampling`: temperature, top_k, top_p, condition_scale. Outside the mask every pixel is the given one. The
+        bytes of a file that is ours tell more than its pixels: prefer a path to an opened picture. Raises
+        InvalidRequest, NotSupported where the weights have no encoder, GenerationFailed.
+        """
+        require_words(text)
+        wanted = Repaint.read(
+            _file(image), None if mask is None else _file(mask), strength=strength, candidates=candidates
+        )
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+
+    def vary_image(
+        self,
+        image: PictureFile,
+        num_images: int = 1,
+        seed: int | None = None,
+        *,
+        text: str | None = None,
+        strength: float | None = None,
+        candidates: int | None = None,
+        negative_prompt: str | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """The whole picture drawn anew, by half if no `strength` says otherwise. Its own text, if it is ours and no
+        other is given. Raises as `edit_image` does.
+        """
+        wanted = Repaint.variation(_file(image), strength=strength, candidates=candidates)
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+
+    def branch_image(
+        self,
+        image: PictureFile,
+        keep_rows: int,
+        num_images: int = 1,
+        seed: int | None = None,
+        *,
+        text: str | None = None,
+        negative_prompt: str | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """The picture drawn again from below its first `keep_rows` rows of tokens. Text and sampling that are not
+        given are the picture's own, if it is ours. Raises as `edit_image` does.
+        """
+        keep = keep_rows_of(self._engine.config.picture, keep_rows)
+        wanted = Repaint.read(_file(image), keep_tokens=keep)
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+
+    def _draw_over(
+        self,
+        wanted: Repaint,
+        text: str | None,
+        num_images: int,
+        seed: int | None,
+        negative_prompt: str | None,
+        sampling: dict[str, Any],
+    ) -> list[Image.Image]:
+        drawn, plan = draw_over(
+            self._engine,
+            wanted,
+            prompt=text,
+            num_images=num_images,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            sampling=SamplingParams(**sampling),
+        )
+        return [Image.fromarray(plan.frame.finished(image.pixels)) for image in result_of(drawn)]
+
     def submit(self, request: GenerationRequest) -> Generation:
         """A request whose events the caller reads: progress, previews, each picture as it is finished."""
         return self._engine.submit(request)
@@ -135,3 +223,14 @@ class DalleModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _file(picture: PictureFile) -> bytes:
+    """Raises InvalidRequest for a path that cannot be read."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, Image.Image):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+    return read_file(Path(picture))

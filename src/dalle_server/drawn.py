@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage
+from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage, unwrap
 from dalle_server.request import GenerationRequest, SamplingParams
 
 
@@ -37,3 +37,10 @@ class Drawn(Protocol):
     def cancel(self, reason: str = ...) -> None: ...
 
     def events(self, poll_s: float | None = None) -> Iterator[Event | None]: ...
+
+
+def result_of(drawn: Drawn) -> tuple[GeneratedImage, ...]:
+    """Waits for the pictures. Raises what it failed with, or GenerationCancelled."""
+    for _ in drawn.events():
+        pass
+    return unwrap(drawn.terminal)

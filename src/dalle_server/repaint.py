@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dalle_server import checks
 from dalle_server.engine.rng import uniform
 from dalle_server.errors import InvalidRequest
-from dalle_server.models.config import ModelConfig
+from dalle_server.models.config import ModelConfig, PictureConfig
 from dalle_server.pictures.canvas import (
     Picture,
     Weights,
@@ -112,6 +112,11 @@ class Repaint:
             negative_prompt = recipe.negative_prompt if negative_prompt is None else negative_prompt
             sampling = sampling.with_defaults(recipe.request().sampling)
         return prompt or recipe.prompt, negative_prompt or "", sampling
+
+
+def keep_rows_of(grid: PictureConfig, rows: int) -> int:
+    """`keep_tokens` for so many rows of the grid. Raises InvalidRequest."""
+    return checks.whole_number("keep_rows", rows, 1, grid.grid_height - 1) * grid.grid_width
 
 
 def own_recipe(image: bytes) -> PictureMetadata | None:

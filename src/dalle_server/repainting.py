@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
+from dalle_server import checks
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import (
     Cancelled,
@@ -22,10 +25,16 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
-from dalle_server.repaint import Holes, kept_behind
-from dalle_server.request import GenerationRequest, Tokens
+from dalle_server.repaint import Engine, Holes, Plan, Repaint, kept_behind
+from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, SamplingParams, Tokens
 
 IDLE_S = 0.01
+
+
+class DrawingEngine(Engine, Protocol):
+    """What drawing over a picture needs of an engine from its beginning to its end."""
+
+    def submit(self, request: GenerationRequest) -> Generation: ...
 
 
 def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImage:
@@ -140,3 +149,30 @@ def repaint(submit: Callable[[GenerationRequest], Generation], holes: Holes, req
             generation.cancel("the rest of the request was refused")
         raise
     return Repainting(request, generations)
+
+
+def draw_over(
+    engine: DrawingEngine,
+    wanted: Repaint,
+    *,
+    prompt: str | None = None,
+    num_images: int = 1,
+    seed: int | None = None,
+    negative_prompt: str | None = None,
+    sampling: SamplingParams,
+) -> tuple[Repainting, Plan]:
+    """Pictures over a given one, and the way from their pixels to the whole picture (`Plan.frame`).
+
+    Raises InvalidRequest, NotSupported, and what `engine.submit` raises.
+    """
+    prompt, negative_prompt, sampling = wanted.words(prompt, negative_prompt, sampling)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    count = checks.whole_number("num_images", num_images, 1, MAX_IMAGES)
+    request = GenerationRequest(
+        prompt=prompt,
+        images=tuple(ImageKey(seed, index) for index in range(count)),
+        sampling=sampling,
+        negative_prompt=negative_prompt,
+    )
+    plan = Plan.of(wanted, engine)
+    return repaint(engine.submit, plan.holes, request), plan

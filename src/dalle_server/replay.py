@@ -12,7 +12,7 @@ import numpy as np
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import GeneratedImage, Generation
 from dalle_server.models.config import ModelConfig
-from dalle_server.pictures.metadata import PictureMetadata, pixels_sha256
+from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, pixels_sha256
 from dalle_server.request import GenerationRequest
 
 
@@ -105,6 +105,7 @@ def info_text(metadata: PictureMetadata) -> str:
         "model": f"{metadata.model}, weights sha256 {metadata.weights_digest}",
         "program": metadata.program,
         "pixels sha256": metadata.pixels_sha256,
+        "drawn over": "" if metadata.over is None else _over_text(metadata.over),
         "tokens": f"{metadata.num_tokens}" + (", some of them given" if metadata.forced else ""),
     }
     lines = [f"{name + ':':17}{_one_line(value)}" for name, value in facts.items() if value]
@@ -113,6 +114,14 @@ def info_text(metadata: PictureMetadata) -> str:
     width = len(str(grid.max()))
     lines += [" ".join(f"{token:{width}}" for token in grid[i : i + side]) for i in range(0, len(grid), side)]
     return "\n".join(lines)
+
+
+def _over_text(over: DrawnOver) -> str:
+    kept = f", its first {over.keep_tokens} tokens kept" if over.keep_tokens else ""
+    return (
+        f"a picture of {over.width_px}x{over.height_px}, at ({over.x_px}, {over.y_px}) a square of {over.side_px}"
+        f"{', as a mask shows' if over.mask else ''}: strength {over.strength:g}, candidates {over.candidates}{kept}"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
@@ -75,6 +76,18 @@ def read_picture(data: bytes, param: str = "image") -> Picture:
         raise PayloadTooLarge(f"{param} has too many pixels; {MAX_PIXELS:,} are the most", param=param) from None
     except UNREADABLE as error:
         raise InvalidRequest(f"{param} cannot be read as a picture: {error}", param=param) from None
+
+
+def read_file(path: Path) -> bytes:
+    """A picture's file, whole. Raises InvalidRequest when it cannot be read, PayloadTooLarge."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}", param="image") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise PayloadTooLarge(f"{path} has more than {MAX_FILE_BYTES:,} bytes; send a smaller picture", param="image")
+    return data
 
 
 def media_type(data: bytes) -> str:

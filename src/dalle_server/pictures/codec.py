@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from dalle_server.generation import GeneratedImage, Generation
+from dalle_server.drawn import Drawn
+from dalle_server.generation import GeneratedImage
 from dalle_server.models.config import ModelConfig
-from dalle_server.pictures.metadata import PictureMetadata, save_options
+from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, save_options
 from dalle_server.request import Pixels
 
 DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the hard edges these models paint
@@ -91,16 +92,16 @@ def data_url(data: bytes, format: ImageFormat) -> str:
     return f"data:{format.media_type};base64,{base64_text(data)}"
 
 
-def describe_image(image: GeneratedImage, generation: Generation, model: Model) -> PictureMetadata:
+def describe_image(image: GeneratedImage, drawn: Drawn, model: Model, over: DrawnOver | None = None) -> PictureMetadata:
     """The recipe of a finished picture."""
     return PictureMetadata.of(
-        generation.request, generation.sampling, image, model=model.config.name, digest=model.digest
+        drawn.request_of(image), drawn.sampling, image, model=model.config.name, digest=model.digest, over=over
     )
 
 
 def encode_result(
     image: GeneratedImage,
-    generation: Generation,
+    drawn: Drawn,
     model: Model,
     format: ImageFormat,
     *,
@@ -108,5 +109,5 @@ def encode_result(
     quality: int | None = None,
 ) -> bytes:
     """A finished picture as a whole file that tells how to make it again."""
-    metadata = describe_image(image, generation, model)
+    metadata = describe_image(image, drawn, model)
     return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

@@ -18,7 +18,7 @@ from dalle_server.best_of import BestOf
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
-from dalle_server.pictures.codec import Fit, ImageFormat, encode_image
+from dalle_server.pictures.codec import Fit, ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.repaint import Plan, Repaint
 from dalle_server.repainting import repaint
@@ -146,14 +146,7 @@ class Drawing:
         return self.generation.request.images[position].index
 
     def describe(self, image: GeneratedImage) -> PictureMetadata:
-        return PictureMetadata.of(
-            self.generation.request_of(image),
-            self.generation.sampling,
-            image,
-            model=self.engine.config.name,
-            digest=self.engine.digest,
-            over=self._plan.told if self._plan else None,
-        )
+        return describe_image(image, self.generation, self.engine, self._plan.told if self._plan else None)
 
     def file(self, image: GeneratedImage, texts: Mapping[str, str] | None = None) -> bytes:
         """A finished picture as a whole file that tells how to make it again. Raises what `encode` raises."""

@@ -1,0 +1,55 @@
+"""The commands edit, vary and branch: pictures over a given one."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from dalle_server import commands
+from dalle_server.config import Settings
+from dalle_server.pictures.canvas import read_file
+from dalle_server.pictures.codec import ImageFormat, describe_image
+from dalle_server.repaint import Repaint, keep_rows_of
+from dalle_server.repainting import draw_over
+from dalle_server.request import require_words
+
+
+def draw(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Prints the path of each picture it has written."""
+    image = read_file(arguments.file)
+    mask = read_file(arguments.mask) if getattr(arguments, "mask", None) else None
+    if arguments.prompt is not None:
+        require_words(arguments.prompt)
+    wanted, sampling = _wanted(arguments, image, mask), commands.sampling_of(arguments)
+    commands.check_writable(arguments.output)
+    recipe, is_named = wanted.recipe, bool({"model_version", "model_dir"} & settings.model_fields_set)
+    if recipe is not None and not is_named:
+        settings = commands.made_by(recipe, settings)
+    # A stranger's file must not start a download: that is for --model_version to ask.
+    with commands.open_engine(settings, download=recipe is None or is_named) as engine:
+        if arguments.command == "branch":
+            wanted = replace(wanted, keep_tokens=keep_rows_of(engine.config.picture, arguments.keep_rows))
+        drawn, plan = draw_over(
+            engine,
+            wanted,
+            prompt=arguments.prompt,
+            num_images=arguments.num_images,
+            seed=arguments.seed,
+            negative_prompt=arguments.negative_prompt,
+            sampling=sampling,
+        )
+        for each in commands.watch(drawn):
+            told = describe_image(each, drawn, engine, plan.told)
+            pixels = plan.frame.finished(each.pixels)
+            print(commands.write_picture(arguments.output, ImageFormat[settings.img_format], pixels, told))
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace, image: bytes, mask: bytes | None) -> Repaint:
+    match arguments.command:
+        case "edit":
+            return Repaint.read(image, mask, strength=arguments.strength, candidates=arguments.candidates)
+        case "vary":
+            return Repaint.variation(image, strength=arguments.strength, candidates=arguments.candidates)
+        case _:
+            return Repaint.read(image, strength=1.0)

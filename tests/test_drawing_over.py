@@ -1,0 +1,195 @@
+"""Edits, variations and branches of a real model: one picture, whichever way it is asked for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+
+from dalle_server import DalleModel, cli
+from dalle_server.config import Settings
+from dalle_server.errors import InvalidRequest, PayloadTooLarge
+from dalle_server.pictures.metadata import read_metadata
+from dalle_server.web.app import create_app
+from dalle_server.web.jobs.current import EXTENSION
+from dalle_server.web.service import Service
+
+Json = dict[str, Any]
+MODEL = ("--model_version", "nano", "--num_threads", "1")
+PNG = (*MODEL, "--img_format", "png")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[DalleModel]:
+    with DalleModel("nano", num_threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def app(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    data_dir = tmp_path_factory.mktemp("data")
+    settings = Settings(data_dir=data_dir, output_dir=data_dir / "out")
+    service = Service(settings, load=lambda: model.engine)
+    service.start_loading()
+    assert service.wait_until_loaded(10)
+    app = create_app(settings, service)
+    yield app
+    app.extensions[EXTENSION].close()
+
+
+@pytest.fixture(scope="module")
+def files(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A photo that is no square, a mask of it, and a picture of the model's own."""
+    directory = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((120, 80)).save(directory / "photo.png")
+    mask = Image.new("L", (120, 80))
+    mask.paste(255, (40, 20, 90, 50))
+    mask.save(directory / "mask.png")
+    assert cli.main(["generate", "a red apple", "--seed", "7", *PNG, "-o", str(directory)]) == 0
+    return {name: directory / f"{name}.png" for name in ("photo", "mask")} | {"ours": directory / "a red apple-7-0.png"}
+
+
+def data_url(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def by_job(client: FlaskClient, **fields: Any) -> bytes:
+    response = client.post("/v1/jobs", json=fields)
+    assert response.status_code == 202, response.json
+    job: Any = response.json
+    deadline = time.monotonic() + 30
+    while job["status"] != "done" and time.monotonic() < deadline:
+        time.sleep(0.01)
+        job = client.get(f"/v1/jobs/{job['id']}").json
+    return client.get(job["images"][0]["url"]).data
+
+
+def by_http(client: FlaskClient, path: str, files: Json, **fields: Any) -> bytes:
+    sent = {name: (io.BytesIO(data.read_bytes()), "a.png") for name, data in files.items()}
+    form = {name: str(value) for name, value in fields.items()}
+    body = {**form, **sent, "response_format": "b64_json"}
+    response = client.post(f"/v1/images/{path}", data=body, content_type="multipart/form-data")
+    assert response.status_code == 200, response.json
+    return base64.b64decode(response.json["data"][0]["b64_json"])
+
+
+@pytest.fixture
+def by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., bytes]:
+    def call(*words: object) -> bytes:
+        assert cli.main([*(str(word) for word in words), *PNG, "-o", str(tmp_path)]) == 0
+        return Path(capsys.readouterr().out.strip()).read_bytes()
+
+    return call
+
+
+def pixels(data: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_an_edit_has_the_same_bytes_everywhere(
+    model: DalleModel, app: Flask, files: dict[str, Path], by_command: Callable[..., bytes]
+) -> None:
+    client, photo, mask = app.test_client(), files["photo"], files["mask"]
+    edited = by_command("edit", photo, "--mask", mask, "--prompt", "a red apple", "--seed", 3)
+    assert edited == by_http(client, "edits", {"image": photo, "mask": mask}, prompt="a red apple", seed=3)
+    assert edited == by_job(client, image=data_url(photo), mask=data_url(mask), prompt="a red apple", seed=3)
+    (image,) = model.edit_image(photo, "a red apple", seed=3, mask=mask)
+    assert np.array_equal(np.asarray(image), pixels(edited))
+    for given, holes in ((Image.open(photo), Image.open(mask)), (str(photo), mask.read_bytes())):
+        assert model.edit_image(given, "a red apple", seed=3, mask=holes)[0].tobytes() == image.tobytes()
+    kept = np.asarray(Image.open(mask)) == 0
+    assert np.array_equal(pixels(edited)[kept], np.asarray(Image.open(photo))[kept])
+    told = read_metadata(edited)
+    assert told.over is not None and (told.over.mask, told.over.candidates) == (True, 4)
+
+
+def test_a_variation_has_the_same_bytes_everywhere(
+    model: DalleModel, app: Flask, files: dict[str, Path], by_command: Callable[..., bytes]
+) -> None:
+    client, ours = app.test_client(), files["ours"]
+    varied = by_command("vary", ours, "--seed", 3)
+    assert varied == by_http(client, "variations", {"image": ours}, seed=3)
+    assert varied == by_job(client, image=data_url(ours), seed=3)
+    assert np.array_equal(np.asarray(model.vary_image(ours, seed=3)[0]), pixels(varied))
+    assert read_metadata(varied).prompt == "a red apple"
+
+
+def test_a_branch_has_the_same_bytes_everywhere(
+    model: DalleModel, app: Flask, files: dict[str, Path], by_command: Callable[..., bytes]
+) -> None:
+    client, ours = app.test_client(), files["ours"]
+    side = model.engine.config.picture.grid_width
+    branch = by_command("branch", ours, "--keep_rows", 4, "--prompt", "a green pear", "--seed", 9)
+    fields: Json = {"prompt": "a green pear", "seed": 9, "keep_tokens": 4 * side}
+    assert branch == by_http(client, "edits", {"image": ours}, **fields)
+    assert branch == by_job(client, image=data_url(ours), **fields)
+    assert np.array_equal(np.asarray(model.branch_image(ours, 4, seed=9, text="a green pear")[0]), pixels(branch))
+    first, tokens = read_metadata(ours).token_grid(), read_metadata(branch).token_grid()
+    assert np.array_equal(first[: 4 * side], tokens[: 4 * side]) and not np.array_equal(first, tokens)
+    again = by_command("branch", ours, "--keep_rows", 4, "--seed", 7)
+    assert np.array_equal(pixels(again), pixels(ours.read_bytes()))
+
+
+def test_strength_0_gives_our_own_picture_back(model: DalleModel, files: dict[str, Path]) -> None:
+    (image,) = model.vary_image(files["ours"], seed=1, strength=0.0)
+    assert np.array_equal(np.asarray(image), pixels(files["ours"].read_bytes()))
+
+
+def test_info_and_replay_know_what_was_drawn_over(
+    files: dict[str, Path], by_command: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = tmp_path / "edited.png"
+    edited.write_bytes(by_command("edit", files["photo"], "--mask", files["mask"], "--prompt", "x", "--seed", 3))
+    assert cli.main(["info", str(edited)]) == 0
+    assert "a picture of 120x80, at (25, 0) a square of 80, as a mask shows: strength 1" in capsys.readouterr().out
+    for source in ("seed", "tokens"):
+        assert cli.main(["replay", str(edited), "--source", source, *MODEL]) == 0
+        assert "the same picture, bit for bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("vary", "gone.png"), "cannot read gone.png: No such file or directory"),
+        (("vary", "{mask}", "--strength", "2"), "strength must lie between 0.0 and 1.0, not 2.0"),
+        (("edit", "{photo}", "--prompt", " "), "prompt must not be empty"),
+        (("edit", "{photo}", "--prompt", "x", "--mask", "{ours}"), "must have the shape of the picture"),
+        (("edit", "{photo}", "--prompt", "x", "--candidates", "17"), "candidates must lie between 1 and 16"),
+        (("branch", "{ours}", "--keep_rows", "8"), "keep_rows must lie between 1 and 7, not 8"),
+        (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and 7, not 0"),
+        (("branch", "{ours}"), "the following arguments are required: --keep_rows"),
+    ],
+)
+def test_mistakes_of_a_command_are_one_line(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    try:
+        code = cli.main([*(word.format(**files) for word in words), *MODEL])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and says in error and "\n" not in error
+
+
+def test_mistakes_of_a_program_name_the_field(model: DalleModel, files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="prompt must not be empty"):
+        model.edit_image(files["photo"], "")
+    with pytest.raises(InvalidRequest, match="num_images must lie between 1"):
+        model.vary_image(files["photo"], 0)
+    with pytest.raises(TypeError, match="hotness"):
+        model.vary_image(files["photo"], hotness=1)
+    big = tmp_path / "big.png"
+    with big.open("wb") as file:
+        file.truncate(17 * 2**20)
+    with pytest.raises(PayloadTooLarge, match=r"more than 16,777,216 bytes"):
+        model.vary_image(big)
