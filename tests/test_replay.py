@@ -8,7 +8,7 @@ import pytest
 from dalle_server.errors import InvalidRequest
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import GeneratedImage
-from dalle_server.pictures.codec import ImageFormat, encode_result
+from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.replay import Source, info_text, replay
 from dalle_server.request import FREE, GenerationRequest
@@ -21,7 +21,8 @@ def saved(engine: ScriptedEngine, **request: object) -> PictureMetadata:
     """The second picture of a request, written to a small JPEG and read back."""
     generation = engine.submit(GenerationRequest.of("a red apple", 2, seed=11, **request))  # type: ignore[arg-type]
     image: GeneratedImage = generation.result(5)[1]
-    return read_metadata(encode_result(image, generation, engine, ImageFormat.JPEG, size_px=(20, 20), quality=5))
+    metadata = describe_image(image, generation, engine)
+    return read_metadata(encode_image(image.pixels, ImageFormat.JPEG, metadata=metadata, size_px=(20, 20), quality=5))
 
 
 @BOTH

@@ -1,7 +1,7 @@
 """What is asked of the engine: one prompt, N pictures, and how they are sampled. A leaf: no torch, no Flask.
 
-Shape legend, used everywhere: B rows, T = 64 text positions, I = image positions (256 for Mini and
-Mega, a grid of 16×16), H heads, D head size, C codebook entries, N images.
+Letters of shapes, everywhere the same: B rows, T text positions (64 for Mini and Mega), I image positions (256 for
+them, a grid of 16×16), H heads, D head size, C codebook entries, N images.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FREE = -1  # in forced_tokens: this position is sampled
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 Tokens = NDArray[np.int32]  # (I,) codebook ids in reading order
-# (I, 2) natural logarithms of how likely each token was: over the whole codebook at temperature 1 and guidance 1, and
-# under the sampling that was used (−inf for a given token that the filters would not have let through).
+# (I, 2) natural logarithms of how likely each token was. First: over the whole codebook at temperature 1 and guidance
+# 1. Second: under the sampling that was used; −inf where a given token would not have passed its filters.
 LogProbs = NDArray[np.float32]
 
 

@@ -1,9 +1,9 @@
 """sha256 of files, remembered between starts: hashing 5 GB costs seconds.
 
-A remembered digest is used only while size, modification time, change time and inode are all what
-they were, and is only written down for a file that had been at rest for a while before it was hashed:
-a file changed within the clock's granularity could otherwise keep its old digest (git calls such
-entries "racy"). Small files are always hashed.
+A remembered digest counts as long as the file's size, modification time, change time and inode are what they were. It
+is written down only if the file had been left alone for some seconds before it was hashed: a change within one tick of
+the clock leaves the times as they were, and the old digest would stay (git calls such entries "racy"). Small files are
+always hashed.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class Engine:
             self._state = "restarting" if may_restart else "failed"
         loop.tracker.finish_all(Failed(EngineFault("the engine failed while drawing this picture; try again")))
         loop.tracker.wake()  # so that the abandoned thread ends, when it can
-        # Nobody waits for its pixels any more, but the runner must be idle before it is closed or used again.
+        # The requests have ended, so nobody wants their pixels; but until those are done they use the runner.
         loop.detokenizer.close(timeout_s=10.0 if runner_usable else 0.0)
         if not (may_restart and self._restart(loop, runner_usable)):
             self._give_up(what)

@@ -12,8 +12,8 @@ Requests = OrderedDict[Job, deque[ImageSequence]]
 class FairQueue:
     """A ring of clients, each a ring of requests, each a queue of pictures. One turn takes one picture.
 
-    A request for 16 pictures so delays another client, or the same client's next request, by one picture
-    and not by 16. Clients and requests enter at the end of their ring.
+    So whoever comes after a request for 16 pictures waits for one of them, and not for 16. Clients and requests enter
+    at the end of their ring.
     """
 
     def __init__(self) -> None:

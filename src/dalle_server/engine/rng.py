@@ -24,8 +24,8 @@ MASK32 = 0xFFFFFFFF
 def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
     """Four 32-bit words for each counter. All words are held in int64 and broadcast against each other.
 
-    int64 is what numpy and torch share: a 32×32-bit product wraps there, but its 64 bits are right,
-    and masking after the (arithmetic) shift leaves the unsigned high half.
+    int64 is the type that numpy and torch share. A product of two words may wrap to a negative number, but its 64 bits
+    are right; the shift by 32 copies the sign into the upper bits, and the mask takes them away again.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -20,8 +20,9 @@ Logits = NDArray[np.float32]
 Survivors = tuple[NDArray[np.intp], Logits]  # ids that may be drawn, ascending, and their scaled logits
 Draw = Callable[[Sequence[StepRow], Sequence[Survivors]], list[int]]
 
-# Probabilities are summed as whole multiples of this part of the largest: a GPU adds floats in an order that may
-# change from call to call, and the last bit could decide on a candidate. 2¹⁸ codes cannot overflow 63 bits.
+# Probabilities are rounded to whole multiples of 2⁻⁴⁴ of the largest before they are summed: whole numbers have one
+# sum in any order. A GPU adds floats in an order that may change from call to call, and the last bit could let a
+# candidate in or out. The sum of 2¹⁸ codes fits 63 bits.
 WEIGHT_ONE = 2.0**44
 _NO_WEIGHT = 32.0  # e^−32 · 2⁴⁴ rounds down to nothing
 

@@ -68,8 +68,9 @@ class Attention(nn.Module):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q·kᵀ/√D)·v written out, (B, H, S, D). As fast for one query a row as torch's fused attention, whose
-    last bits on a CPU with two threads or more depend on how many rows there are: a picture would feel its company.
+    """softmax(q·kᵀ/√D)·v written out, (B, H, S, D), as fast for one query a row as torch's fused attention. On a CPU
+    with two threads or more the fused one's last bits depend on how many rows there are: a picture would feel its
+    company.
     """
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v

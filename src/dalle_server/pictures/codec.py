@@ -97,17 +97,3 @@ def describe_image(image: GeneratedImage, drawn: Drawn, model: Model, over: Draw
     return PictureMetadata.of(
         drawn.request_of(image), drawn.sampling, image, model=model.config.name, digest=model.digest, over=over
     )
-
-
-def encode_result(
-    image: GeneratedImage,
-    drawn: Drawn,
-    model: Model,
-    format: ImageFormat,
-    *,
-    size_px: tuple[int, int] | None = None,
-    quality: int | None = None,
-) -> bytes:
-    """A finished picture as a whole file that tells how to make it again."""
-    metadata = describe_image(image, drawn, model)
-    return encode_image(image.pixels, format, metadata=metadata, size_px=size_px, quality=quality)

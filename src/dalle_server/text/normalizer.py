@@ -1,9 +1,9 @@
 """The text normaliser that dalle-mini's captions went through: prompts must take the same road.
 
 The order of the steps is the reference's (dalle_mini/model/text.py), and so are the placeholders: a dot
-inside a hashtag is split as the letters of its placeholder. Two deliberate differences: a lone "<person>"
-is always "a person" (the reference draws among three phrases, and a picture must be a function of its
-request), and runs of white space are merged earlier (no pattern takes quadratic time on a hostile prompt).
+inside a hashtag is split as the letters of its placeholder. Two differences are deliberate. A lone "<person>" is
+always "a person": the reference draws one of three phrases by chance, and the same request must give the same picture.
+Runs of white space are merged earlier: otherwise a hostile prompt could make a pattern take quadratic time.
 
 The model reads 64 tokens. Before and after each step the text is cut to far more than those can need, so that
 a prompt costs a few milliseconds whatever it holds: hundreds of kilobytes, or emoji that grow 42-fold.

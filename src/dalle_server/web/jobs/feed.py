@@ -122,8 +122,8 @@ class Feed:
         """A view of one job, or of all of the owner's; close it. Raises Overloaded when too many look on already,
         or when `client` holds half of the places.
 
-        An `after` that this server has not come to yet is of another life of it (its data was lost, or is another's):
-        everything is news then.
+        A viewer whose `after` is higher than any number told so far has seen another server's events, or this one's
+        before its data was lost: everything is news to it.
         """
         with self._changed:
             if self._viewers.total() >= self._max_viewers:

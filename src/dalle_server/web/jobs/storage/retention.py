@@ -41,9 +41,9 @@ class SteadyClock:
 def expired(finished: Sequence[Finished], retention: Retention, now: float) -> list[str]:
     """The ids of jobs (`finished` is oldest first) to delete.
 
-    What is too old goes. Where there are too many, jobs without pictures go first, and always those of the owner
-    that has most of what there is too much of: whoever fills the store loses his own, and each of n owners is
-    sure of an nth part.
+    What is too old goes. When there are too many jobs or too many bytes, the owner who has most of them loses his
+    oldest: whoever fills the store empties his own share, and each of n owners is sure of an nth part. Of too many
+    jobs, those without pictures go first.
     """
     too_old = [job for job in finished if retention.max_age_s and now - job.finished_at > retention.max_age_s]
     gone = {job.id for job in too_old}

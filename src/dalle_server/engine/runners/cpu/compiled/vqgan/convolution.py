@@ -83,7 +83,7 @@ def doubled(weight: Array, bias: Array) -> list[Convolution]:
     """A 3×3 convolution (O, I, 3, 3) of the doubled map as four 2×2 ones of the map itself.
 
     Neighbours are equal after doubling, so the weights that meet the same place are added beforehand: 4/9 of the work.
-    The first writes at even rows and columns, then come even and odd, odd and even, odd and odd ones.
+    Each of the four writes every second row and column of the result. They begin at (0, 0), (0, 1), (1, 0) and (1, 1).
     """
     square, parts = np.asarray(weight, np.float32), []
     for row in range(2):
