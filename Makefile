@@ -1,6 +1,6 @@
 # Each target sets up what it needs in .venv, once; the second run starts at once.
 #   make serve            the embedded model and the playground on http://localhost:8000
-#   make test             every test, as CI runs them
+#   make test             every test, as CI runs them, and what they cover; ARGS="tests/web -k gate" for some of them
 #   make check            ruff and mypy
 #   make bench            every benchmark, peers in the same run
 #   make soak             load, overload, slow clients and kills with full figures, four minutes
@@ -46,7 +46,7 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m tests.setup_system
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(or $(ARGS),--cov)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -57,14 +57,18 @@ def load_atlas(concepts: list[Concept], *, sprite_px: int, work_dir: Path) -> At
             _render_atlas(concepts, sprite_px, work_dir, cache)
     loaded = np.load(cache)
     return Atlas(
-        *(torch.from_numpy(loaded[key]) for key in ("sprites", "colourful", "mid")),
+        **{key: torch.from_numpy(loaded[key]) for key in ("sprites", "colourful", "mid")},
         mirrorable=torch.tensor([concept.mirrorable for concept in concepts]),
     )
 
 
 def _render_atlas(concepts: list[Concept], sprite_px: int, work_dir: Path, cache: Path) -> None:
     sources = {style: fetch(package, work_dir / "artwork") for style, package in PACKAGES.items()}
-    renderers = {"3d": _Fluent3D(sources["3d"]), "flat": _Iconify(sources["flat"]), "noto": _Iconify(sources["noto"])}
+    renderers: dict[str, _Fluent3D | _Iconify] = {
+        "3d": _Fluent3D(sources["3d"]),
+        "flat": _Iconify(sources["flat"]),
+        "noto": _Iconify(sources["noto"]),
+    }
     sprites = np.stack([_square(renderers[style].render(c.emoji), sprite_px) for style in STYLES for c in concepts])
     statistics = [tint_statistics(sprite.astype(np.float32) / 255) for sprite in sprites]
     colourful, mid = zip(*statistics, strict=True)

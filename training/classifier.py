@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.artwork import STYLES
 from training.composer import Composer
 from training.concepts import Concept
-from training.loop import train
+from training.loop import placed, train
 from training.palette import COLOUR_NAMES
 from training.preset import Schedule
 from training.scenes import Placement, SceneSpec, Thing
@@ -55,7 +55,7 @@ def train_classifier(
 ) -> None:
     """Train (or resume), every concept as often as any other; leaves `checkpoint`."""
     torch.manual_seed(seed)
-    model = Classifier(len(concepts)).to(composer.device, memory_format=torch.channels_last)
+    model = placed(Classifier(len(concepts)), composer.device)
     optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, weight_decay=1e-2)
 
     def loss_of_step(draw: int, progress: float) -> tuple[Tensor, dict[str, float]]:

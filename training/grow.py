@@ -35,7 +35,7 @@ def graft(trunk: VQGAN, model: VQGAN, doublings: int) -> None:
         if weights[place].shape == value.shape:
             weights[place].copy_(value)
     for level in range(1, doublings + 1):  # where the trunk painted, its features now pass on as they are
-        nn.init.dirac_(model.decoder.up[level].upsample.conv.weight)
+        nn.init.dirac_(model.get_parameter(f"decoder.up.{level}.upsample.conv.weight"))
 
 
 def first_levels(encoder: PixelEncoder, images: Tensor, count: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,14 @@ from training.preset import Schedule
 
 SAVE_EVERY_S = 60.0
 LOG_EVERY_S = 15.0
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def placed(module: M, device: torch.device) -> M:
+    """On the device, with convolutions' weights as they are fastest there: channels last, as the pictures are."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class AveragedWeights:

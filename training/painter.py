@@ -14,7 +14,7 @@ from training import fsq
 from training.composer import Composer
 from training.critic import Critic, critic_losses
 from training.grow import first_levels, first_parameters, graft
-from training.loop import load_average, train
+from training.loop import load_average, placed, train
 from training.preset import Preset
 from training.scenes import SceneSampler
 from training.vqgan import edge_loss, half_precision, initialise
@@ -43,7 +43,7 @@ def train_painter(preset: Preset, sampler: SceneSampler, composer: Composer, tru
     model = painting.vqgan
     initialise(model, preset.fsq_levels)
     graft(trunk, model, doublings)
-    painting = painting.to(composer.device, memory_format=torch.channels_last)
+    painting = placed(painting, composer.device)
     bottom = doublings + 1 if doublings else 0
     sampled = max(1, schedule.batch // 4)  # pictures the encoder's first levels learn from: they have little to learn
     painted = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]

@@ -63,7 +63,7 @@ class Preset:
     num_scenes: int  # tokenised for the transformer
     decoder_schedule: Schedule
     judge_schedule: Schedule
-    transformer: dict[str, int]
+    transformer: dict[str, Any]
     transformer_schedule: Schedule
     work_dir: Path
     base: Preset | None = None  # whose VQGAN and transformer this one goes on from

@@ -25,7 +25,7 @@ from training.evaluate import Generate, Question, questions, reconstruction, rep
 from training.export import export
 from training.held_out import HeldOut, load_held_out
 from training.judge import Judge
-from training.loop import load_average
+from training.loop import load_average, placed
 from training.painter import load_painted, train_painter
 from training.preset import Preset
 from training.restore import restore
@@ -129,7 +129,7 @@ class Recipe:
         """The trained eyes of the judge."""
         model = Classifier(len(self.concepts))
         model.load_state_dict(load_average(self.classifier_file))
-        return model.to(self.device, memory_format=torch.channels_last).eval()
+        return placed(model, self.device).eval()
 
     @cached_property
     def trunk(self) -> VQGAN:
@@ -138,7 +138,7 @@ class Recipe:
         fits = len(weights["encoder.conv_in.bias"]) == self.preset.vqgan.ch
         model = VQGAN(self.preset.vqgan if fits else self.preset.picture_vqgan)
         model.load_state_dict(weights)
-        return model.to(self.device, memory_format=torch.channels_last).eval()
+        return placed(model, self.device).eval()
 
     @cached_property
     def vqgan(self) -> VQGAN:
@@ -146,7 +146,7 @@ class Recipe:
         painted = self.preset.work_dir / "decoder.pt"
         if not painted.exists():
             return self.trunk
-        return load_painted(self.preset, painted).to(self.device, memory_format=torch.channels_last).eval()
+        return placed(load_painted(self.preset, painted), self.device).eval()
 
     @cached_property
     def transformer(self) -> DalleBart:

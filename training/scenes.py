@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 
 from training.artwork import STYLES, Atlas
 from training.concepts import Concept
 from training.held_out import HeldOut
 from training.palette import COLOUR_NAMES, SCENES
 
-MAX_LAYERS = 6
 RELATIONS = ("left of", "right of", "above", "below", "beside")
 
 # The whole world in one table: name → (x, y) of the centre, in units of the picture's side.
@@ -105,20 +105,20 @@ class SceneSampler:
     def _draw(self, rng: random.Random) -> SceneSpec:
         mix = self.mixture
         kind = rng.random()
-        look = {"background": self._background(rng), "style": self._style(rng)}
+        spec = partial(SceneSpec, background=self._background(rng), style=self._style(rng))
         if kind < mix.pairs:
             things = tuple(self._thing(rng, self.all, mix.colour / 2) for _ in range(2))
-            return SceneSpec(things=things, relation=rng.choice(RELATIONS), **look)
+            return spec(things=things, relation=rng.choice(RELATIONS))
         if kind < mix.pairs + mix.counts:
             thing = self._thing(rng, self.countable, mix.colour / 2)
             count = rng.choices((2, 3, 4, 5, 6), weights=(4, 4, 3, 2, 2))[0]
-            return SceneSpec(things=(thing,), count=count, **look)
+            return spec(things=(thing,), count=count)
         thing = self._thing(rng, self.all, mix.colour)
         placed = rng.random()
         if placed < mix.position:
-            return SceneSpec(things=(thing,), position=rng.choice(list(POSITIONS)), **look)
+            return spec(things=(thing,), position=rng.choice(list(POSITIONS)))
         size = rng.choice(list(SIZES)) if placed < mix.position + mix.size else None
-        return SceneSpec(things=(thing,), size=size, **look)
+        return spec(things=(thing,), size=size)
 
     def _thing(self, rng: random.Random, choices: list[int], share: float) -> Thing:
         concept = rng.choice(choices)

@@ -40,7 +40,7 @@ def carried_over(table: Tensor, known: Tokenizer, tokenizer: Tokenizer) -> Tenso
     rows = []
     for number in range(tokenizer.get_vocab_size()):
         token = tokenizer.id_to_token(number)
-        own = known.token_to_id(token)
+        own = None if token is None else known.token_to_id(token)
         spelt = [own] if own is not None else known.encode(tokenizer.decode([number]), add_special_tokens=False).ids
         rows.append(table[spelt or [UNK]].mean(0))
     return torch.stack(rows)

@@ -8,11 +8,11 @@ import random
 import torch
 from torch import Tensor, nn
 
-from dalle_server.models.vqgan import VQGAN, AttnBlock, ResnetBlock
+from dalle_server.models.vqgan import VQGAN, AttnBlock, ResnetBlock, Upsample
 from training import fsq
 from training.compiled import Doubled, compiled_loss
 from training.composer import Composer
-from training.loop import load_average, train
+from training.loop import load_average, placed, train
 from training.preset import Preset
 from training.scenes import SceneSampler
 
@@ -27,7 +27,7 @@ def initialise(model: VQGAN, levels: tuple[int, ...]) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.get_parameter("bias"))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, ResnetBlock):
@@ -35,7 +35,7 @@ def initialise(model: VQGAN, levels: tuple[int, ...]) -> None:
             elif isinstance(module, AttnBlock):
                 module.proj_out.weight *= 0.1
         model.decoder.conv_out.weight *= 0.1
-        model.decoder.conv_out.bias.fill_(0.5)
+        model.get_parameter("decoder.conv_out.bias").fill_(0.5)
         model.quantize.embedding.weight.copy_(fsq.codebook(levels))
     model.quantize.embedding.weight.requires_grad_(False)
 
@@ -49,7 +49,8 @@ def calibrate(model: VQGAN, images: Tensor, spread: float = 0.6) -> None:
     z = model.encode_embeddings(images)
     deviation, mean = torch.std_mean(z, (0, 2, 3))
     model.quant_conv.weight *= (spread / deviation).view(-1, 1, 1, 1)
-    model.quant_conv.bias.copy_((model.quant_conv.bias - mean) * spread / deviation)
+    bias = model.get_parameter("quant_conv.bias")
+    bias.copy_((bias - mean) * spread / deviation)
 
 
 def reconstruction_loss(images: Tensor, decoded: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> No
     torch.manual_seed(preset.seed)
     model = VQGAN(preset.vqgan)
     initialise(model, preset.fsq_levels)
-    model = model.to(composer.device, memory_format=torch.channels_last)
+    model = placed(model, composer.device)
     if preset.base is not None:
         model.load_state_dict(load_average(preset.base.work_dir / "vqgan.pt"))
     else:
@@ -103,8 +104,8 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> No
     loss_of_batch = loss_of
     if schedule.compile:
         for level in model.decoder.up:
-            if hasattr(level, "upsample"):
-                level.upsample = Doubled(level.upsample.conv)
+            if isinstance(doubling := getattr(level, "upsample", None), Upsample):
+                level.upsample = Doubled(doubling.conv)
         loss_of_batch = compiled_loss(loss_of, model, (scenes(-1),))
     # Not fused=True: on CPU it pairs weights and gradients by address, which is wrong when only one is channels-last.
     optimizer = torch.optim.AdamW(trained, schedule.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)

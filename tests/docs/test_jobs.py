@@ -27,7 +27,8 @@ def test_the_example_ends_with_a_picture(tmp_path: Path) -> None:
     assert told.count("image") == 2
     assert told[-1] == "done"
     assert set(told) <= set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.M))
-    assert Image.open(tmp_path / "apple.png").size == (32, 32)
+    with Image.open(tmp_path / "apple.png") as image:
+        assert image.size == (32, 32)
 
 
 def test_every_field_is_named() -> None:

@@ -47,8 +47,9 @@ class ServerProcess:
 
     @staticmethod
     def _read(stream: Any, lines: list[str]) -> None:
-        for line in stream:
-            lines.append(line.rstrip("\n"))
+        with stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
 
     def __enter__(self) -> ServerProcess:
         self.wait_for(lambda: any("Listening" in line for line in self.lines) or self.process.poll() is not None)

@@ -65,7 +65,7 @@ def test_what_is_no_address_is_refused(client: FlaskClient, url: str) -> None:
 def test_the_page_needs_no_key(make_app: Callable[..., Flask]) -> None:
     client = make_app(api_keys=("somebody:" + "k" * 20,)).test_client()
     assert client.get("/playground").status_code == 200
-    assert client.get("/playground/static/main.js").status_code == 200
+    assert client.get("/playground/static/main.js", buffered=True).status_code == 200
     assert client.get("/v1/jobs").status_code == 401
 
 

@@ -115,7 +115,7 @@ def test_compression_trades_size(client: FlaskClient) -> None:
 def test_urls_show_the_picture_until_their_time_is_over(make_app: Callable[..., Flask], tmp_path: Path) -> None:
     client = make_app(url_ttl_s=60, data_dir=tmp_path).test_client()
     (data,) = generate(client, output_format="webp", seed=1)["data"]
-    reply = client.get(data["url"])
+    reply = client.get(data["url"], buffered=True)
     assert reply.status_code == 200
     assert reply.mimetype == "image/webp"
     assert reply.data == base64.b64decode(data["b64_json"])
