@@ -38,9 +38,11 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """start_server(step_s=…, **settings) → a running server; it is stopped afterwards."""
     servers: list[Server] = []
 
-    def start(*, step_s: float = 0.01, loading: bool = False, name: str = "data", **settings: Any) -> Server:
+    def start(
+        *, step_s: float = 0.01, loading: bool = False, name: str = "data", features: Any = None, **settings: Any
+    ) -> Server:
         server = Server(tmp_path / name, **settings)
-        server.step_s = step_s
+        server.step_s, server.features = step_s, features
         if loading:
             server.ready.clear()
         server.start()

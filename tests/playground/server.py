@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from waitress import wasyncore
 
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
+from dalle_server.engine.stats import Observer
+from dalle_server.models.card import ModelCard
 from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION as JOBS
+from dalle_server.web.pool.model import Source
 from dalle_server.web.service import Service
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 
@@ -30,12 +34,24 @@ def free_port() -> int:
 class Server:
     """Down and up again on the same port and the same data_dir, as a restart is."""
 
-    def __init__(self, data_dir: Path, load: Callable[[Settings], Engine] | None = None, **settings: Any):
-        """`load` brings a real model; without it the pictures are squares of colour, `step_s` a token."""
+    def __init__(
+        self,
+        data_dir: Path,
+        load: Callable[[Settings], Engine] | None = None,
+        others: Mapping[str, int] | None = None,
+        **settings: Any,
+    ):
+        """`load` brings a real model; without it the pictures are squares of colour, `step_s` a token.
+
+        `others`: models beside it, each with the side of its grid; they are loaded when they are asked for.
+        """
+        self._others = others or {}
+        self._engines: list[Engine] = []
         self._load_engine = load or self._fake_engine
         self.port = free_port()
         self.settings = Settings(port=self.port, host="127.0.0.1", data_dir=data_dir, **settings)
         self.step_s = 0.01
+        self.features: tuple[str, ...] | None = None  # the fake runner's; None: all that it has
         self.ready = threading.Event()  # cleared: a model that is still loading
         self.ready.set()
 
@@ -44,7 +60,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.service = Service(self.settings, self._load)
+        first = Source(lambda observer: self._load())
+        self.service = Service(self.settings, sources=[first, *map(self._source, self._others)])
         self.app = create_app(self.settings, self.service)
         self._stopping = threading.Event()
         self._sockets: dict[int, Any] = {}
@@ -60,12 +77,28 @@ class Server:
 
     def _load(self) -> Engine:
         self.ready.wait()
-        self.engine = self._load_engine(self.settings)
-        self.engine.start()
+        self.engine = self._started(self._load_engine(self.settings))
         return self.engine
+
+    def _source(self, name: str) -> Source:
+        side = self._others[name]
+        runner = FakeRunner(replace(fake_config(side), name=name), step_s=self.step_s, num_slots=4)
+        card = ModelCard(name=name, title=f"The {name} one", place="on_disk", size_bytes=3 * 10**9, memory_bytes=10**6)
+
+        def load(observer: Observer) -> Engine:
+            return self._started(Engine(runner, FakeTokenizer(), digest="1" * 64, max_waiting_images=8))
+
+        return Source(load, name, lambda: card)
+
+    def _started(self, engine: Engine) -> Engine:
+        engine.start()
+        self._engines.append(engine)
+        return engine
 
     def _fake_engine(self, settings: Settings) -> Engine:
         self.runner = FakeRunner(fake_config(GRID_SIDE), step_s=self.step_s, num_slots=4)
+        if self.features is not None:
+            self.runner.info = replace(self.runner.info, features=self.features)
         return Engine(self.runner, FakeTokenizer(), digest="0" * 64, max_waiting_images=8)
 
     def stop(self) -> None:
@@ -75,7 +108,9 @@ class Server:
         self.app.extensions[JOBS].close()
         self._stopping.set()
         self._thread.join()
-        self.engine.stop()
+        for engine in self._engines:
+            engine.stop()
+        self._engines.clear()
 
     def _serve(self) -> None:
         """waitress's own loop, but one that can end: sockets are closed by the thread that waits for them."""

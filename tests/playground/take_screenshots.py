@@ -6,6 +6,7 @@ python -m tests.playground.take_screenshots [STATE …]
 from __future__ import annotations
 
 import io
+import math
 import sys
 import tempfile
 import time
@@ -154,9 +155,70 @@ def dark(browser: Browser, server: Server) -> bytes:
     return page.screenshot()
 
 
+def shown(page: Page, prompt: str) -> Page:
+    """A past picture of this prompt, large."""
+    page.locator("article.card", has_text=prompt).last.get_by_role("button", name="Open picture 1").click()
+    return page
+
+
+def given(browser: Browser, server: Server) -> bytes:
+    """A house whose lower half is drawn anew; the mask is still in the composer."""
+    page = shown(open_page(browser, server), "a house at night")
+    page.get_by_role("button", name="Paint over it").click()
+    page.get_by_role("button", name="Bottom half").click()
+    page.get_by_role("button", name="Use this mask").click()
+    draw(page, "a house in the snow", 4, 21)
+    page.locator('article[data-status="done"]', has_text="in the snow").wait_for(timeout=120_000)
+    page.mouse.move(640, 790)
+    page.wait_for_timeout(1_200)
+    return page.screenshot()
+
+
+def mask(browser: Browser, server: Server, **options: Any) -> bytes:
+    page = shown(open_page(browser, server, **options), "a sailboat at sunset")
+    page.get_by_role("button", name="Paint over it").click()
+    page.wait_for_timeout(600)
+    box = page.locator("#editor-box").bounding_box()
+    assert box is not None
+    x, y, size = box["x"], box["y"], box["width"]
+    page.mouse.move(x + 0.3 * size, y + 0.32 * size)
+    page.mouse.down()
+    for share in range(12):
+        angle = share / 11 * 4.5
+        page.mouse.move(x + (0.5 - 0.2 * math.cos(angle)) * size, y + (0.32 - 0.14 * math.sin(angle)) * size, steps=3)
+    page.mouse.up()
+    page.get_by_role("radio", name="Rectangle").check()
+    page.mouse.move(x + 0.62 * size, y + 0.7 * size)
+    page.mouse.down()
+    page.mouse.move(x + 0.92 * size, y + 0.93 * size, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    return page.screenshot()
+
+
+def mask_phone(browser: Browser, server: Server) -> bytes:
+    return mask(browser, server, **PHONE, color_scheme="dark")
+
+
+def closer(prompt: str, mode: str) -> Callable[[Browser, Server], bytes]:
+    def take(browser: Browser, server: Server) -> bytes:
+        page = shown(open_page(browser, server), prompt)
+        page.get_by_role("button", name=mode).click()
+        if mode == "Likelihood":
+            page.locator("#heat-told").wait_for()
+        if mode == "Redraw":
+            page.locator("#branch-rows").fill("5")
+        page.wait_for_timeout(1_200)
+        return page.screenshot()
+
+    return take
+
+
 STATES: dict[str, Callable[[Browser, Server], bytes]] = {
     "empty": empty, "gallery": gallery, "running": running, "done": done, "settings": settings, "error": error,
-    "phone": phone, "dark": dark,
+    "phone": phone, "dark": dark, "given": given, "compare": closer("a house in the snow", "Compare"), "mask": mask,
+    "mask-phone": mask_phone, "redraw": closer("a rocket in space", "Redraw"),
+    "likelihood": closer("a house at night", "Likelihood"),
 }  # fmt: skip
 
 if __name__ == "__main__":

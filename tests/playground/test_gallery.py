@@ -7,8 +7,10 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from playwright.sync_api import Page, Route, expect
 
 from dalle_server.pictures.metadata import read_metadata
@@ -31,11 +33,16 @@ def gallery(server: Server, make_page: Callable[..., Page]) -> Page:
 def fill(server: Server, prompts: tuple[str, ...]) -> None:
     jobs = server.app.extensions[JOBS]
     server.runner.step_s = 0
-    values = {"num_images": 2, "temperature": None, "top_k": 7, "top_p": None, "condition_scale": 3.5,
-              "negative_prompt": "", "format": "png", "preview": True}  # fmt: skip
     for number, prompt in enumerate(prompts):
-        job = jobs.submit({**values, "prompt": prompt, "seed": 40 + number}, owner="", client="")
-        view = jobs.feed.join("", job.id)
+        wanted: dict[str, Any] = {
+            "prompt": prompt,
+            "num_images": 2,
+            "seed": 40 + number,
+            "top_k": 7,
+            "condition_scale": 3.5,
+        }
+        accepted = requests.post(f"{server.url}/v1/jobs", json=wanted, timeout=20)
+        view = jobs.feed.join("", accepted.json()["id"])
         assert [entry for entries in view.entries(5) for entry in entries][-1].event == "done"
         view.close()
 

@@ -28,11 +28,12 @@ export class ApiError extends Error {
 export async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
   const sent = { ...headers };
   if (getKey()) sent.Authorization = `Bearer ${getKey()}`;
-  if (body) sent["Content-Type"] = "application/json";
+  const isForm = body instanceof FormData; // it names its own type, with the boundary between its parts
+  if (body && !isForm) sent["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(new URL(path.replace(/^\//, ""), base), {
-      method, headers: sent, signal, body: body && toJSON(body), credentials: "same-origin",
+      method, headers: sent, signal, body: isForm ? body : body && toJSON(body), credentials: "same-origin",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -73,4 +74,13 @@ export function pictureSource(url) {
 export function forgetPicture(url) {
   blobs.get(url)?.then(URL.revokeObjectURL, () => {});
   blobs.delete(url);
+}
+
+/** A file as text. */
+export function dataURL(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    Object.assign(reader, { onload: () => resolve(reader.result), onerror: () => reject(reader.error) });
+    reader.readAsDataURL(blob);
+  });
 }

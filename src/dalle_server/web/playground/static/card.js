@@ -3,7 +3,9 @@
 import { pictureSource } from "./api.js";
 import { h, iconButton } from "./dom.js";
 import { ago, countdown, duration, exactTime, plural } from "./format.js";
+import { startDrag } from "./incoming.js";
 import { isOver } from "./jobs.js";
+import { badge } from "./origin.js";
 
 const columnsFor = (count) => (count <= 1 ? 1 : count <= 4 ? 2 : count <= 9 ? 3 : Math.ceil(Math.sqrt(count)));
 
@@ -12,8 +14,7 @@ export class Card {
   constructor(job, model, actions) {
     this.job = job;
     this.actions = actions;
-    this.numTokens = model.imageTokens;
-    this.side = Math.sqrt(model.imageTokens);
+    this.model = model;
     this.cells = Array.from({ length: job.num_images }, (_, index) => this.#cell(index));
     this.mosaic = h("div", { class: "mosaic" }, ...this.cells.map((cell) => cell.element));
     this.mosaic.style.setProperty("--columns", columnsFor(job.num_images));
@@ -23,7 +24,7 @@ export class Card {
     this.buttons = h("div", { class: "card-actions" });
     this.element = h("article", { class: "card", dataset: { job: job.id } },
       h("div", { class: "frame" }, this.mosaic, this.bar),
-      h("h3", { class: "card-prompt", title: job.prompt }, job.prompt),
+      h("h3", { class: "card-prompt", title: job.prompt }, job.prompt || "Without words"),
       this.status,
       h("div", { class: "card-foot" }, this.facts, this.buttons));
     this.update();
@@ -37,6 +38,7 @@ export class Card {
       this.#showFacts();
       this.#showButtons();
       this.cells.forEach((_, each) => this.#showPicture(each));
+      this.#showGiven();
     } else if (index !== undefined) {
       this.#showPicture(index);
     }
@@ -80,7 +82,7 @@ export class Card {
       onclick: () => this.actions.reuseSeed(job) }, `#${job.seed}`);
     const time = h("time", { title: exactTime(job.created_at) }, ago(job.created_at));
     const took = job.status === "done" && job.total_s ? h("span", {}, duration(job.total_s)) : null;
-    this.facts.replaceChildren(...[seed, took, time].filter(Boolean));
+    this.facts.replaceChildren(...[badge(job), seed, took, time].filter(Boolean));
   }
 
   #showButtons() {
@@ -95,9 +97,10 @@ export class Card {
 
   #cell(index) {
     const preview = h("img", { class: "preview", alt: "", hidden: true, draggable: false });
-    const final = h("img", { class: "final", alt: `Picture ${index + 1} of ${this.job.num_images}: ${this.job.prompt}`, hidden: true, loading: "lazy", decoding: "async" });
+    const final = h("img", { class: "final", alt: `Picture ${index + 1} of ${this.job.num_images}: ${this.job.prompt}`, hidden: true, loading: "lazy", decoding: "async", draggable: false });
+    const under = this.job.over ? h("img", { class: "under", alt: "", hidden: true, draggable: false }) : null;
     const element = h("button", { class: "cell", type: "button", disabled: true, ariaLabel: `Picture ${index + 1}, not drawn yet`,
-      onclick: () => this.actions.open(this.job, index) }, preview, final);
+      onclick: () => this.actions.open(this.job, index), ondragstart: (event) => startDrag(event, this.job, index) }, under, preview, final);
     return { element, preview, final };
   }
 
@@ -113,11 +116,24 @@ export class Card {
     final.parentElement.classList.toggle("writing", !image && Boolean(shown) && !isOver(this.job));
   }
 
+  /** While it is drawn over, the given picture stands beneath. */
+  async #showGiven() {
+    const { job, element } = this;
+    if (!job.over) return;
+    const under = [...element.querySelectorAll(".under")];
+    if (isOver(job)) under.forEach((image) => image.remove());
+    else if (under.some((image) => !image.src)) {
+      const source = await pictureSource(job.over.image_url).catch(() => "");
+      if (source) under.forEach((image) => Object.assign(image, { src: source, hidden: false }));
+    }
+  }
+
   async #showFinal(index, image) {
     const { element, preview, final } = this.cells[index];
     if (final.dataset.url === image.url) return;
     final.dataset.url = image.url;
     element.disabled = false;
+    element.draggable = true;
     element.ariaLabel = `Open picture ${index + 1}`;
     try {
       final.src = await pictureSource(image.url);
@@ -133,7 +149,8 @@ export class Card {
   /** Only whole rows are shown; the rest of the preview is paint that means nothing yet. */
   #showPreview(index, { image, tokens_done: tokensDone }) {
     const { element, preview } = this.cells[index];
-    const rows = Math.floor(tokensDone / this.side) / this.side;
+    const side = Math.sqrt(this.model.imageTokens ?? this.job.num_tokens / this.job.num_images);
+    const rows = Math.floor(tokensDone / side) / side;
     preview.src = image;
     preview.hidden = false;
     element.style.setProperty("--written", `${rows * 100}%`);
@@ -143,7 +160,7 @@ export class Card {
   chooseScaling() {
     const { images, num_images: count } = this.job;
     const cell = this.cells[0].element.clientWidth * devicePixelRatio;
-    const width = images[0]?.width_px ?? this.nativePx;
+    const width = images[0]?.width_px ?? this.model.imagePx;
     if (cell && width && count) this.element.classList.toggle("crisp", cell / width >= 1.75);
   }
 }

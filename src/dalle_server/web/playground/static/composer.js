@@ -1,6 +1,8 @@
 // The form: what to draw, and how. It remembers itself, and reuses what a past job had.
 
+import { ApiError } from "./api.js";
 import { $, announce, h, setError } from "./dom.js";
+import { PictureFault } from "./given.js";
 import { plainSeed, seedFault } from "./seeds.js";
 
 const NUMBERS = ["condition_scale", "temperature", "top_k", "top_p"];
@@ -8,12 +10,13 @@ const SAVED = ["num_images", "format", "negative_prompt", ...NUMBERS];
 const STORE = "dalle-server.composer";
 
 export class Composer {
-  /** onSubmit(fields) → promise; a rejected ApiError is shown at its field. */
-  constructor(onSubmit) {
-    this.onSubmit = onSubmit;
+  /** onSubmit(fields) → promise; a rejected ApiError is shown at its field. `given` is the picture to begin with. */
+  constructor(given, onSubmit) {
+    Object.assign(this, { given, onSubmit });
     this.form = $("composer");
     this.sending = false;
     this.#restore();
+    given.addEventListener("change", () => this.#showGiven());
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     this.form.addEventListener("input", () => { this.#save(); this.#showError(null); });
     $("prompt").addEventListener("keydown", (event) => this.#key(event));
@@ -25,7 +28,9 @@ export class Composer {
   }
 
   /** The checkpoint's own defaults stand in the fields as placeholders; an empty field means them. */
-  setModel({ defaults, maxImages }) {
+  setModel(model, oneOfSeveral) {
+    const { defaults, maxImages } = model;
+    Object.assign(this, { model, oneOfSeveral });
     for (const name of NUMBERS) $(name).placeholder = String(defaults[name] ?? "");
     $("num_images").max = maxImages;
     if (Number($("num_images").value) > maxImages) this.#set("num_images", maxImages);
@@ -42,12 +47,43 @@ export class Composer {
     $("submit-text").textContent = text;
   }
 
+  /** A picture to begin with: take() is given it. What is wrong with it is told. → whether it is there. */
+  begin(take, prompt = "") {
+    return this.#come(async () => {
+      await take(this.given);
+      if (!$("prompt").value.trim()) this.#set("prompt", prompt);
+      const isTyping = document.activeElement.matches("input, textarea, select") && this.form.contains(document.activeElement);
+      if (!isTyping) this.#focus("");
+    });
+  }
+
+  /** All of a past request, the picture that it began with too. → whether it could be had. */
   reuse(job) {
-    this.#set("prompt", job.prompt);
-    this.#set("negative_prompt", job.negative_prompt);
-    for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
-    for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
-    this.#focus("Settings taken over");
+    return this.#come(async () => {
+      if (job.over) await this.given.takeAgain(job);
+      else this.given.clear();
+      this.#set("prompt", job.prompt);
+      this.#set("negative_prompt", job.negative_prompt);
+      for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
+      for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
+      this.#focus("Settings taken over");
+    });
+  }
+
+  /** What is still on its way, such as a picture that is being read, belongs to the next request: submit waits. */
+  async #come(action) {
+    const coming = (this.coming = action());
+    try {
+      await coming;
+      this.#showError(null);
+      return true;
+    } catch (error) {
+      if (!(error instanceof PictureFault || error instanceof ApiError)) throw error;
+      this.#showError(error);
+      return false;
+    } finally {
+      if (this.coming === coming) this.coming = undefined;
+    }
   }
 
   reuseSeed(job) {
@@ -60,17 +96,30 @@ export class Composer {
       this.#showError({ message: "The server does not answer requests now. The prompt is kept; try again when it does." });
       return;
     }
-    if (this.sending || !this.#valid()) return;
+    if (this.sending) return;
     this.sending = true;
     this.form.ariaBusy = "true";
+    if (this.model.state !== "loaded") $("submit-text").textContent = "Loading…";
     try {
-      await this.onSubmit(this.fields());
+      if (!(await this.#hasCome()) || !this.#valid()) return;
+      await this.onSubmit({ ...this.fields(), ...(await this.given.fields()) });
       this.#showError(null);
     } catch (error) {
       this.#showError(error);
     } finally {
       this.sending = false;
       this.form.ariaBusy = "false";
+      if (!$("submit").disabled) $("submit-text").textContent = "Draw";
+    }
+  }
+
+  /** False: it could not be had, which is told already. */
+  async #hasCome() {
+    try {
+      await this.coming;
+      return true;
+    } catch {
+      return false;
     }
   }
 
@@ -78,9 +127,16 @@ export class Composer {
   fields() {
     const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
     for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+    if (this.oneOfSeveral) fields.model = this.model.name;
     if (this.#seed()) fields.seed = plainSeed(this.#seed());
     if ($("negative_prompt").value.trim()) fields.negative_prompt = $("negative_prompt").value.trim();
     return fields;
+  }
+
+  /** A picture needs no words: without any, those that it was made of count, if it is one of ours. */
+  #showGiven() {
+    $("prompt").required = !this.given.picture;
+    $("prompt").placeholder = this.given.picture ? "What it shall become" : "Describe a picture";
   }
 
   #seed() {
@@ -91,7 +147,7 @@ export class Composer {
     $("seed").setCustomValidity(seedFault(this.#seed()));
     const wrong = [...this.form.elements].find((element) => element.willValidate && !element.checkValidity());
     if (!wrong) {
-      if ($("prompt").value.trim()) return true;
+      if ($("prompt").value.trim() || this.given.picture) return true;
       this.#showError({ param: "prompt", message: "Describe the picture you want first." });
       return false;
     }
@@ -135,7 +191,7 @@ export class Composer {
   }
 
   #focus(text) {
-    announce(text);
+    if (text) announce(text);
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.form.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
     $("prompt").focus({ preventScroll: true });

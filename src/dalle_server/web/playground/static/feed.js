@@ -15,8 +15,8 @@ export class Feed {
   #last = "";
   #load = 0;
 
-  constructor(jobs, model, actions) {
-    Object.assign(this, { jobs, model, actions });
+  constructor(jobs, models, actions) {
+    Object.assign(this, { jobs, models, actions });
     this.element = $("feed");
     jobs.addEventListener("added", ({ detail }) => this.#add(detail.job));
     jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
@@ -66,8 +66,7 @@ export class Feed {
   }
 
   #makeCard(job) {
-    const card = new Card(job, this.model, this.actions);
-    card.nativePx = this.model.imagePx;
+    const card = new Card(job, this.models.for(job), this.actions);
     this.#cards.set(job.id, card);
     return card;
   }
@@ -123,7 +122,7 @@ export class Feed {
     if (!empty) return;
     const [title, text] = this.#search
       ? [`Nothing for “${this.#search}”`, "Search looks for every word in prompts and seeds."]
-      : ["Nothing drawn yet", "Type what you would like to see, or take one of the ideas. Each picture appears row by row while it is written."];
+      : ["Nothing drawn yet", "Type what you would like to see, or take one of the ideas. Each picture appears row by row while it is written. Or begin with a picture of your own: drop it onto the prompt, paste it, or choose it."];
     $("empty").replaceChildren(...(this.#search ? [] : [emptyPicture()]), h("p", { class: "empty-title" }, title), h("p", {}, text));
   }
 }

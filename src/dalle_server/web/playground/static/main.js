@@ -6,7 +6,9 @@ import { Connection } from "./connection.js";
 import { $, announce } from "./dom.js";
 import { announceEnd, Feed } from "./feed.js";
 import { plural } from "./format.js";
+import { Given } from "./given.js";
 import { ideasFor } from "./ideas.js";
+import { listenForPictures } from "./incoming.js";
 import { Jobs } from "./jobs.js";
 import { installNotifications, notifyEnd } from "./notify.js";
 import { Status } from "./status.js";
@@ -18,10 +20,13 @@ let feed;
 let viewer;
 
 const actions = {
+  submit,
+  use: (job, index) => composer.begin((given) => given.takeFromGallery(job, index), job.prompt),
+  paint: async (job, index) => (await actions.use(job, index)) && given.paint(),
   open: (job, index) => viewer.open(job, index),
   reuse: (job) => composer.reuse(job),
   reuseSeed: (job) => composer.reuseSeed(job),
-  retry: (job) => { composer.reuse(job); composer.submit(); },
+  retry: async (job) => (await composer.reuse(job)) && composer.submit(),
   cancel: (job) => attempt(() => jobs.cancel(job)),
   remove: async (job) => {
     if (job.images.length && !(await confirmDeletion(job))) return;
@@ -32,18 +37,27 @@ const actions = {
   onError: fail,
 };
 
-const composer = new Composer(async (fields) => {
+const given = new Given();
+const composer = new Composer(given, submit);
+
+async function submit(fields) {
   try {
     const job = await jobs.submit(fields);
+    if (status.models.for(job).state !== "loaded") await status.refresh(); // now it is
     announce(job.position ? `Accepted, ${plural(job.position, "picture")} ahead` : "Accepted");
   } catch (error) {
     if (!error.status || error.status === 401) fail(error);
     throw error;
   }
-});
+}
 
 const status = new Status({
-  onReady: (model) => attempt(() => begin(model)),
+  onModel: (model) => {
+    composer.setModel(model, status.models.areSeveral);
+    composer.setIdeas(ideasFor(model.name));
+    given.setModel(model);
+  },
+  onReady: () => attempt(begin),
   onWaiting: (state) => composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"),
   onUnauthorized: (error) => {
     composer.setReady(false, "Key needed");
@@ -56,14 +70,11 @@ const connection = new Connection(() => {
   status.check();
 });
 
-/** The model is there: for the first time, after a restart, or with another key. */
-async function begin(model) {
-  composer.setModel(model);
-  composer.setIdeas(ideasFor(model.name));
+/** The server is ready: for the first time, after a restart, or with another key. */
+async function begin() {
   composer.setReady(true);
-  if (feed) feed.model = model;
-  feed ??= new Feed(jobs, model, actions);
-  viewer ??= new Viewer(() => feed.pictures(), actions);
+  feed ??= new Feed(jobs, status.models, actions);
+  viewer ??= new Viewer(status.models, () => feed.pictures(), actions);
   await feed.load();
 }
 
@@ -95,6 +106,10 @@ jobs.addEventListener("lost", ({ detail }) => detail.error && status.check());
 jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); });
 window.addEventListener("online", () => status.check());
 
+listenForPictures({
+  onFile: (file) => composer.begin(() => given.takeFile(file)),
+  onGallery: ({ job, index }) => jobs.get(job) && actions.use(jobs.get(job), index),
+});
 installTheme();
 installNotifications();
 status.check();

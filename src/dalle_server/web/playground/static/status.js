@@ -2,19 +2,24 @@
 
 import { backend, base, getJSON, host } from "./api.js";
 import { $, h, icon } from "./dom.js";
+import { Models } from "./models.js";
 
 const RETRY_MS = 2_000;
 const NANO = "nano is the small model that comes with the server: it draws emoji, alone and in simple scenes, within "
   + "seconds on any computer. For drawings and photographs of anything, start the server with --model_version mini or mega.";
 
-/** Asks until the model is ready. Calls onReady(model) every time it has become so, onWaiting(text) meanwhile. */
+/**
+ * Asks until the server is ready. Calls onModel(model) whenever more is known of the one that draws, onReady() every
+ * time the server has become ready, onWaiting(text) meanwhile.
+ */
 export class Status {
   #timer;
   #asking;
 
-  constructor({ onReady, onWaiting, onUnauthorized }) {
-    Object.assign(this, { onReady, onWaiting, onUnauthorized, model: null });
-    this.host = host;
+  constructor({ onModel, onReady, onWaiting, onUnauthorized }) {
+    Object.assign(this, { onModel, onReady, onWaiting, onUnauthorized, host });
+    this.models = new Models(() => this.#showModel());
+    $("model").addEventListener("toggle", () => $("model").open && this.info && this.refresh().catch((error) => this.#explain(error)));
   }
 
   check() {
@@ -35,14 +40,25 @@ export class Status {
         await this.#explainState(state);
         return;
       }
-      const info = await getJSON("/v1/info");
-      this.model = describe(info);
-      this.#show("ready", this.model.line, this.#details(info));
+      await this.refresh();
       hideBanner();
-      this.onReady(this.model);
+      this.onReady();
     } catch (error) {
       this.#explain(error);
     }
+  }
+
+  /** What is in memory changes with what is asked for. Rejects with an ApiError. */
+  async refresh() {
+    this.info = await getJSON("/v1/info");
+    await this.models.read(this.info);
+    this.#showModel();
+  }
+
+  #showModel() {
+    const { chosen } = this.models;
+    this.#show({ loaded: "ready", loading: "loading", failed: "stopped" }[chosen.state] ?? "idle", chosen.line, this.#details(chosen));
+    this.onModel(chosen);
   }
 
   #explain(error) {
@@ -80,7 +96,10 @@ export class Status {
     $("model-more").replaceChildren(...(details ?? [h("p", {}, "More is known once the model is ready.")]));
   }
 
-  #details({ version, model, runner }) {
+  #details({ name, known }) {
+    const list = this.models.list();
+    if (!known) return list;
+    const { model, runner } = known;
     const facts = [
       ["Model", `${model.name}, ${model.image_px} × ${model.image_px} px from ${model.image_tokens} tokens`],
       ["Runs on", `${runner.device_name} (${runner.device})`],
@@ -88,22 +107,11 @@ export class Status {
       ["Why", runner.reason],
       ["Repeatable", model.determinism],
       ["Weights", model.weights_digest.slice(0, 16)],
-      ["Server", `${backend || this.host}, version ${version}`],
+      ["Server", `${backend || this.host}, version ${this.info.version}`],
     ];
-    const list = h("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
-    return [...(model.name === "nano" ? [h("p", {}, NANO)] : []), list];
+    const told = h("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    return [...list, ...(name === "nano" && !this.models.areSeveral ? [h("p", {}, NANO)] : []), told];
   }
-}
-
-function describe({ model, runner, limits }) {
-  return {
-    name: model.name,
-    imagePx: model.image_px,
-    imageTokens: model.image_tokens,
-    defaults: model.sampling,
-    maxImages: limits.max_images,
-    line: [model.name, runner.device === "cpu" ? "CPU" : runner.device_name, runner.runner, runner.dtype].join(" · "),
-  };
 }
 
 /** /ready answers 503 with a body that says why. */

@@ -2,7 +2,10 @@
 
 import { getKey, pictureSource } from "./api.js";
 import { $, h } from "./dom.js";
+import { fit } from "./fit.js";
 import { bytes, duration, exactTime } from "./format.js";
+import { Modes } from "./modes.js";
+import { factsOf, isReadable } from "./origin.js";
 import { snippet } from "./snippets.js";
 
 const FACTS = [
@@ -15,17 +18,18 @@ const FACTS = [
   ["Model", (job) => job.model],
 ];
 
-const MARGIN_PX = 24;
-const MAX_SCALE = 8; // beyond it the squares are all one sees
 
 export class Viewer {
-  /** actions as in Card; pictures() gives the row that the arrows walk along. */
-  constructor(pictures, actions) {
-    Object.assign(this, { pictures, actions, language: "curl" });
+  /** actions as in Card, and more; pictures() gives the row that the arrows walk along. */
+  constructor(models, pictures, actions) {
+    Object.assign(this, { models, pictures, actions, language: "curl" });
+    this.modes = new Modes(models, async (fields) => { await actions.submit(fields); this.dialog.close(); });
     this.dialog = $("viewer");
     $("viewer-close").addEventListener("click", () => this.dialog.close());
     $("viewer-previous").addEventListener("click", () => this.#walk(-1));
     $("viewer-next").addEventListener("click", () => this.#walk(1));
+    $("viewer-use").addEventListener("click", () => this.#then((job) => actions.use(job, this.index)));
+    $("viewer-paint").addEventListener("click", () => this.#then((job) => actions.paint(job, this.index)));
     $("viewer-reuse").addEventListener("click", () => this.#then(actions.reuse));
     $("viewer-seed").addEventListener("click", () => this.#then(actions.reuseSeed));
     $("viewer-delete").addEventListener("click", () => actions.remove(this.job));
@@ -33,14 +37,18 @@ export class Viewer {
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
     this.dialog.addEventListener("keydown", (event) => this.#key(event));
     this.#listenToTabs();
-    new ResizeObserver(() => this.#fit()).observe($("viewer-image").parentElement);
+    new ResizeObserver(() => this.#fit()).observe($("viewer-box").parentElement);
   }
 
   async open(job, index) {
     const image = job.images.find((each) => each.index === index);
     Object.assign(this, { job, index, image });
     this.#describe();
-    if (!this.dialog.open) this.dialog.showModal();
+    if (!this.dialog.open) {
+      this.modes.choose("");
+      this.dialog.showModal();
+    }
+    this.modes.show({ job, index, image });
     this.#fit();
     const source = await pictureSource(image.url);
     if (this.image !== image) return; // walked on meanwhile
@@ -57,14 +65,16 @@ export class Viewer {
     const { job, image } = this;
     const row = this.pictures();
     const at = this.#place(row);
-    $("viewer-prompt").textContent = job.prompt;
+    $("viewer-prompt").textContent = job.prompt || "Without words";
     $("viewer-when").textContent = [exactTime(job.created_at), job.total_s && duration(job.total_s)].filter(Boolean).join(" · ");
     const facts = FACTS.map(([name, value]) => [name, value(job)]).filter(([, value]) => value !== "");
     facts.push(["Picture", `${this.index + 1} of ${job.num_images}`]);
+    facts.push(...factsOf(job, this.models.for(job)));
     facts.push(["File", `${image.width_px} × ${image.height_px} px, ${bytes(image.size_bytes)}`]);
     $("viewer-facts").replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))));
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at >= row.length - 1;
+    $("viewer-use").hidden = $("viewer-paint").hidden = !isReadable(this.models.for(job), job);
     this.#showSnippet();
   }
 
@@ -79,21 +89,13 @@ export class Viewer {
   }
 
   #key(event) {
-    if (event.target.closest('[role="tablist"], pre')) return;
+    if (event.target.closest('[role="tablist"], pre, input, textarea')) return;
     if (event.key === "ArrowLeft") this.#walk(-1);
     if (event.key === "ArrowRight") this.#walk(1);
   }
 
-  /** The largest whole multiple that fits; a picture larger than the window shrinks. */
   #fit() {
-    if (!this.image || !this.dialog.open) return;
-    const { clientWidth, clientHeight } = $("viewer-image").parentElement;
-    const room = Math.min(clientWidth, clientHeight) - 2 * MARGIN_PX;
-    const { width_px: width, height_px: height } = this.image;
-    const scale = Math.min(room / Math.max(width, height), MAX_SCALE);
-    const whole = scale >= 1 ? Math.floor(scale) : scale;
-    Object.assign($("viewer-image").style, { width: `${width * whole}px`, height: `${height * whole}px` });
-    $("viewer-image").classList.toggle("smooth", width > 200);
+    if (this.image && this.dialog.open) fit($("viewer-box"), this.image.width_px, this.image.height_px);
   }
 
   #then(action) {

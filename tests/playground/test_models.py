@@ -1,0 +1,95 @@
+"""Several models: which there are, which one draws, and what that changes on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.playground.conftest import Witness
+from tests.playground.server import Server
+from tests.playground.test_drawing import draw
+from tests.playground.test_given import open_card
+from tests.playground.test_look import violations
+
+
+@pytest.fixture
+def several(start_server: Callable[..., Server], make_page: Callable[..., Page]) -> Page:
+    """A model that is loaded, and one with a grid of 4×4 that is not."""
+    page = make_page(start_server(others={"small": 4}))
+    expect(page.locator("#model-line")).to_contain_text("fake · CPU")
+    return page
+
+
+def choose_model(page: Page, name: str) -> None:
+    page.locator("#model summary").click()
+    page.get_by_role("radio", name=name).check()
+    page.locator("#model summary").click()
+
+
+def test_one_model_is_no_choice(page: Page) -> None:
+    page.locator("#model summary").click()
+    expect(page.locator("#model-more")).to_contain_text("Runs on")
+    expect(page.locator("#model-more").get_by_role("radio")).to_have_count(0)
+    with page.expect_request("**/v1/jobs") as sent:
+        draw(page, "as ever")
+    assert set(sent.value.post_data_json or ()) == {"prompt", "num_images", "format", "preview"}
+
+
+def test_the_menu_tells_what_each_model_is(several: Page) -> None:
+    several.locator("#model summary").click()
+    menu = several.locator("#model-more")
+    expect(menu.get_by_role("radio")).to_have_count(2)
+    expect(menu.get_by_role("radio", name="fake")).to_be_checked()
+    expect(menu.locator(".model-choice").first).to_contain_text("in memory")
+    expect(menu.locator(".model-choice").last).to_have_text("The small oneon disksmall · 3.0 GB")
+    assert violations(several) == []
+
+
+def test_a_chosen_model_is_loaded_draws_and_is_remembered(several: Page) -> None:
+    choose_model(several, "The small one")
+    expect(several.locator("#model-line")).to_have_text("small · on disk")
+    card = draw(several, "by the small one")
+    expect(card).to_have_attribute("data-status", "done")
+    assert card.locator("img.final").evaluate("image => image.naturalWidth") == 32
+    expect(several.locator("#model-line")).to_contain_text("small · CPU")
+    several.reload()
+    expect(several.locator("#model-line")).to_contain_text("small · CPU")
+    several.locator("#model summary").click()
+    expect(several.get_by_role("radio", name="The small one")).to_be_checked()
+    expect(several.locator(".model-choice").last).to_contain_text("in memory")
+    expect(several.locator("#model-more")).to_contain_text("16 tokens")
+
+
+def test_a_picture_is_looked_at_with_the_model_that_drew_it(several: Page) -> None:
+    choose_model(several, "The small one")
+    expect(draw(several, "by the small one")).to_have_attribute("data-status", "done")
+    choose_model(several, "fake")
+    open_card(several.locator("article.card"))
+    several.get_by_role("button", name="Redraw").click()
+    expect(several.locator("#branch-rows-text")).to_have_text("2 of 4")
+    with several.expect_response("**/v1/images/score") as answered:
+        several.get_by_role("button", name="Likelihood").click()
+    assert (answered.value.json()["model"], len(answered.value.json()["logprobs"])) == ("small", 16)
+    several.get_by_role("button", name="Redraw").click()
+    several.get_by_role("button", name="Draw the other 2 rows").click()
+    expect(several.locator('article[data-status="done"] img.final')).to_have_count(2)
+    assert several.locator("img.final").first.evaluate("image => image.naturalWidth") == 32
+
+
+def test_the_keyboard_chooses_a_model(several: Page) -> None:
+    several.locator("#model summary").press("Enter")
+    several.get_by_role("radio", name="fake").focus()
+    several.keyboard.press("ArrowDown")
+    expect(several.get_by_role("radio", name="The small one")).to_be_checked()
+    expect(several.get_by_role("radio", name="The small one")).to_be_focused()
+    expect(several.locator("#announcer")).to_have_text("The small one draws")
+
+
+def test_a_remembered_model_that_has_gone_gives_way_to_the_first(page: Page, witness: Witness) -> None:
+    page.evaluate("localStorage.setItem(`dalle-server.model ${location.origin}/`, 'gone')")
+    page.reload()
+    expect(page.locator("#model-line")).to_contain_text("fake · CPU")
+    expect(draw(page, "still")).to_have_attribute("data-status", "done")
+    assert witness.console == []
