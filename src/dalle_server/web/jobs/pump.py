@@ -140,7 +140,7 @@ class Jobs:
         with self._lock:  # from its row on, others can see the job: a cancel must find it here
             store.add(live.job)
             self.feed.open(live.job.id, live.job.owner)
-            if not self._running.fold(store, live):  # the answer already tells its place in the queue
+            if not self._running.read(store, live):  # the answer already tells its place in the queue
                 self._running.watch(live)
 
     def cancel(self, job: Job) -> None:
@@ -191,7 +191,7 @@ class Jobs:
         if self._store is None:
             return
         store = self._store
-        self._running.fold_all(store)
+        self._running.read_all(store)
         if self._is_open:
             self._tell_trouble(None if store.rows.is_there else GONE)
         if self._backlog:

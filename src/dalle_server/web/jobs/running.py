@@ -1,4 +1,4 @@
-"""The jobs that the engine has: its events folded into the store (what lasts) and the feed (what is shown)."""
+"""The jobs that the engine has: its events become rows and files (what lasts) and entries of the feed (what is shown)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Running:
         return len(self._live)
 
     def watch(self, live: Live) -> None:
-        """Fold its events from now on."""
+        """Read its events from now on."""
         with self._lock:
             self._live[live.job.id] = live
         if live.cancelled:
@@ -81,20 +81,20 @@ class Running:
             live.generation.cancel()
         return live is not None
 
-    def fold_all(self, store: Store) -> None:
+    def read_all(self, store: Store) -> None:
         with self._lock:
             live = list(self._live.values())
         for each in live:
-            self.fold(store, each)
+            self.read(store, each)
 
-    def fold(self, store: Store, live: Live) -> bool:
+    def read(self, store: Store, live: Live) -> bool:
         """What the engine has said since the last time. True when that was the end."""
         self.steer_previews(live)
         try:
             for event in live.generation.events(poll_s=0):
                 if event is None:
                     return False
-                self._fold(store, live, event)
+                self._tell(store, live, event)
         except Exception as error:
             if not isinstance(error, DalleServerError):
                 logger.exception("job %s", live.job.id)
@@ -111,7 +111,7 @@ class Running:
         wanted = live.job.preview and self._feed.watched(live.job.id, live.job.owner)
         live.generation.want_previews(live.row_tokens if wanted else 0)
 
-    def _fold(self, store: Store, live: Live, event: Event) -> None:
+    def _tell(self, store: Store, live: Live, event: Event) -> None:
         job_id, feed = live.job.id, self._feed
         match event:
             case Queued(position):
