@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from dalle_server.cli.flags import add_flags, as_markdown
 from dalle_server.config import Settings, load_settings, parse_arg_boolean, parse_arg_dalle_version
-from dalle_server.config_help import add_flags, as_markdown
 from dalle_server.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def test_every_setting_is_a_flag_with_a_description() -> None:
 
 def test_configuration_page_is_what_the_program_writes() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "run `python -m dalle_server.config_help > docs/configuration.md`"
+    assert page == as_markdown(), "run `python -m dalle_server.cli.flags > docs/configuration.md`"
 
 
 def test_unknown_variables_are_ignored_with_a_word(caplog: pytest.LogCaptureFixture) -> None:

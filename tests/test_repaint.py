@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dalle_server.drawing.repaint import INDEX_BITS, Plan, Repaint, kept_behind
+from dalle_server.drawing.repainting import Repainting, likeliest, repaint
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Done, Failed, GeneratedImage, Generation, ImageReady, Preview, Progress
 from dalle_server.pictures.canvas import Picture
-from dalle_server.repaint import INDEX_BITS, Plan, Repaint, kept_behind
-from dalle_server.repainting import Repainting, likeliest, repaint
 from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 

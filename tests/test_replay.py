@@ -5,12 +5,12 @@ from dataclasses import replace as changed
 import numpy as np
 import pytest
 
+from dalle_server.drawing.replay import Source, info_text, replay
 from dalle_server.errors import InvalidRequest
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
-from dalle_server.replay import Source, info_text, replay
 from dalle_server.request import FREE, GenerationRequest
 from tests.web.scripted_engine import ScriptedEngine
 

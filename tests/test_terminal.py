@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle_server.terminal import Speech
+from dalle_server.cli.terminal import Speech
 
 ROOT = Path(__file__).parent.parent
 

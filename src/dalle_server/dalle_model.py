@@ -20,6 +20,8 @@ from dalle_server.config import (
     parse_arg_boolean,
     parse_arg_dalle_version,
 )
+from dalle_server.drawing.repaint import Repaint, keep_rows_of
+from dalle_server.drawing.repainting import draw_over
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
@@ -27,8 +29,6 @@ from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.stats import Observer
 from dalle_server.generation import Generation
 from dalle_server.pictures.canvas import read_file
-from dalle_server.repaint import Repaint, keep_rows_of
-from dalle_server.repainting import draw_over
 from dalle_server.request import GenerationRequest, SamplingParams, require_words
 from dalle_server.text import open_tokenizer
 from dalle_server.variants import ModelSize

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from dalle_server.cli.flags import add_flags
 from dalle_server.config import Settings, load_settings
-from dalle_server.config_help import add_flags
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import StepRow, TextTokens
 from dalle_server.engine.stats import Observer

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import Semaphore
 
-from dalle_server.best_of import BestOf
+from dalle_server.drawing.best_of import BestOf
+from dalle_server.drawing.repaint import Plan, Repaint
+from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
 from dalle_server.pictures.codec import Fit, ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
-from dalle_server.repaint import Plan, Repaint
-from dalle_server.repainting import repaint
 from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id

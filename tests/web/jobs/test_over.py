@@ -16,9 +16,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
+from dalle_server.drawing.replay import Source, replay
 from dalle_server.engine.engine import Engine
 from dalle_server.pictures.metadata import read_metadata
-from dalle_server.replay import Source, replay
 from dalle_server.request import FREE
 from dalle_server.web.jobs.current import EXTENSION
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config

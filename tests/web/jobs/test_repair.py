@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dalle_server.drawing.repaint import Holes
 from dalle_server.pictures.metadata import DrawnOver
-from dalle_server.repaint import Holes
 from dalle_server.web.jobs.storage.given import Given, Over
 from dalle_server.web.jobs.storage.records import DAMAGED
 from dalle_server.web.jobs.storage.store import Store

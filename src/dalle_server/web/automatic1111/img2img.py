@@ -6,9 +6,9 @@ import numpy as np
 from flask import Blueprint, Response
 from PIL import Image, ImageOps
 
+from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import Picture, Weights, fit_mask, read_picture
-from dalle_server.repaint import Repaint
 from dalle_server.web.automatic1111.checkpoints import chosen_model
 from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.routes import answer, order

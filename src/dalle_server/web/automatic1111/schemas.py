@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, Field, RootModel
 
 from dalle_server.checks import is_blank
+from dalle_server.drawing.repaint import MAX_CANDIDATES
 from dalle_server.errors import InvalidRequest
-from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.request import MAX_SEED
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
 from dalle_server.web.pool.model import ModelState

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Generation
-from dalle_server.repainting import repaint
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.given import Over
 from dalle_server.web.jobs.storage.records import Job

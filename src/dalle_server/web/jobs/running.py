@@ -1,4 +1,4 @@
-"""The jobs that the engine has: its events become rows and files (what lasts) and entries of the feed (what is shown)."""
+"""The jobs that the engine has: events become rows and files (what lasts) and entries of the feed (what is shown)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from dalle_server.drawing.repaint import Frame
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed
 from dalle_server.generation import (
@@ -24,7 +25,6 @@ from dalle_server.generation import (
 )
 from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
-from dalle_server.repaint import Frame
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends, image_json
 from dalle_server.web.jobs.feed import Feed

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-from dalle_server.repaint import MAX_CANDIDATES
+from dalle_server.drawing.repaint import MAX_CANDIDATES
 from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.schemas import Body

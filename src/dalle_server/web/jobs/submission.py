@@ -6,8 +6,8 @@ import secrets
 
 from flask import request
 
+from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.errors import InvalidRequest
-from dalle_server.repaint import Plan, Repaint
 from dalle_server.request import GenerationRequest, ImageKey, require_words
 from dalle_server.web.access.security import client_id
 from dalle_server.web.drawing import encoding, require_room

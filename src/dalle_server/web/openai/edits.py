@@ -9,8 +9,8 @@ from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import FileStorage
 
+from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
-from dalle_server.repaint import Repaint
 from dalle_server.web.drawing import Drawing, Order, draw, encoding, require_room
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import answer, wants_file

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 from numpy.typing import NDArray
 
-from dalle_server.best_of import score
+from dalle_server.drawing.best_of import score
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures

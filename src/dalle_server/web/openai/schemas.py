@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dalle_server.drawing.repaint import MAX_CANDIDATES
 from dalle_server.pictures.codec import Fit, ImageFormat
-from dalle_server.repaint import MAX_CANDIDATES
 from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.drawing import Form
 from dalle_server.web.schemas import Body, Whole

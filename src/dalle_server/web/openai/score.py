@@ -7,8 +7,8 @@ import math
 import numpy as np
 from flask import Blueprint, Response, jsonify
 
+from dalle_server.drawing.repaint import Repaint, own_recipe
 from dalle_server.pictures.canvas import read_picture
-from dalle_server.repaint import Repaint, own_recipe
 from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Order, draw, encoding, require_room
 from dalle_server.web.openai.names import chosen_model

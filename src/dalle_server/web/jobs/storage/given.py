@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from dalle_server import checks
+from dalle_server.drawing.repaint import Frame, Holes, Plan, Repaint
 from dalle_server.pictures.canvas import fit_mask, mask_from_alpha, mask_from_file, read_picture
 from dalle_server.pictures.metadata import DrawnOver
-from dalle_server.repaint import Frame, Holes, Plan, Repaint
 
 
 @dataclass(frozen=True, slots=True)

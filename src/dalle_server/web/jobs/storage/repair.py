@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
-from dalle_server.repaint import INDEX_BITS
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.files import GIVEN, PICTURE_FILE, RECORD, PictureFiles
 from dalle_server.web.jobs.storage.records import Job, Picture, from_values, to_values

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from dalle_server import checks
+from dalle_server.drawing.repaint import Engine, Holes, Plan, Repaint, kept_behind
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import (
     Cancelled,
@@ -25,7 +26,6 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
-from dalle_server.repaint import Engine, Holes, Plan, Repaint, kept_behind
 from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, SamplingParams, Tokens
 
 IDLE_S = 0.01

@@ -16,6 +16,9 @@ from rich.table import Column, Table
 from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
+from dalle_server.drawing.repaint import INDEX_BITS
+from dalle_server.drawing.replay import Source, info_text
+from dalle_server.drawing.replay import replay as replay_picture
 from dalle_server.drawn import Drawn
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import ConfigError, DalleServerError
@@ -23,9 +26,6 @@ from dalle_server.generation import GeneratedImage, unwrap
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.pictures.saving import safe_name, write_new, write_whole
-from dalle_server.repaint import INDEX_BITS
-from dalle_server.replay import Source, info_text
-from dalle_server.replay import replay as replay_picture
 from dalle_server.request import GenerationRequest, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.variants import ModelSize

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from dalle_server import commands
+from dalle_server.cli import commands
 from dalle_server.config import Settings
+from dalle_server.drawing.repaint import Repaint, keep_rows_of
+from dalle_server.drawing.repainting import draw_over
 from dalle_server.pictures.canvas import read_file
 from dalle_server.pictures.codec import ImageFormat, describe_image
-from dalle_server.repaint import Repaint, keep_rows_of
-from dalle_server.repainting import draw_over
 from dalle_server.request import require_words
 
 

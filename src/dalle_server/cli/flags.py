@@ -9,7 +9,7 @@ from dalle_server.config import Settings
 
 _MARKDOWN_HEAD = """# Configuration
 
-<!-- Written by `python -m dalle_server.config_help`; a test keeps it true. -->
+<!-- Written by `python -m dalle_server.cli.flags`; a test keeps it true. -->
 
 Each setting `some_name` is a flag `--some_name` (or `--some-name`) of `dalle-server serve`, an environment variable
 `DALLE_SOME_NAME`, and a line `some_name = value` of a TOML file named by `--config` or `DALLE_CONFIG`. A flag beats the

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dalle_server import __version__
+from dalle_server.cli.flags import add_flags
+from dalle_server.cli.terminal import forgiving
 from dalle_server.config import Settings, did_you_mean, load_settings
-from dalle_server.config_help import add_flags
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
-from dalle_server.terminal import forgiving
 
 if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
@@ -217,36 +217,36 @@ def _logged_progress() -> Callable[[str, int, int], None]:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands
+    from dalle_server.cli import commands
 
     return commands.generate(_settings(arguments), arguments)
 
 
 def _draw_over(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands_over
+    from dalle_server.cli import over
 
-    return commands_over.draw(_settings(arguments), arguments)
+    return over.draw(_settings(arguments), arguments)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands
+    from dalle_server.cli import commands
 
     return commands.pull(arguments.model, _settings(arguments), mirror=arguments.mirror)
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands
+    from dalle_server.cli import commands
 
     return commands.models(_settings(arguments))
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands
+    from dalle_server.cli import commands
 
     return commands.info(arguments.files)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from dalle_server import commands
+    from dalle_server.cli import commands
 
     return commands.replay(_settings(arguments), arguments)
