@@ -134,6 +134,25 @@ def test_a_full_queue_refuses_before_it_reads_the_text(make_engine, monkeypatch)
     assert [prompt for prompt in read if prompt] == ["unreadable", "a"]
 
 
+def test_a_place_is_held_for_a_request_that_has_yet_to_be_read(make_engine):
+    engine = make_engine(FakeRunner(num_slots=1), max_waiting_images=1)
+    held, other = engine.hold(), engine.hold()
+    for refused in (engine.hold, lambda: engine.submit(GenerationRequest.of("b", 1, seed=1))):
+        with pytest.raises(Overloaded):
+            refused()
+    other.give_back()
+    other.give_back()  # once is enough
+    engine.submit(GenerationRequest.of("a", 2, seed=1), held)  # its own place is one of the two
+    held.give_back()
+    with pytest.raises(Overloaded):
+        engine.hold()
+    run(engine)
+    engine.hold()
+    engine.stop()
+    with pytest.raises(NotReady):
+        engine.hold()
+
+
 def test_cancel_frees_the_slot_before_the_next_token(make_engine):
     engine = make_engine(FakeRunner(num_slots=1))
     first = engine.submit(GenerationRequest.of("a", 3, seed=1))

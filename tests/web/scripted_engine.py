@@ -9,6 +9,7 @@ import numpy as np
 
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.tracker import Place
 from dalle_server.errors import DalleServerError, InvalidRequest
 from dalle_server.families import model_config
 from dalle_server.generation import (
@@ -53,6 +54,7 @@ class ScriptedEngine:
     gate: threading.Event = field(default_factory=threading.Event)
     submit_error: DalleServerError | None = None  # raised by submit
     fail_with: DalleServerError | None = None  # ends every generation
+    num_held: int = 0  # places of requests that are being read
     requests: list[GenerationRequest] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
     config: ModelConfig = CONFIG
@@ -75,7 +77,18 @@ class ScriptedEngine:
         for generation in self.generations:
             generation.cancel("the engine stopped")
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def hold(self) -> Place:
+        if self.submit_error is not None:
+            raise self.submit_error
+        self.num_held += 1
+        return Place(self._release)
+
+    def _release(self) -> None:
+        self.num_held -= 1
+
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
+        if held is not None:
+            held.give_back()
         if self.submit_error is not None:
             raise self.submit_error
         if request.forced_tokens and len(request.forced_tokens) != self.config.picture.num_tokens:

@@ -1,20 +1,35 @@
 """The life of a drawing request: counts, budgets, and files that are made in few places and in the request's time."""
 
+import base64
+import io
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, Request
 from flask.testing import FlaskClient
+from PIL import Image
 
+from dalle_server.errors import Overloaded
 from dalle_server.request import GenerationRequest
 from dalle_server.web import drawing
+from dalle_server.web.routing import routes
 from dalle_server.web.service import ENCODERS, EXTENSION, Service
 from tests.web.scripted_engine import ScriptedEngine
 
 MakeApp = Callable[..., Flask]
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (80, 80, 80)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = _png()
+URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
 def service_of(app: Flask) -> Service:
@@ -117,20 +132,97 @@ def test_files_are_not_made_for_a_client_that_left(app: Flask, engine: ScriptedE
     assert statuses == [499]
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/images/edits", {"prompt": "x", "images": [{"image_url": "data:,"}]}),
-        ("/v1/images/variations", {}),
-        ("/v1/images/score", {"prompt": "x", "image": "eA=="}),
-        ("/sdapi/v1/img2img", {"init_images": ["eA=="]}),
-    ],
-)
-def test_a_full_queue_refuses_pictures_unread(make_app: MakeApp, engine: ScriptedEngine, path: str, body: Any) -> None:
-    client = make_app(max_waiting_images=1).test_client()
-    engine.gate.clear()
-    for _ in range(5):  # four slots and one place
-        engine.submit(GenerationRequest.of("x"))
-    reply = client.post(path, json=body)
-    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "5")
+# Every route that takes pictures, with a body that it takes.
+TAKERS: dict[str, dict[str, Any]] = {
+    "/v1/images/edits": {"json": {"prompt": "x", "images": [{"image_url": URL}]}},
+    "/v1/images/edits as a form": {"data": {"prompt": "x", "image": (PNG, "a.png")}},
+    "/v1/images/variations": {"data": {"image": (PNG, "a.png")}},
+    "/v1/images/score": {"json": {"prompt": "x", "image": URL}},
+    "/v1/jobs": {"json": {"prompt": "x", "image": URL}},
+    "/v1/jobs as a form": {"data": {"prompt": "x", "image": (PNG, "a.png")}},
+    "/sdapi/v1/txt2img": {"json": {"prompt": "x"}},
+    "/sdapi/v1/img2img": {"json": {"prompt": "x", "init_images": [URL]}},
+    "/sdapi/v1/extra-single-image": {"json": {"image": URL}},
+    "/sdapi/v1/extra-batch-images": {"json": {"imageList": [{"data": URL}]}},
+    "/sdapi/v1/png-info": {"json": {"image": URL}},
+}
+# These ask nothing of the engine: they take one of the few places in which pictures are read and made into files.
+WITHOUT_THE_ENGINE = ("/sdapi/v1/extra-single-image", "/sdapi/v1/extra-batch-images", "/sdapi/v1/png-info")
+
+
+def sent(name: str) -> tuple[str, dict[str, Any]]:
+    """Path and arguments of a post."""
+    body = dict(TAKERS[name])
+    if "data" in body:
+        body["data"] = {
+            key: (io.BytesIO(value[0]), value[1]) if isinstance(value, tuple) else value
+            for key, value in body["data"].items()
+        }
+    return name.split()[0], body
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, note: Callable[[str], None]) -> None:
+    """Calls `note` before a body is read and whatever came in it is decoded."""
+    for owner, name in ((Request, "get_data"), (Request, "_load_form_data"), (base64, "b64decode"), (Image, "open")):
+        inner = getattr(owner, name)
+
+        def noted(*args: Any, _inner: Any = inner, _name: str = name, **kwargs: Any) -> Any:
+            note(_name)
+            return _inner(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+
+def test_every_route_that_takes_pictures_is_looked_at(app: Flask) -> None:
+    taking = {rule.rule for rule, route in routes(app) if route.takes == "pictures"}
+    assert taking == {sent(name)[0] for name in TAKERS}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_nothing_is_read_before_there_is_a_place(
+    app: Flask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """16 MiB of picture cost 50 to 150 ms of processor time: a full queue must not spend them."""
+    path, body = sent(name)
+    read: list[tuple[str, int]] = []
+
+    def note(what: str) -> None:
+        busy = ENCODERS - service_of(app).encoders._value
+        if not engine.requests:  # once accepted, it has its places
+            read.append((what, busy if path in WITHOUT_THE_ENGINE else engine.num_held))
+
+    client = app.test_client()
+    watch(monkeypatch, note)
+    reply = client.post(path, **body)
+    assert reply.status_code in (200, 202) or path.endswith("score"), reply.text  # this engine tells no likelihoods
+    assert len(read) >= 1 and all(places == 1 for _, places in read), read
+    assert engine.num_held == 0 and service_of(app).encoders._value == ENCODERS
+
+
+@pytest.mark.parametrize("name", [name for name in TAKERS if name not in WITHOUT_THE_ENGINE])
+@pytest.mark.parametrize("refusal", ["the queue", "the client's share"])
+def test_a_full_queue_refuses_unread(
+    make_app: MakeApp, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, name: str, refusal: str
+) -> None:
+    app = make_app(max_waiting_images=2, queue_share=0.5)
+    path, body = sent(name)
+    if refusal == "the queue":
+        engine.submit_error = Overloaded("the queue is full", retry_after_s=5)
+    else:
+        engine.gate.clear()
+        service = service_of(app)
+        service.submit(service.pool.first, GenerationRequest.of("x", client="addr:127.0.0.1"))
+    read: list[str] = []
+    watch(monkeypatch, read.append)
+    reply = app.test_client().post(path, **body)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503 if refusal == "the queue" else 429, "5")
+    assert read == []
     engine.gate.set()
+
+
+@pytest.mark.parametrize("name", [name for name in TAKERS if name not in WITHOUT_THE_ENGINE])
+def test_a_place_comes_back_from_a_request_that_is_wrong(app: Flask, engine: ScriptedEngine, name: str) -> None:
+    path, body = sent(name)
+    kind = "json" if "json" in body else "data"
+    reply = app.test_client().post(path, **{kind: body[kind] | {"negative_prompt": "x" * 40_000}})
+    assert (reply.status_code, engine.num_held) == (400, 0)

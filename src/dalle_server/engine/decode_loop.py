@@ -20,7 +20,7 @@ from dalle_server.engine.encoded_texts import EncodedTexts
 from dalle_server.engine.runners.base import PendingStep, Runner, StepRow
 from dalle_server.engine.sequence import ImageSequence, Job
 from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
-from dalle_server.engine.tracker import RequestTracker
+from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Failed
 
@@ -58,9 +58,13 @@ class DecodeLoop:
         self._texts = EncodedTexts(runner)
         self._launched: deque[LaunchedStep] = deque()
 
-    def room_for(self, num_images: int) -> AbstractContextManager[None]:
+    def hold(self) -> Place:
+        """A place in the queue. Raises Overloaded when it is full."""
+        return self.tracker.hold(self.detokenizer.backlog)
+
+    def room_for(self, num_images: int, held: Place | None = None) -> AbstractContextManager[None]:
         """Holds places in the queue while a request is made. Raises Overloaded when it has no room."""
-        return self.tracker.room_for(num_images, self.detokenizer.backlog)
+        return self.tracker.room_for(num_images, self.detokenizer.backlog, held)
 
     def submit(self, job: Job) -> None:
         """Accept a request that holds its places; a whole grid goes straight to pixels."""

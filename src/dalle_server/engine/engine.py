@@ -20,7 +20,7 @@ from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, TOKENIZE, Run
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import Counters, EngineStats, Observer
-from dalle_server.engine.tracker import RequestTracker
+from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import EngineFault, InvalidRequest, NotReady, NotSupported, Overloaded
 from dalle_server.generation import Cancelled, Failed, Generation
 from dalle_server.request import FREE, GenerationRequest
@@ -106,14 +106,22 @@ class Engine:
 
     # -- requests
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def hold(self) -> Place:
+        """A place in the queue for a request that has yet to be read; `submit` takes it, or it is given back. Any
+        thread. Raises Overloaded when the queue is full, NotReady while stopping or down.
+        """
+        if self.state != "ready":
+            raise NotReady(f"the engine is {self.state}; try again shortly", retry_after_s=5)
+        return self._loop.hold()
+
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         """Accept a request: from now on it ends exactly once. Any thread.
 
         Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while stopping or down.
         """
         self._check(request)
         loop = self._loop
-        with loop.room_for(len(request.images)):  # held first: reading a text is work, which a full queue must not do
+        with loop.room_for(len(request.images), held):  # first: reading a text is work, which a full queue must not do
             conditional, unconditional = self._tokenizer.pair(request.prompt, request.negative_prompt)
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
             job = Job.of(handle, conditional, unconditional, self.config.picture.num_tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepResult, StepRow
@@ -31,6 +31,18 @@ from dalle_server.request import Pixels
 LONGEST_SLEEP_S = 3600.0  # a lock cannot wait for a deadline in a thousand years; looking again costs nothing
 
 
+class Place:
+    """Room for one picture, held for a request that has not been read yet."""
+
+    def __init__(self, release: Callable[[], None]):
+        self._release = release
+
+    def give_back(self) -> None:
+        """Does nothing the second time."""
+        release, self._release = self._release, lambda: None
+        release()
+
+
 class RequestTracker:
     """A request enters through `accept` and leaves through `finish`, each exactly once."""
 
@@ -50,21 +62,35 @@ class RequestTracker:
         self._progress_every_s = progress_every_s
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
         self._woken = False
-        self._held = 0  # places of requests whose text is being read
+        self._held = 0  # places of requests that are being read
 
     # -- in
 
+    def hold(self, num_detokenizing: int) -> Place:
+        """Raises Overloaded when the queue is full."""
+        self._take(1, num_detokenizing)
+        return Place(lambda: self._release(1))
+
     @contextmanager
-    def room_for(self, num_images: int, num_detokenizing: int) -> Iterator[None]:
-        """Holds places while a request is made. Raises Overloaded when the queue has no room for its pictures."""
+    def room_for(self, num_images: int, num_detokenizing: int, held: Place | None = None) -> Iterator[None]:
+        """Holds places while a request is made, `held` being one of them. Raises Overloaded when they are too many."""
         with self._changed:
-            self._refuse_overload(num_images, num_detokenizing)
-            self._held += num_images
+            if held is not None:
+                held.give_back()
+            self._take(num_images, num_detokenizing)
         try:
             yield
         finally:
-            with self._changed:
-                self._held -= num_images
+            self._release(num_images)
+
+    def _take(self, num_images: int, num_detokenizing: int) -> None:
+        with self._changed:
+            self._refuse_overload(num_images, num_detokenizing)
+            self._held += num_images
+
+    def _release(self, num_images: int) -> None:
+        with self._changed:
+            self._held -= num_images
 
     def accept(self, job: Job) -> None:
         """Put a request on the books, within its `room_for`."""

@@ -46,27 +46,44 @@ class Bookkeeping(Observer):
         self._lock = threading.Lock()
 
     @contextmanager
+    def holding(self, client: str) -> Iterator[None]:
+        """Around Engine.hold. Raises RateLimited when the client's share of the queue is full."""
+        with self._counting_refusals():
+            with self._lock:
+                self._check_share(client, 1)
+            yield
+
+    @contextmanager
     def submitting(self, wanted: GenerationRequest) -> Iterator[None]:
         """Around Engine.submit. Raises RateLimited when the client's share of the queue is full."""
         in_request = has_request_context()
         entry = _Entry(request_id() if in_request else None, request.path if in_request else "background")
-        with self._lock:
-            live = self._live_images[wanted.client]
-            if self._limited and live and live + len(wanted.images) > self._share:
-                self._count("refused")
-                raise RateLimited(
-                    f"{live} of your pictures are under way, and one client may have {self._share}; wait for them",
-                    retry_after_s=5,
-                )
-            self._entries[wanted.id] = entry
-            self._live_images[wanted.client] += len(wanted.images)
+        with self._counting_refusals():
+            with self._lock:
+                self._check_share(wanted.client, len(wanted.images))
+                self._entries[wanted.id] = entry
+                self._live_images[wanted.client] += len(wanted.images)
+            try:
+                yield
+            except BaseException:
+                self._forget(wanted)
+                raise
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
             yield
-        except BaseException as error:
-            self._forget(wanted)
-            if isinstance(error, Overloaded):
-                self._count("refused")
+        except (Overloaded, RateLimited):
+            self._count("refused")
             raise
+
+    def _check_share(self, client: str, num_images: int) -> None:
+        live = self._live_images.get(client, 0)
+        if self._limited and live and live + num_images > self._share:
+            raise RateLimited(
+                f"{live} of your pictures are under way, and one client may have {self._share}; wait for them",
+                retry_after_s=5,
+            )
 
     def _count(self, outcome: str) -> None:
         self._metrics.requests.labels(outcome).inc()

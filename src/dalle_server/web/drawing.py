@@ -18,7 +18,7 @@ from dalle_server.drawing.best_of import BestOf
 from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
-from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest, Overloaded
+from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
 from dalle_server.pictures.codec import Fit, ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
@@ -196,11 +196,11 @@ def encoding() -> AbstractContextManager[None]:
     return _place(service.encoders, client_left(), time.monotonic() + service.settings.request_timeout_s)
 
 
-def require_room(model: Model) -> None:
-    """Before a picture that came in is decoded: a full queue refuses it unread. Raises Overloaded, NotReady."""
-    stats = model.engine.stats()
-    if stats.running + stats.waiting >= stats.num_slots + current_service().settings.max_waiting_images:
-        raise Overloaded("the queue is full; try again later", retry_after_s=5)
+def hold_place(model: Model | None = None) -> None:
+    """A place in the queue for the current HTTP request: of any model before its body is read, then of the one it
+    names, before what came with it is decoded. A full queue refuses both. Raises Overloaded, NotReady, RateLimited.
+    """
+    current_service().hold(client_id(), model)
 
 
 def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
-from flask import current_app
+from flask import Response, after_this_request, current_app, g, has_request_context
 
 from dalle_server.config import Settings
-from dalle_server.errors import DalleServerError, NotReady
+from dalle_server.engine.tracker import Place
+from dalle_server.errors import DalleServerError, NotReady, Overloaded
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping
@@ -89,17 +91,50 @@ class Service:
         if self.pool.first.known is None:
             raise NotReady("the model is still loading; try again shortly", retry_after_s=2)
 
+    def hold(self, client: str, model: Model | None = None) -> None:
+        """A place in the queue for the current HTTP request: of any model while its body is unread, then of the one it
+        names. `submit` takes it; otherwise it is given back with the answer. Raises as `submit` does.
+        """
+        self._check_open()
+        if model is None:
+            g.place = self._hold_any(client)
+            after_this_request(_give_back)
+        elif (place := _held_place(model.engine)) is None:
+            with model.bookkeeping.holding(client):
+                g.place = model.engine, model.engine.hold()
+        else:
+            g.place = model.engine, place
+
+    def _hold_any(self, client: str) -> tuple[Engine, Place] | None:
+        """None where a model is not loaded, and so has room. Raises Overloaded; of a single model RateLimited too."""
+        refusal: Overloaded | None = None
+        for model in self.pool.models:
+            engine = model.engine_now
+            if engine is None:
+                continue
+            try:
+                with model.bookkeeping.holding(client) if len(self.pool.models) == 1 else nullcontext():
+                    return engine, engine.hold()
+            except Overloaded as error:
+                refusal = error
+        if refusal is not None and all(model.engine_now for model in self.pool.models):
+            raise refusal
+        return None
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
+
     def submit(self, model: Model, request: GenerationRequest) -> Generation:
         """Of a model that the caller holds. Raises NotReady while loading, failed or draining; Overloaded when the
         queue is full, RateLimited when this client's share of it is; InvalidRequest.
         """
-        if self._is_draining:
-            raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
+        self._check_open()
         engine = model.engine
         asked()
         try:
             with model.bookkeeping.submitting(request):
-                return engine.submit(request)
+                return engine.submit(request, _held_place(engine))
         finally:
             entered()
 
@@ -130,6 +165,22 @@ class Service:
         """Cancel what still runs and close the engines."""
         self.drain()
         self.pool.stop()
+
+
+def _held_place(engine: Engine | None = None) -> Place | None:
+    """The current HTTP request's, which is the caller's from now on. One of another engine is given back."""
+    held: tuple[Engine, Place] | None = g.pop("place", None) if has_request_context() else None
+    if held is None:
+        return None
+    if held[0] is engine:
+        return held[1]
+    held[1].give_back()
+    return None
+
+
+def _give_back(response: Response) -> Response:
+    _held_place()
+    return response
 
 
 def current_service() -> Service:

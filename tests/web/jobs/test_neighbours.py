@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from dalle_server.engine.tracker import Place
 from dalle_server.errors import DalleServerError, EngineFault, RateLimited
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
@@ -243,10 +244,10 @@ class Choosy(ScriptedEngine):
 
     refused = ""
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         if request.client == self.refused:
             raise RateLimited("your share of the queue is full")
-        return super().submit(request)
+        return super().submit(request, held)
 
 
 def test_a_client_over_his_share_holds_up_nobody_else(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
@@ -276,11 +277,11 @@ class Faulty(ScriptedEngine):
 
     faults = 0
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         fail_with: DalleServerError | None = EngineFault("the engine failed") if self.faults else None
         self.faults -= 1
         self.fail_with = fail_with
-        generation = super().submit(request)
+        generation = super().submit(request, held)
         while generation.terminal is None:
             time.sleep(0.005)
         return generation

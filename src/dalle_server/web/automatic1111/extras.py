@@ -79,7 +79,8 @@ class BatchReply(BaseModel):
     reply=SingleReply,
 )
 def single() -> Response:
-    body = read_json(SingleBody)
+    with encoding():
+        body = read_json(SingleBody)
     return jsonify(SingleReply(image=_enlarged([body.image], body)[0]).model_dump())
 
 
@@ -94,7 +95,8 @@ def single() -> Response:
     reply=BatchReply,
 )
 def batch() -> Response:
-    body = read_json(BatchBody)
+    with encoding():
+        body = read_json(BatchBody)
     return jsonify(BatchReply(images=_enlarged([item.data for item in body.imageList], body)).model_dump())
 
 
@@ -106,9 +108,8 @@ def _enlarged(images: list[str], body: ExtrasBody) -> list[str]:
         )
     left_px, results = MAX_PIXELS, []
     for text in images:
-        data = decode_base64(text, "image")
         with encoding():
-            picture = read_picture(data)
+            picture = read_picture(decode_base64(text, "image"))
             target = picture.size_px if UPSCALERS[body.upscaler_1] is None else body.target(picture.size_px)
             left_px -= math.prod(target)
             if left_px < 0:

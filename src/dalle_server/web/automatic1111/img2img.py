@@ -13,7 +13,7 @@ from dalle_server.web.automatic1111.checkpoints import chosen_model
 from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.routes import answer, order
 from dalle_server.web.automatic1111.schemas import Img2ImgBody, Txt2ImgReply
-from dalle_server.web.drawing import Form, draw, encoding, require_room
+from dalle_server.web.drawing import Form, draw, encoding, hold_place
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json
 from dalle_server.web.uploads import decode_base64
@@ -36,9 +36,10 @@ CUT = 1  # the resize_mode that keeps the shape
     reply=Txt2ImgReply,
 )
 def img2img() -> Response:
+    hold_place()
     body = read_json(Img2ImgBody)
     model = chosen_model(body, current_choices())
-    require_room(model)
+    hold_place(model)
     image = decode_base64(body.init_images[0], "init_images")
     mask_file = decode_base64(body.mask, "mask") if body.mask else None
     with encoding():

@@ -39,7 +39,7 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
-from dalle_server.web.drawing import Drawing, Form, Order, draw, encoding
+from dalle_server.web.drawing import Drawing, Form, Order, draw, encoding, hold_place
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64
@@ -69,6 +69,7 @@ def _jobs() -> Jobs:
     reply=Txt2ImgReply,
 )
 def txt2img() -> Response:
+    hold_place()
     body = read_json(Txt2ImgBody)
     model = chosen_model(body, current_choices())
     size_px = body.size_px(model.engine.config.picture.width_px)
@@ -214,9 +215,9 @@ def _stop() -> None:
     reply=PngInfoReply,
 )
 def png_info() -> Response:
-    data = decode_base64(read_json(PngInfoBody).image, "image")
-    metadata = find_metadata(data)
     with encoding():
+        data = decode_base64(read_json(PngInfoBody).image, "image")
+        metadata = find_metadata(data)
         size_px, texts = _texts_of(data)
     if metadata is None:  # of another program: as the web UI answers
         info = texts.pop(KEYWORD, texts.get("exif comment", ""))

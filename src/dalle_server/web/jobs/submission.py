@@ -10,7 +10,7 @@ from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.errors import InvalidRequest
 from dalle_server.request import GenerationRequest, ImageKey, require_words
 from dalle_server.web.access.security import client_id
-from dalle_server.web.drawing import encoding, require_room
+from dalle_server.web.drawing import encoding, hold_place
 from dalle_server.web.jobs.current import current_jobs, find_job, owner, read_picture_file
 from dalle_server.web.jobs.schemas import GalleryPicture, JobBody, JobFields, JobForm
 from dalle_server.web.jobs.storage.given import Given
@@ -25,6 +25,7 @@ NEED_AN_IMAGE = ("mask", "strength", "candidates", "keep_tokens")
 
 def submit() -> Job:
     """The current HTTP request as an accepted job. Raises what `Jobs.submit` does, NotFound and NotSupported."""
+    hold_place()
     body, image, mask = _read()
     limit = current_service().settings.max_images
     if body.num_images > limit:
@@ -35,7 +36,7 @@ def submit() -> Job:
         require_words(body.prompt)
         given, over, words = None, None, (body.prompt, body.negative_prompt or "", body.sampling)
     else:
-        require_room(model)
+        hold_place(model)
         given = Given(image, mask)
         with encoding():
             repaint = _repaint(body, given)

@@ -11,7 +11,7 @@ from werkzeug.datastructures import FileStorage
 
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.drawing import Drawing, Order, draw, encoding, require_room
+from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import answer, wants_file
 from dalle_server.web.openai.schemas import (
@@ -48,6 +48,7 @@ _over_a_picture = partial(
 @blueprint.post("/images/edits")
 @_over_a_picture("Repaint a part of a picture, or all of it", body=EditJson, form=EditForm)
 def edits() -> ResponseReturnValue:
+    hold_place()
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
         model = _with_room(body)
@@ -66,15 +67,16 @@ def edits() -> ResponseReturnValue:
 
 
 def _with_room(body: RepaintBody) -> Model:
-    """The model asked for, before a picture is looked at. Raises what chosen_model and require_room raise."""
+    """The model asked for, before a picture is looked at. Raises what chosen_model and hold_place raise."""
     model = chosen_model(body.model)
-    require_room(model)
+    hold_place(model)
     return model
 
 
 @blueprint.post("/images/variations")
 @_over_a_picture("Variations of a picture", form=VariationForm)
 def variations() -> ResponseReturnValue:
+    hold_place()
     body = validate(VariationForm, request.form.to_dict())
     model = _with_room(body)
     image = _only(_files("image", "image[]"))

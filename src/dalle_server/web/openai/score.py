@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify
 from dalle_server.drawing.repaint import Repaint, own_recipe
 from dalle_server.pictures.canvas import read_picture
 from dalle_server.request import SamplingParams
-from dalle_server.web.drawing import Order, draw, encoding, require_room
+from dalle_server.web.drawing import Order, draw, encoding, hold_place
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import rounded
 from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
@@ -32,9 +32,10 @@ blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
     reply=ScoreReply,
 )
 def score() -> Response:
+    hold_place()
     body = read_json(ScoreBody)
     model = chosen_model(body.model)
-    require_room(model)
+    hold_place(model)
     file = decode_base64(body.image, "image")
     with encoding():
         picture = Repaint(picture=read_picture(file), recipe=own_recipe(file), strength=0.0)

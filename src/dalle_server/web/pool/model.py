@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats, Observer
+from dalle_server.engine.tracker import Place
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.generation import Generation
 from dalle_server.models.card import ModelCard
@@ -35,7 +36,9 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats: ...
 
-    def submit(self, request: GenerationRequest) -> Generation: ...
+    def hold(self) -> Place: ...
+
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation: ...
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
