@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.builds import OPTIONS, SOURCES, define_of
+from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
+from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureMap
 
 BASE = 1 << 32  # where the emulated process has nothing of its own
 
@@ -108,6 +111,49 @@ class Recorder(Team):
         assert self.results
         for there, expected in self.results:
             np.testing.assert_array_equal(self.image.read(path, there), expected)
+
+
+class PixelsRecorder(Team):
+    """A team that computes nothing: it writes down what a decoder of another build would run."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.image = Image()
+        self.call: list[str] = []
+        self.program: Program | None = None
+
+    def run(self, function: Callable[..., Any], arguments: ctypes.Structure, phases: int, phase_bytes: int) -> None:
+        assert self.program is not None
+        pieces = [arguments, self.program._operations, self.program._phases, *_pieces(self.program._kept)]
+        for piece in pieces:
+            self.image.add(piece)
+        places = [self.image.at(address) for address in (ctypes.addressof(arguments), phases)]
+        self.call = [function.__name__, *map(str, places), str(phase_bytes)]
+
+    def repeat(self, emulator: list[str], path: Path, result: FeatureMap) -> NDArray[np.float32]:
+        """`result` as the emulator computes it."""
+        self.image.write(path)
+        subprocess.run([*emulator, str(path), str(BASE), *self.call], check=True, timeout=200)
+        return replace(result, memory=self.image.read(path, result.memory)).array()
+
+
+def _pieces(kept: Any) -> list[Any]:
+    """Every array and structure in it, each once."""
+    found: dict[tuple[int, int], Any] = {}
+
+    def look(thing: Any) -> None:
+        if isinstance(thing, np.ndarray):
+            found.setdefault((thing.ctypes.data, thing.nbytes), thing)
+        elif isinstance(thing, ctypes.Structure):
+            found.setdefault((ctypes.addressof(thing), ctypes.sizeof(thing)), thing)
+        elif isinstance(thing, (list, tuple)):
+            for part in thing:
+                look(part)
+        elif is_dataclass(thing):
+            look([getattr(thing, field.name) for field in fields(thing)])
+
+    look(kept)
+    return list(found.values())
 
 
 Sizes = dict[str, tuple[int, Any]]  # a pointer's name → bytes and type of what it points to
