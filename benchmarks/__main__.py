@@ -10,7 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("decode_step", "pixels", "peer_min_dalle", "continuous_batching", "load", "start_up", "nano", "drafting")
+BENCHMARKS = (
+    "decode_step",
+    "pixels",
+    "peer_min_dalle",
+    "continuous_batching",
+    "load",
+    "start_up",
+    "nano",
+    "neighbours",
+    "drafting",
+)
 # Only by name: they need a GPU, or the room for a checkpoint as published, twice.
 ON_REQUEST = ("gpu", "conversion")
 RESULTS = Path(__file__).parent / "work" / "results.jsonl"
