@@ -9,10 +9,14 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import hatch_build
 from dalle_server.engine.runners.cpu.compiled.builds import BUILDS, library_of
+from hatch_build import System
 
 ROOT = Path(__file__).parent.parent
 MAX_WHEEL_BYTES = 40 * 2**20
@@ -86,3 +90,24 @@ def test_an_install_may_compile_nothing(tmp_path: Path) -> None:
     (made,) = tmp_path.glob("*.whl")
     assert made.name.endswith("-py3-none-any.whl")
     assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")]
+
+
+def test_a_compiler_that_fails_leaves_an_install_that_works_and_says_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(system: System) -> list[Path]:
+        raise subprocess.CalledProcessError(1, "cc")
+
+    monkeypatch.setattr(hatch_build, "compile_builds", fail)
+    warnings: list[str] = []
+    nothing: Any = None
+    hook = hatch_build.CompiledHook(str(ROOT), {}, nothing, nothing, str(tmp_path), "wheel")
+    monkeypatch.setattr(hatch_build.CompiledHook, "app", SimpleNamespace(display_warning=warnings.append))
+    built: dict[str, Any] = {"artifacts": []}
+    hook.initialize("standard", built)
+    assert built == {"artifacts": []}  # a wheel of Python alone
+    assert len(warnings) == 1 and "dalle-server[torch]" in warnings[0] and "many times as long" in warnings[0]
+    monkeypatch.setenv("DALLE_BUILD", "linux-aarch64")  # a wheel for others that lacks its library helps nobody
+    monkeypatch.setattr(hatch_build, "compile_builds", lambda system, into: fail(system))
+    with pytest.raises(subprocess.CalledProcessError):
+        hook.initialize("standard", built)

@@ -60,12 +60,24 @@ def test_a_cpu_that_cannot_run_the_compiled_code_takes_torch_and_says_why(monkey
     choice = choose()
     assert (choice.runner, choice.device, choice.dtype) == ("torch", "cpu", "fp32")
     assert "runner torch: this CPU has no AVX-512 VNNI instructions, which runner compiled needs" in choice.reason
+    assert choice.lacking == "this CPU has no AVX-512 VNNI instructions"
     for wish in (("compiled", "auto", "auto"), ("auto", "cpu", "int8")):
         with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
             choose(*wish)
     without(monkeypatch, "torch")
     with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
         choose()
+
+
+def test_a_slower_runner_than_there_could_be_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose_runner(random_checkpoint(), device="cpu", num_slots=1).close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    with_compiled(monkeypatch, "compiled-avx2.so is not there")
+    choose_runner(random_checkpoint(), device="cpu", num_slots=1).close()
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert "many times as long" in warning and "compiled-avx2.so is not there" in warning
 
 
 def test_a_small_model_stays_exact_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

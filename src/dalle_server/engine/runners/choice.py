@@ -15,12 +15,15 @@ _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/perf
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs, and why: `reason` goes to the log and to /v1/info."""
+    """What runs, and why: `reason` goes to the log and to /v1/info, `lacking` into a warning: what was not at hand for
+    the runner that would have been taken.
+    """
 
     runner: str  # "compiled" | "torch"
     device: str  # "cpu" | "cuda" | "cuda:1" | "mps"
     dtype: str  # "fp32" | "bf16" | "fp16" | "int8"
     reason: str
+    lacking: str | None = None
 
 
 def choose(
@@ -36,7 +39,7 @@ def choose(
 
     Raises ConfigError for a combination that does not exist, or when torch is wanted and missing.
     """
-    reasons = []
+    reasons, lacking = [], None
     if runner == "auto" and not cpu_runners:
         runner = "torch"
         reasons.append("runner torch: the only one for this family of models")
@@ -48,13 +51,13 @@ def choose(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )
     if runner == "auto":
-        runner, why = _default_runner(device, dtype, cpu_build)
+        runner, why, lacking = _default_runner(device, dtype, cpu_build)
         reasons.append(f"runner {runner}: {why}")
     if dtype == "auto":
         dtype, why = _default_dtype(runner, device, num_weights)
         reasons.append(f"dtype {dtype}: {why}")
     _check(runner, device, dtype, cpu_build)
-    return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for")
+    return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for", lacking)
 
 
 def _accelerator() -> str | None:
@@ -80,17 +83,17 @@ def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[s
     return "int8", "the fastest that is faithful here"
 
 
-def _default_runner(device: str, dtype: str, cpu_build: str) -> tuple[str, str]:
-    """The runner and why."""
+def _default_runner(device: str, dtype: str, cpu_build: str) -> tuple[str, str, str | None]:
+    """The runner, why, and what is lacking for a better one."""
     if device != "cpu":
-        return "torch", "the fastest on this device"
+        return "torch", "the fastest on this device", None
     if dtype == "bf16":
-        return "torch", "the only one on a CPU in this dtype"
+        return "torch", "the only one on a CPU in this dtype", None
     if missing := why_not(cpu_build):
         if cpu_build == "auto" and dtype != "int8" and importlib.util.find_spec("torch") is not None:
-            return "torch", f"{missing}, which runner compiled needs and which would be faster"
-        return "compiled", "nothing else will do"  # to be refused, with the reason
-    return "compiled", f"the fastest on a CPU, build {load_library(cpu_build).build}"
+            return "torch", f"{missing}, which runner compiled needs", missing
+        return "compiled", "nothing else will do", None  # to be refused, with the reason
+    return "compiled", f"the fastest on a CPU, build {load_library(cpu_build).build}", None
 
 
 def _check(runner: str, device: str, dtype: str, cpu_build: str) -> None:

@@ -42,6 +42,8 @@ def choose_runner(
         "runner: %s on %s in %s, %d slots (%s), %d threads (%s)",
         choice.runner, choice.device, choice.dtype, slots, choice.reason, threads, why,
     )  # fmt: skip
+    if choice.lacking:
+        logger.warning("pictures take many times as long as they could, with torch on a CPU: %s", choice.lacking)
     try:
         return _load(checkpoint, choice, slots, threads, cpu_build, cache_dir)
     except MemoryError as error:
