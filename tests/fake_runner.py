@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.rng import MASK32, philox4x32
-from dalle_server.engine.runners.base import LOGPROBS, TOKENIZE, RunnerInfo, StepResult, StepRow, TextTokens
+from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE, RunnerInfo, StepResult, StepRow, TextTokens
 from dalle_server.engine.sampling import guide, log_probabilities, sample
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import ModelConfig, VQGANConfig
@@ -115,7 +115,7 @@ class FakeRunner:
             "fp32",
             "asked for by a test",
             {"numpy": np.__version__},
-            features=(LOGPROBS, TOKENIZE),
+            features=(LOGPROBS, TOKENIZE, SEAMLESS),
         )
         self.num_slots = num_slots
         self.lookahead = lookahead
@@ -200,8 +200,8 @@ class FakeRunner:
     def drop_buckets_below(self, num_images: int) -> None:
         self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
-    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """One colour per id, one square per token, a soft shade inside each."""
+    def detokenize(self, grids: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
+        """One colour per id, one square per token, a soft shade inside each; `wraps`: a flat one."""
         self.on_detokenize(grids)
         if self.detokenize_s:
             time.sleep(self.detokenize_s)
@@ -209,7 +209,7 @@ class FakeRunner:
         assert grids.min() >= 0 and grids.max() < self.config.picture.codebook_size, "not a codebook id"
         colours = np.stack([(grids * step + 40) % 256 for step in (37, 91, 151)], axis=-1).reshape(-1, side, side, 3)
         squares = colours.repeat(px, axis=1).repeat(px, axis=2)
-        shade = np.linspace(0.8, 1.0, px)
+        shade = np.linspace(1.0 if wraps else 0.8, 1.0, px)
         weight = np.tile(np.minimum.outer(shade, shade), (side, side))[None, :, :, None]
         pixels: NDArray[np.uint8] = (squares * weight).astype(np.uint8)
         return pixels

@@ -116,10 +116,16 @@ class DalleModel:
         top_p: float | None = None,
         condition_scale: float | None = None,
         negative_prompt: str = "",
+        seamless: bool = False,
     ) -> list[Image.Image]:
-        """RGB pictures; the same seed draws the same ones. Raises InvalidRequest, GenerationFailed."""
+        """RGB pictures; the same seed draws the same ones. `seamless`: opposite edges meet.
+
+        Raises InvalidRequest, GenerationFailed.
+        """
         sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=condition_scale)
-        request = GenerationRequest.of(text, num_images, seed, sampling=sampling, negative_prompt=negative_prompt)
+        request = GenerationRequest.of(
+            text, num_images, seed, sampling=sampling, negative_prompt=negative_prompt, seamless=seamless
+        )
         return [Image.fromarray(image.pixels) for image in self.submit(request).result()]
 
     def edit_image(

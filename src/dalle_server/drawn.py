@@ -28,6 +28,11 @@ class Drawn(Protocol):
         """Pictures that are written, those that nobody gets included."""
         ...
 
+    @property
+    def grid_width(self) -> int:
+        """Of pictures that several windows paint, in tokens; 0: the model's own."""
+        ...
+
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         """What makes this picture again."""
         ...

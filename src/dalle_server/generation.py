@@ -119,6 +119,10 @@ class Generation:
     def num_drawn(self) -> int:
         return len(self.request.images)
 
+    @property
+    def grid_width(self) -> int:
+        return 0
+
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         """What made this picture."""
         return self.request

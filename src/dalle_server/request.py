@@ -109,6 +109,7 @@ class GenerationRequest:
     forced_tokens: tuple[int, ...] = ()  # empty, or I ids with FREE where the model chooses
     preview_every: int = 0  # tokens between previews; 0 = none
     logprobs: bool = False  # tell how likely each token was: GeneratedImage.logprobs
+    seamless: bool = False  # decode the grid as if it went on at its other end, so that opposite edges meet
     timeout_s: float | None = None
     client: str = ""  # whom fairness counts against: a key or an address
     id: str = field(default_factory=lambda: f"gen-{secrets.token_hex(8)}")
@@ -136,6 +137,7 @@ class GenerationRequest:
             self, "preview_every", checks.whole_number("preview_every", self.preview_every, 0, MAX_TOKEN_ID)
         )
         checks.true_or_false("logprobs", self.logprobs)
+        checks.true_or_false("seamless", self.seamless)
         if self.timeout_s is not None:
             if not checks.is_number(self.timeout_s) or not self.timeout_s > 0:  # `not >`: NaN too
                 shown = checks.shown(self.timeout_s)
@@ -154,6 +156,7 @@ class GenerationRequest:
         forced_tokens: tuple[int, ...] = (),
         preview_every: int = 0,
         logprobs: bool = False,
+        seamless: bool = False,
         timeout_s: float | None = None,
         client: str = "",
     ) -> GenerationRequest:
@@ -173,6 +176,7 @@ class GenerationRequest:
             forced_tokens=forced_tokens,
             preview_every=preview_every,
             logprobs=logprobs,
+            seamless=seamless,
             timeout_s=timeout_s,
             client=client,
         )

@@ -129,6 +129,8 @@ def test_a_camera_comment_is_not_ours() -> None:
         {"request": {"version": 1, "prompt": "a", "images": [[1, 0]], "sampling": {"temperature": 0.0}}},
         {"request": {"version": 1, "prompt": "a", "images": [[1, 0]]}},
         {"format": 3},
+        {"format": 4},
+        {"grid_width": 4},
         {"format": 1},
         {"format": None},
         {"forced": "AA=="},

@@ -41,6 +41,7 @@ def generate(settings: Settings, arguments: argparse.Namespace) -> int:
         arguments.seed,
         sampling=sampling_of(arguments),
         negative_prompt=arguments.negative_prompt or "",
+        seamless=arguments.seamless,
     )
     check_writable(arguments.output)
     with open_engine(settings) as engine:

@@ -98,6 +98,7 @@ def _parser() -> Parser:
 
     generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
     generate.add_argument("prompt", help="what the pictures show")
+    generate.add_argument("--seamless", action="store_true", help="opposite edges meet: the pictures can be tiled")
     _add_drawing_flags(generate)
     generate.set_defaults(run=_generate)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage, Generation, ImageReady, Preview
+from dalle_server.drawn import Drawn
+from dalle_server.generation import Cancelled, Done, Event, Failed, GeneratedImage, ImageReady, Preview
 from dalle_server.request import GenerationRequest
 
 
@@ -22,9 +23,9 @@ class BestOf:
     They come at the end, the likeliest first; of equals the one that was asked for first.
     """
 
-    def __init__(self, generation: Generation, keep: int):
+    def __init__(self, generation: Drawn, keep: int):
         self._generation, self._keep = generation, keep
-        self.num_drawn = len(generation.request.images)
+        self.num_drawn = generation.num_drawn
         self.request = generation.request  # of the pictures that are kept, once they are known
         self.sampling = generation.sampling
         self.text_token_count = generation.text_token_count
@@ -34,6 +35,10 @@ class BestOf:
     @property
     def cancel_reason(self) -> str | None:
         return self._generation.cancel_reason
+
+    @property
+    def grid_width(self) -> int:
+        return self._generation.grid_width
 
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         return self.request

@@ -61,6 +61,10 @@ class Repainting:
         self._done: dict[int, tuple[GeneratedImage, Done]] = {}
         self._tokens_done = [0] * len(generations)
 
+    @property
+    def grid_width(self) -> int:
+        return 0
+
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         """What made this picture: its given tokens are its own."""
         return replace(self._generations[image.index].request, images=(image.key,))

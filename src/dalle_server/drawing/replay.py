@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dalle_server.drawing.painting import Shape, paint
+from dalle_server.drawn import Drawn, result_of
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import GeneratedImage, Generation
 from dalle_server.models.config import ModelConfig
@@ -36,7 +38,7 @@ class Replay:
 
     source: Source
     image: GeneratedImage
-    generation: Generation
+    generation: Drawn
     same_weights: bool
     same_tokens: bool
     same_pixels: bool  # bit for bit, before resizing and compression
@@ -66,26 +68,34 @@ def replay(metadata: PictureMetadata, engine: Engine, source: Source) -> Replay:
     Raises InvalidRequest when the model's grid or codebook is of another size, and what generation raises.
     """
     _check_fits(metadata, engine.config)
-    request = metadata.request()
-    if source is Source.TOKENS:
-        grid = tuple(metadata.token_grid().tolist())
-        request = dataclasses.replace(request, forced_tokens=grid)
-    generation = engine.submit(request)
-    (image,) = generation.result()
+    request, grid = metadata.request(), metadata.token_grid()
+    if metadata.grid_width:
+        shape = Shape(metadata.num_tokens // metadata.grid_width, metadata.grid_width, engine.config.picture)
+        generation: Drawn = paint(engine.submit, shape, request, grid if source is Source.TOKENS else None)
+    elif source is Source.TOKENS:
+        generation = engine.submit(dataclasses.replace(request, forced_tokens=tuple(grid.tolist())))
+    else:
+        generation = engine.submit(request)
+    (image,) = result_of(generation)
     return Replay(
         source=source,
         image=image,
         generation=generation,
         same_weights=metadata.weights_digest == engine.digest,
-        same_tokens=np.array_equal(image.tokens, metadata.token_grid()),
+        same_tokens=np.array_equal(image.tokens, grid),
         same_pixels=metadata.pixels_sha256 == pixels_sha256(image.pixels),
     )
 
 
 def _check_fits(metadata: PictureMetadata, config: ModelConfig) -> None:
-    length, codes = config.picture.num_tokens, config.picture.codebook_size
+    picture, columns = config.picture, metadata.grid_width
+    length, codes = picture.num_tokens, picture.codebook_size
     highest = int(metadata.token_grid().max())
-    if metadata.num_tokens != length or highest >= codes:
+    if columns:
+        fits = Shape(metadata.num_tokens // columns, columns, picture).is_sound
+    else:
+        fits = metadata.num_tokens == length
+    if not fits or highest >= codes:
         raise InvalidRequest(
             f"the picture is {metadata.num_tokens} tokens (ids up to {highest}) of model {metadata.model!r}; the "
             f"loaded {config.name!r} paints {length} tokens of {codes} codes; load the model that made it "
@@ -106,11 +116,14 @@ def info_text(metadata: PictureMetadata) -> str:
         "program": metadata.program,
         "pixels sha256": metadata.pixels_sha256,
         "drawn over": "" if metadata.over is None else _over_text(metadata.over),
-        "tokens": f"{metadata.num_tokens}" + (", some of them given" if metadata.forced else ""),
+        "edges": "meet those across: it can be tiled" if metadata.seamless else "",
+        "tokens": f"{metadata.num_tokens}"
+        + (", some of them given" if metadata.forced else "")
+        + (f", painted by windows over {metadata.grid_width} columns" if metadata.grid_width else ""),
     }
     lines = [f"{name + ':':17}{_one_line(value)}" for name, value in facts.items() if value]
     grid = metadata.token_grid()
-    side = max(1, round(len(grid) ** 0.5))
+    side = metadata.grid_width or max(1, round(len(grid) ** 0.5))
     width = len(str(grid.max()))
     lines += [" ".join(f"{token:{width}}" for token in grid[i : i + side]) for i in range(0, len(grid), side)]
     return "\n".join(lines)

@@ -135,9 +135,9 @@ class DecodeLoop:
         self._counters.count_step(len(launched.sequences), seconds)
         notify(self._observer.on_step, len(launched.sequences), seconds)
 
-    def _detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def _detokenize(self, grids: NDArray[np.int32], wraps: bool) -> NDArray[np.uint8]:
         begun = time.monotonic()
-        pixels = self.runner.detokenize(grids)
+        pixels = self.runner.detokenize(grids, wraps=wraps)
         self._counters.count_detokenize(time.monotonic() - begun)
         return pixels
 

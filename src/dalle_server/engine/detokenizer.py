@@ -29,12 +29,14 @@ class _Preview:
 class Detokenizer:
     """Queues grids and decodes them: in a worker thread after `start`, else inside `run_inline`.
 
+    `decode(grids, wraps)` makes pixels, with edges that meet or without.
+
     A picture has at most one preview queued or under way: a newer one replaces it, its final grid drops it.
     """
 
     def __init__(
         self,
-        decode: Callable[[NDArray[np.int32]], NDArray[np.uint8]],
+        decode: Callable[[NDArray[np.int32], bool], NDArray[np.uint8]],
         *,
         grid: tuple[int, int],
         max_batch: int,
@@ -83,7 +85,9 @@ class Detokenizer:
             self._num_decoding = len(finals)
         self.begun = time.monotonic()
         if finals:
-            self._decode_finals([sequence for sequence in finals if not sequence.job.ended])
+            wanted = [sequence for sequence in finals if not sequence.job.ended]
+            self._decode_finals([sequence for sequence in wanted if not sequence.job.is_seamless], wraps=False)
+            self._decode_finals([sequence for sequence in wanted if sequence.job.is_seamless], wraps=True)
         elif preview and not preview[0].job.ended:
             self._decode_preview(*preview)
         self.begun = None
@@ -94,11 +98,11 @@ class Detokenizer:
         oldest = next(iter(self._previews))
         return oldest, self._previews.pop(oldest)
 
-    def _decode_finals(self, sequences: Sequence[ImageSequence]) -> None:
+    def _decode_finals(self, sequences: Sequence[ImageSequence], *, wraps: bool) -> None:
         if not sequences:
             return
         try:
-            pixels = self._decode(np.stack([sequence.tokens for sequence in sequences]))
+            pixels = self._decode(np.stack([sequence.tokens for sequence in sequences]), wraps)
         except Exception as error:
             self._on_error(sequences, error)
             return
@@ -111,7 +115,7 @@ class Detokenizer:
         filler = preview.tokens[max(preview.tokens_done - 1, 0)]
         grid = np.where(written, preview.tokens, filler)
         try:
-            pixels = self._decode(grid[None])[0]
+            pixels = self._decode(grid[None], sequence.job.is_seamless)[0]
         except Exception:
             logger.exception("a preview could not be decoded; the picture itself goes on")
             return

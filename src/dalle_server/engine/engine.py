@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.decode_loop import DecodeLoop
-from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, TOKENIZE, Runner, TextTokens
+from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, SEAMLESS, TOKENIZE, Runner, TextTokens
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import Job
 from dalle_server.engine.stats import Counters, EngineStats, Observer
@@ -143,6 +143,10 @@ class Engine:
         if request.logprobs and LOGPROBS not in self.info.features:
             raise NotSupported(
                 f"the {self.info.runner} runner does not tell logprobs; leave them out", param="logprobs"
+            )
+        if request.seamless and SEAMLESS not in self.info.features:
+            raise NotSupported(
+                f"the {self.info.runner} runner cannot make edges meet; leave seamless out", param="seamless"
             )
         for token in tokens:
             if token != FREE and not 0 <= token < self.config.picture.codebook_size:

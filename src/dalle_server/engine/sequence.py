@@ -107,6 +107,10 @@ class Job:
         return FREE not in (request.forced_tokens or (FREE,)) and not request.logprobs
 
     @property
+    def is_seamless(self) -> bool:
+        return self.handle.request.seamless
+
+    @property
     def tokens_done(self) -> int:
         return sum(sequence.written for sequence in self.sequences)
 

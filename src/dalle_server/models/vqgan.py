@@ -7,7 +7,10 @@ a level l works at 1/2ˡ of the picture's resolution.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +165,19 @@ class PixelDecoder(nn.Module):
         return self.conv_out(x.to(self.conv_out.weight.dtype))  # which may be finer than the rest's
 
 
+@contextmanager
+def _padded_by(mode: Literal["zeros", "circular"], decoder: PixelDecoder) -> Iterator[None]:
+    """What the decoder's 3×3 convolutions see beyond the edges of their maps."""
+    framed = [module for module in decoder.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+    for module in framed:
+        module.padding_mode = mode
+    try:
+        yield
+    finally:
+        for module in framed:
+            module.padding_mode = "zeros"
+
+
 class VectorQuantizer(nn.Module):
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -189,12 +205,15 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, kernel_size=1)
         self.decoder = PixelDecoder(config)
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """(B, I) ids of square grids in reading order → (B, 3, H, W) float, unclipped."""
+    def decode(self, ids: Tensor, *, wraps: bool = False) -> Tensor:
+        """(B, I) ids of square grids in reading order → (B, 3, H, W) float, unclipped. `wraps`: what lies beyond an
+        edge is the opposite one, and not zero, so that opposite edges meet. One thread at a time.
+        """
         side = round(ids.shape[1] ** 0.5)
         z = self.quantize.embedding(ids)  # (B, I, E)
         z = z.view(len(ids), side, side, -1).permute(0, 3, 1, 2)  # (B, E, h, w)
-        return self.decode_embeddings(z)
+        with _padded_by("circular" if wraps else "zeros", self.decoder):
+            return self.decode_embeddings(z)
 
     def decode_embeddings(self, z: Tensor) -> Tensor:
         """(B, E, h, w) codebook vectors → (B, 3, H, W) float, unclipped."""

@@ -95,5 +95,11 @@ def data_url(data: bytes, format: ImageFormat) -> str:
 def describe_image(image: GeneratedImage, drawn: Drawn, model: Model, over: DrawnOver | None = None) -> PictureMetadata:
     """The recipe of a finished picture."""
     return PictureMetadata.of(
-        drawn.request_of(image), drawn.sampling, image, model=model.config.name, digest=model.digest, over=over
+        drawn.request_of(image),
+        drawn.sampling,
+        image,
+        model=model.config.name,
+        digest=model.digest,
+        over=over,
+        grid_width=drawn.grid_width,
     )

@@ -3,7 +3,8 @@
 A PNG carries it as an iTXt chunk named `dalle-server`, JPEG and WebP as EXIF UserComment. The text is JSON, in ASCII
 so that no program on its way mistakes its encoding: the request's wire form, the weights, the token grid packed to the
 fewest bits an id needs (256 ids of 14 bits: 448 bytes, 600 characters), and a digest of the pixels. That is format 2;
-format 1 (version 0.1.0, the request's fields side by side, in UTF-8) is read too.
+format 1 (version 0.1.0, the request's fields side by side, in UTF-8) is read too. Format 3 is format 2 of a picture
+that several windows have painted: its grid is larger than the model's, and a reader of format 2 must refuse it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dalle_server.request import FREE, MAX_SEED, GenerationRequest, ImageKey, Pi
 PNG_KEYWORD = "dalle-server"
 FORMATS = ("PNG", "JPEG", "WEBP")  # a stranger's file meets no other of Pillow's many readers
 FORMAT = 2
+FORMAT_OF_WINDOWS = 3
 MAX_TEXT_CHARS = 4000  # of each prompt kept: the model reads 64 text tokens of it
 MAX_TEXT_BYTES = 24_000  # of each in JSON, where an emoji takes twelve: EXIF ends at 64 KiB
 MAX_GRID_TOKENS = 4096
@@ -113,6 +115,8 @@ class PictureMetadata(BaseModel):
     num_tokens: int = Field(ge=1, le=MAX_GRID_TOKENS)
     token_bits: int = Field(ge=1, le=_MAX_TOKEN_BITS)
     tokens: str
+    grid_width: int = Field(0, ge=0, le=MAX_GRID_TOKENS)  # of a picture of several windows; 0: the model's own
+    seamless: bool = False
     forced: str = ""  # base64 bit mask of the tokens that were given, not sampled; empty = none
     over: DrawnOver | None = None
 
@@ -126,6 +130,7 @@ class PictureMetadata(BaseModel):
         model: str,
         digest: str,
         over: DrawnOver | None = None,
+        grid_width: int = 0,
     ) -> Self:
         """`sampling` is the resolved one (`Generation.sampling`), so that later defaults change nothing."""
         packed, bits = pack_tokens(image.tokens)
@@ -145,12 +150,16 @@ class PictureMetadata(BaseModel):
             tokens=packed,
             forced=base64.b64encode(np.packbits(forced).tobytes()).decode() if forced.any() else "",
             over=over,
+            grid_width=grid_width,
+            seamless=request.seamless,
         )
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         self.token_grid()
         self.request()
+        if self.grid_width and self.num_tokens % self.grid_width:
+            raise ValueError(f"{self.num_tokens} tokens are no whole rows of {self.grid_width}")
         return self
 
     @property
@@ -178,27 +187,35 @@ class PictureMetadata(BaseModel):
                 condition_scale=self.condition_scale,
             ),
             forced_tokens=forced,
+            seamless=self.seamless,
         )
 
     def to_json(self) -> str:
         request = self.request().to_dict()
         for name in ("id", "forced_tokens"):  # a new request has a new id; given tokens are a mask of the grid
             request.pop(name, None)
-        absent = set() if self.over else {"over"}
-        told = self.model_dump(exclude={"prompt", "negative_prompt", "seed", "image_index", *_SAMPLING, *absent})
-        return json.dumps({"format": FORMAT, "request": request, **told}, separators=(",", ":"))
+        absent = {name for name in ("over", "grid_width") if not getattr(self, name)}
+        told = self.model_dump(exclude={*_OF_REQUEST, *_SAMPLING, *absent})
+        return json.dumps(
+            {"format": FORMAT_OF_WINDOWS if self.grid_width else FORMAT, "request": request, **told},
+            separators=(",", ":"),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Raises ValidationError, ValueError or InvalidRequest for what no format of ours holds."""
         raw, _ = json.JSONDecoder().raw_decode(text)  # programs pad what they copy
-        if not isinstance(raw, dict) or raw.get("format") not in (1, FORMAT):
-            raise InvalidRequest(f"format is not 1 or {FORMAT}; a newer version may have written it", param="image")
-        if raw["format"] == FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") not in (1, FORMAT, FORMAT_OF_WINDOWS):
+            known = f"1, {FORMAT} or {FORMAT_OF_WINDOWS}"
+            raise InvalidRequest(f"format is not {known}; a newer version may have written it", param="image")
+        if (raw["format"] == FORMAT_OF_WINDOWS) != bool(raw.get("grid_width")):
+            raise InvalidRequest(f"grid_width is for format {FORMAT_OF_WINDOWS}, and belongs to it", param="image")
+        if raw["format"] != 1:
             raw |= _fields_of(GenerationRequest.from_dict(raw.get("request", {})))
         return cls.model_validate(raw)
 
 
+_OF_REQUEST = ("prompt", "negative_prompt", "seed", "image_index", "seamless")
 _SAMPLING = ("temperature", "top_k", "top_p", "condition_scale")
 
 
@@ -211,6 +228,7 @@ def _fields_of(request: GenerationRequest) -> dict[str, Any]:
         "negative_prompt": request.negative_prompt,
         "seed": key.seed,
         "image_index": key.index,
+        "seamless": request.seamless,
         **_sampling_fields(request.sampling),
     }
 

@@ -10,11 +10,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Semaphore
+from typing import Literal
 
 from dalle_server.drawing.best_of import BestOf
+from dalle_server.drawing.painting import Shape, paint
 from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
@@ -40,7 +42,7 @@ class Form:
     format: ImageFormat = ImageFormat.PNG
     size_px: tuple[int, int] | None = None  # (width, height); None: the model's own
     quality: int | None = None  # of JPEG and WebP, 0–100
-    fit: Fit = "stretch"
+    fit: Fit | Literal["paint"] | None = None  # None: paint, or stretch where no window can slide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class Order:
     preview_every: int = 0
     best_of: int | None = None  # so many are drawn, and the likeliest num_images of them handed out
     logprobs: bool = False
+    seamless: bool = False
     form: Form = Form()
 
     @property
@@ -84,6 +87,7 @@ class Order:
             negative_prompt=self.negative_prompt,
             preview_every=self.preview_every,
             logprobs=self.logprobs or self.best_of is not None,
+            seamless=self.seamless,
             timeout_s=timeout_s,
             client=client,
         )
@@ -155,6 +159,11 @@ class Drawing:
     def preview_file(self, pixels: Pixels) -> bytes:
         return self._encode(pixels, None, None)
 
+    @property
+    def _fit(self) -> Fit:
+        """What is painted in the asked shape may be off by less than half a token: that is cut off."""
+        return "crop" if self.generation.grid_width or self.order.form.fit in ("crop", "paint") else "stretch"
+
     def _encode(self, pixels: Pixels, metadata: PictureMetadata | None, texts: Mapping[str, str] | None) -> bytes:
         """Pixels → file, in one of few places: what many clients want at once must not take every core.
 
@@ -171,7 +180,7 @@ class Drawing:
                 size_px=form.size_px,
                 quality=form.quality,
                 texts=texts,
-                fit=form.fit,
+                fit=self._fit,
             )
 
 
@@ -227,14 +236,33 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
         )
     _check_pixels(order, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
+    submit = partial(service.submit, model)
     if over is None:
-        generation = service.submit(model, request)
-        drawn = generation if order.best_of is None else BestOf(generation, order.num_images)
+        shape = _shape(order, engine)
+        drawn: Drawn = submit(request) if shape is None else paint(submit, shape, _spread(request, shape))
+        drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
         return Drawing(order, drawn, engine, service.encoders, client_left())
+    if order.form.fit == "paint":
+        raise InvalidRequest("fit paint is for new pictures; over a given one, use stretch or crop", param="fit")
     with encoding():
         plan = Plan.of(over, engine)
-    painted = repaint(partial(service.submit, model), plan.holes, request)
+    painted = repaint(submit, plan.holes, request)
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
+
+
+def _shape(order: Order, engine: Engine) -> Shape | None:
+    """What a sliding window is to paint; None where the model's own shape is what is painted."""
+    form = order.form
+    if order.seamless and form.fit == "paint":
+        raise InvalidRequest("seamless is for the model's own shape; use it with fit crop or stretch", param="seamless")
+    if form.size_px is None or order.seamless or form.fit in ("crop", "stretch"):
+        return None
+    return Shape.of(form.size_px, engine.config.picture)
+
+
+def _spread(request: GenerationRequest, shape: Shape) -> GenerationRequest:
+    """As many previews of all windows as there would be of one."""
+    return replace(request, preview_every=request.preview_every * len(shape.places))
 
 
 def _native_px(engine: Engine) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def without_pixels(checkpoint: Checkpoint, dtype: str, build: str, num_slots: in
 
 
 class NoPixels:
-    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def decode(self, grid: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
         raise AssertionError("no pixels are asked for")
 
     def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -74,8 +74,8 @@ def test_sillytavern_pings_fills_its_menus_and_paints(client: FlaskClient, engin
     reply = client.post("/sdapi/v1/txt2img", json=body).json
     image = Image.open(io.BytesIO(base64.b64decode(reply["images"][0])))
     assert (image.format, image.size) == ("PNG", (64, 96))
-    (request,) = engine.requests
-    assert request.sampling.condition_scale == 7.0
+    request, next_window = engine.requests  # 64x96 is painted
+    assert request.sampling.condition_scale == 7.0 and next_window.forced_tokens
     assert request.negative_prompt == "lowres"
 
 

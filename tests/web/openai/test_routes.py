@@ -293,11 +293,10 @@ def test_a_stream_tells_the_index_under_which_a_picture_is_found_again(client: F
     assert {data["image_index"] for _, data in found if data != "[DONE]"} == {5}
 
 
-def test_another_shape_is_stretched_or_cut(client: FlaskClient) -> None:
-    stretched, again, cut = (
+def test_another_shape_is_painted_stretched_or_cut(client: FlaskClient) -> None:
+    painted, stretched, cut = (
         np.asarray(picture(generate(client, seed=3, size="64x32", fit=fit)["data"][0]).convert("RGB"))
         for fit in (None, "stretch", "crop")
     )
-    assert stretched.shape == again.shape == cut.shape == (32, 64, 3)
-    assert np.array_equal(stretched, again)
-    assert "'stretch' or 'crop', not 'paint'" in generate(client, 400, fit="paint")["error"]["message"]
+    assert stretched.shape == painted.shape == cut.shape == (32, 64, 3)
+    assert "'paint', 'crop' or 'stretch', not 'contain'" in generate(client, 400, fit="contain")["error"]["message"]

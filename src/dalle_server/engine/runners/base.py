@@ -17,6 +17,7 @@ NAN_TOKEN = -1  # a step's answer for an image whose logits were not finite
 # What a runner may do beyond drawing: in RunnerInfo.features, and asked for in StepRow.wants.
 TOKENIZE = "tokenize"  # pixels to tokens: needs a checkpoint whose VQGAN has its encoder
 LOGPROBS = "logprobs"  # how likely each token was
+SEAMLESS = "seamless"  # pixels whose opposite edges meet
 
 NO_ENCODER = (
     "this checkpoint's VQGAN has no encoder, so it cannot read pictures; serve weights that were converted from the"
@@ -44,7 +45,7 @@ class RunnerInfo:
     versions: dict[str, str]
     num_threads: int | None = None  # that compute; None: what the library takes by itself
     build: str | None = None  # of the compiled code, by instruction set; None where it does not run
-    features: tuple[str, ...] = ()  # of TOKENIZE, LOGPROBS
+    features: tuple[str, ...] = ()  # of TOKENIZE, LOGPROBS, SEAMLESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,11 @@ class Runner(Protocol):
         """Pad every step to at least this bucket from now on: the self-test found smaller ones to differ in bits."""
         ...
 
-    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """(N, I) ids → (N, height, width, 3) pixels, clipped and truncated as the reference does."""
+    def detokenize(self, grids: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
+        """(N, I) ids → (N, height, width, 3) pixels, clipped and truncated as the reference does.
+
+        `wraps`: a grid's neighbours beyond an edge are those at the opposite one (SEAMLESS), instead of nothing.
+        """
         ...
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

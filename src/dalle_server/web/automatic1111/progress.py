@@ -36,11 +36,12 @@ class Job:
     def describe(self, with_image: bool) -> ProgressReply:
         snapshot, generation = self.drawing.snapshot, self.drawing.generation
         num_images = len(generation.request.images)
+        num_tokens = snapshot.progress.num_tokens if snapshot.progress else num_images * self.image_length
         preview = snapshot.shown if with_image else None
         stopped = generation.cancel_reason is not None
         return ProgressReply(
             # 1 would say that the reply has been sent
-            progress=min(snapshot.tokens_done / (num_images * self.image_length), 0.99),
+            progress=min(snapshot.tokens_done / num_tokens, 0.99),
             eta_relative=snapshot.eta_s or 0.0,
             state=ProgressState(
                 interrupted=stopped,
@@ -50,7 +51,7 @@ class Job:
                 job_timestamp=self.timestamp,
                 job_no=len(snapshot.images),
                 sampling_step=snapshot.tokens_done // num_images,
-                sampling_steps=self.image_length,
+                sampling_steps=num_tokens // num_images,
             ),
             current_image=None if preview is None else base64_text(encode_image(preview, ImageFormat.PNG)),
         )

@@ -87,6 +87,7 @@ def order(body: Txt2ImgBody, form: Form) -> Order:
         sampling=SamplingParams(condition_scale=body.cfg_scale),
         negative_prompt=body.negative_prompt or "",
         best_of=body.best_of,
+        seamless=bool(body.tiling),
         form=form,
     )
 

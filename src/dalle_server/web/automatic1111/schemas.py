@@ -36,6 +36,7 @@ class Txt2ImgBody(LenientBody):
     send_images: bool | None = None
     override_settings: dict[str, Any] | None = Field(None, description="of it, sd_model_checkpoint counts")
     override_settings_restore_afterwards: bool | None = Field(None, description="false: later requests keep them")
+    tiling: bool | None = Field(None, description="opposite edges meet")
     best_of: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="draw so many, answer with the likeliest")
 
     @property

@@ -44,6 +44,7 @@ class JobFields(Body):
     negative_prompt: str | None = Field(None, max_length=10_000)
     format: Literal["png", "jpeg", "webp"] = "png"
     preview: bool = True
+    seamless: bool = Field(False, description="opposite edges meet: the picture can be tiled")
     strength: float | None = Field(None, ge=0.0, le=1.0, description="of a drawing over `image`: 0 keeps it")
     candidates: int | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture over `image`; the best counts"
@@ -150,6 +151,7 @@ class JobReply(BaseModel):
     negative_prompt: str
     format: str
     preview: bool
+    seamless: bool
     model: str
     created_at: float
     started_at: float | None
@@ -188,6 +190,7 @@ def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -
         "negative_prompt": request.negative_prompt,
         "format": job.format,
         "preview": job.preview,
+        "seamless": request.seamless,
         "model": job.model,
         "created_at": job.created_at,
         "started_at": job.started_at,

@@ -49,6 +49,7 @@ def submit() -> Job:
         images=tuple(ImageKey(seed, index) for index in range(body.num_images)),
         sampling=sampling,
         negative_prompt=negative_prompt,
+        seamless=body.seamless,
         client=client_id(),
     )
     return current_jobs().submit(

@@ -99,6 +99,7 @@ def _answer(model: Model, body: RepaintBody, prompt: str | None, over: Repaint) 
             sampling=sampling,
             negative_prompt=negative_prompt,
             preview_every=preview_every(body, model.engine.config.picture.num_tokens),
+            seamless=bool(body.seamless),
             form=replace(body.form, format=as_file) if as_file else body.form,
         ),
         over,

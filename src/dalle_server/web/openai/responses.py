@@ -141,9 +141,8 @@ class _Response:
             quality=self._tool.quality or "auto",
         )
 
-    def whole(self, done: ImageCall | None = None) -> Json:
+    def whole(self, done: ImageCall | None = None, image_tokens: int = 0) -> Json:
         text_tokens = self.drawing.generation.text_token_count
-        image_tokens = self.drawing.engine.config.picture.num_tokens
         usage = {
             "input_tokens": text_tokens,
             "input_tokens_details": {"cached_tokens": 0},
@@ -187,6 +186,7 @@ def responses() -> ResponseReturnValue:
             sampling=tool.sampling,
             negative_prompt=tool.negative_prompt or "",
             preview_every=preview_every(tool, config.picture.num_tokens),
+            seamless=bool(tool.seamless),
             form=tool.form,
         ),
     )
@@ -194,7 +194,7 @@ def responses() -> ResponseReturnValue:
     if body.stream:
         return sse.stream(drawing.generation, _Translator(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()
-    return jsonify(response.whole(response.item("completed", base64_text(drawing.file(image)))))
+    return jsonify(response.whole(response.item("completed", base64_text(drawing.file(image))), len(image.tokens)))
 
 
 class _Translator:
@@ -232,7 +232,7 @@ class _Translator:
                 item = self._response.item("completed", base64_text(drawing.file(image)))
                 yield self._call("completed")
                 yield self._event("response.output_item.done", output_index=0, item=item.model_dump())
-                yield self._event("response.completed", response=self._response.whole(item))
+                yield self._event("response.completed", response=self._response.whole(item, len(image.tokens)))
                 self._over = True
             case Failed(error):
                 yield self._failure(error)

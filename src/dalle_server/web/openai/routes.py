@@ -58,6 +58,7 @@ def generations() -> ResponseReturnValue:
             preview_every=stream.preview_every(body, model.engine.config.picture.num_tokens),
             best_of=body.best_of,
             logprobs=bool(body.logprobs),
+            seamless=bool(body.seamless),
             form=body.form if not as_file else replace(body.form, format=as_file),
         ),
     )
@@ -118,9 +119,7 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
         quality=body.quality,
         safety_identifier=body.safety_identifier or body.user,
         size=f"{width}x{height}",
-        usage=Usage.of(
-            drawing.generation.text_token_count, drawing.num_drawn * drawing.engine.config.picture.num_tokens
-        ),
+        usage=Usage.of(drawing.generation.text_token_count, drawing.num_drawn * len(images[0].tokens)),
     )
 
 

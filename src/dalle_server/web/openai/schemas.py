@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.drawing.repaint import MAX_CANDIDATES
-from dalle_server.pictures.codec import Fit, ImageFormat
+from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.drawing import Form
 from dalle_server.web.schemas import Body, Whole
@@ -32,7 +32,10 @@ class OutputBody(Body):
         json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"},
     )
     response_format: Literal["url", "b64_json", "file"] | None = None
-    fit: Fit | None = Field(None, description="how a size of another shape is reached")
+    fit: Literal["paint", "crop", "stretch"] | None = Field(
+        None, description="how a size of another shape is reached; new pictures are painted in it, if nothing is said"
+    )
+    seamless: bool | None = Field(None, description="opposite edges meet: the picture can be tiled")
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Whole | None = Field(None, ge=0, le=100, description="JPEG and WebP quality; PNG loses nothing")
     stream: bool | None = None
@@ -73,7 +76,7 @@ class OutputBody(Body):
             format=ImageFormat(self.output_format or "png"),
             size_px=parse_size(self.size),
             quality=self.output_compression,
-            fit=self.fit or "stretch",
+            fit=self.fit,
         )
 
 

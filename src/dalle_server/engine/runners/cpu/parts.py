@@ -63,8 +63,8 @@ class Step(Protocol):
 class Pixels(Protocol):
     """The VQGAN, one picture at a time: its pixels then depend on nothing else."""
 
-    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """(I,) ids → (H, W, 3), clipped and truncated."""
+    def decode(self, grid: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
+        """(I,) ids → (H, W, 3), clipped and truncated; `wraps` as for a runner's detokenize."""
         ...
 
     def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:

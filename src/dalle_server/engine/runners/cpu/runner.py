@@ -91,12 +91,12 @@ class CpuRunner:
     def drop_buckets_below(self, num_images: int) -> None:
         self.row_buckets = tuple(bucket for bucket in self.row_buckets if bucket >= num_images)
 
-    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
-        return np.stack([self._paint(grid) for grid in grids])
+    def detokenize(self, grids: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
+        return np.stack([self._paint(grid, wraps) for grid in grids])
 
-    def _paint(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def _paint(self, grid: NDArray[np.int32], wraps: bool) -> NDArray[np.uint8]:
         with self._cores:
-            return self._pixels.decode(grid)
+            return self._pixels.decode(grid, wraps=wraps)
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
         return np.stack([self._read(picture) for picture in pixels])

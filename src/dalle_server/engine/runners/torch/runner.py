@@ -21,6 +21,7 @@ from dalle_server.engine import sampling
 from dalle_server.engine.runners.base import (
     LOGPROBS,
     NO_ENCODER,
+    SEAMLESS,
     TOKENIZE,
     PendingStep,
     StepResult,
@@ -71,7 +72,7 @@ class TorchRunner:
         self.config = checkpoint.config
         self.num_slots = num_slots
         self._checkpoint = checkpoint
-        features = (LOGPROBS, TOKENIZE) if checkpoint.has_encoder else (LOGPROBS,)
+        features = (LOGPROBS, SEAMLESS, *((TOKENIZE,) if checkpoint.has_encoder else ()))
         self.info = replace(describe(self._device, dtype, reason), features=features)
         self._tokenizer: VQGAN | None = None
         self.lookahead = 1 if self._device.type == "cuda" else 0
@@ -181,13 +182,13 @@ class TorchRunner:
 
     @memory_errors()
     @torch.inference_mode()
-    def detokenize(self, grids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def detokenize(self, grids: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
         """One picture at a time: its pixels then depend on nothing else, and a batch would hardly be faster. The device
         is waited for once, at the end.
         """
         with self._on_detokenize_stream():
             ids = torch.from_numpy(grids.astype(np.int64)).to(self._device)
-            pixels = torch.cat([to_pixels(self._vqgan.decode(grid[None])) for grid in ids])
+            pixels = torch.cat([to_pixels(self._vqgan.decode(grid[None], wraps=wraps)) for grid in ids])
             return pixels.cpu().numpy()
 
     @memory_errors()

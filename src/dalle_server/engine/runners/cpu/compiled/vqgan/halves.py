@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.runners.cpu.compiled.operations import Framing
 from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureMap, LayerWriter
@@ -27,12 +28,17 @@ class CompiledDecoder:
             x = layers.doubled(x, f"decoder.up.{level}.upsample.conv") if level else x
         self._pixels = layers.output(x, "decoder")
         self._largest = layers.largest
+        self._framings = [what for what, _ in layers.operations if isinstance(what, Framing) and what.is_framed]
         self._program = Program(library, team, layers.operations, layers.kept)
 
-    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.float32]:
-        """(height · width,) ids → (H, W, 3), not clipped, until the next call."""
+    def decode(self, grid: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.float32]:
+        """(height · width,) ids → (H, W, 3), not clipped, until the next call. `wraps`: what lies beyond an edge is
+        the opposite one, and not zero.
+        """
         codes = self._codes.array()
         codes[:] = self._weights.codes(grid).reshape(codes.shape)
+        for framing in self._framings:
+            framing.wraps = wraps
         self._program.run()
         return self._pixels.array()
 

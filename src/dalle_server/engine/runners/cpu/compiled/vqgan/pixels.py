@@ -34,9 +34,9 @@ class CompiledPixels:
         self._decoder = CompiledDecoder(library, team, self._weights, picture.grid_height, picture.grid_width)
         self._encoder: CompiledEncoder | None = None
 
-    def decode(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def decode(self, grid: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
         """Raises CheckpointError for pixels that are not finite."""
-        pixels = self._decoder.decode(grid)
+        pixels = self._decoder.decode(grid, wraps=wraps)
         if not np.isfinite(pixels).all():
             raise CheckpointError("pixels that are not numbers came out of the VQGAN; its weights are broken")
         # Truncated, not rounded: the reference's own conversion.

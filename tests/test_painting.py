@@ -1,0 +1,247 @@
+"""Pictures of another shape, on the real engine with a runner without weights: windows, seams, events, replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dalle_server.drawing.best_of import BestOf, score
+from dalle_server.drawing.painting import Painting, Shape, paint
+from dalle_server.drawing.repaint import INDEX_BITS
+from dalle_server.drawing.replay import Source, info_text, replay
+from dalle_server.drawn import result_of
+from dalle_server.engine.engine import Engine
+from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Failed,
+    GeneratedImage,
+    Generation,
+    ImageReady,
+    Preview,
+    Progress,
+    Queued,
+    Started,
+)
+from dalle_server.models.config import PictureConfig
+from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
+from dalle_server.pictures.metadata import PictureMetadata, read_metadata
+from dalle_server.request import GenerationRequest, ImageKey
+from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
+
+SIDE, PX = 4, 8
+WINDOW = fake_config(SIDE).picture
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(FakeRunner(fake_config(SIDE)), FakeTokenizer(), digest="d" * 64, max_waiting_images=64)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def runner_of(engine: Engine) -> FakeRunner:
+    runner = engine._loop.runner
+    assert isinstance(runner, FakeRunner)
+    return runner
+
+
+def request(num_images: int = 1, index: int = 0, **kwargs: Any) -> GenerationRequest:
+    return GenerationRequest(
+        prompt="a red apple", images=tuple(ImageKey(5, index + i) for i in range(num_images)), **kwargs
+    )
+
+
+def shape(width: int, height: int, window: PictureConfig = WINDOW) -> Shape:
+    found = Shape.of((width, height), window)
+    assert found is not None
+    return found
+
+
+def grid(image: GeneratedImage, of: Shape) -> Any:
+    return image.tokens.reshape(of.rows, of.columns)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns", "places"),
+    [
+        ((1536, 1024), 4, 6, [(0, 0), (0, 2)]),
+        ((1024, 1536), 6, 4, [(0, 0), (2, 0)]),
+        ((1024, 1792), 7, 4, [(0, 0), (2, 0), (3, 0)]),
+        ((300, 100), 4, 12, [(0, 0), (0, 2), (0, 4), (0, 6), (0, 8)]),
+    ],
+)
+def test_windows_slide_by_half(size: Any, rows: int, columns: int, places: Any) -> None:
+    found = shape(*size)
+    assert (found.rows, found.columns, found.places) == (rows, columns, places)
+    assert found.is_sound
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1000, 1024), (512, 500), (3001, 1000), (16, 256)])
+def test_what_is_nearly_the_models_own_shape_or_too_long_is_not_painted(size: Any) -> None:
+    assert Shape.of(size, WINDOW) is None
+
+
+def test_the_first_window_is_the_square_picture_and_others_go_on_from_it(engine: Engine) -> None:
+    (square,) = engine.submit(request()).result()
+    of = shape(1536, 1024)
+    (image,) = result_of(paint(engine.submit, of, request()))
+    tokens = grid(image, of)
+    assert image.pixels.shape == (4 * PX, 6 * PX, 3)
+    assert np.array_equal(tokens[:, :4], square.tokens.reshape(4, 4))
+    forced = np.full((4, 4), -1)
+    forced[:, :2] = tokens[:, 2:4]
+    key, given = ImageKey(5, 1 << INDEX_BITS), tuple(forced.reshape(-1).tolist())
+    (again,) = engine.submit(replace(request(), images=(key,), forced_tokens=given)).result()
+    assert np.array_equal(again.tokens.reshape(4, 4), tokens[:, 2:])
+    # The fake's squares are the same in every window, so the crossfade must not show.
+    assert np.abs(image.pixels.astype(int) - runner_pixels(engine, tokens)).max() <= 1
+
+
+def runner_pixels(engine: Engine, tokens: Any) -> Any:
+    windows = [runner_of(engine).detokenize(tokens[None, :, x : x + 4].reshape(1, -1))[0] for x in (0, 2)]
+    return np.concatenate([windows[0][:, : 3 * PX], windows[1][:, PX:]], axis=1)
+
+
+def test_the_crossfade_is_around_the_middle_of_what_both_have(engine: Engine) -> None:
+    of = shape(1536, 1024)
+    canvas = of.blank()
+    of.put(canvas, np.zeros((32, 32, 3), np.uint8), 0)
+    of.put(canvas, np.full((32, 32, 3), 200, np.uint8), 1)
+    row = canvas[3, :, 0].astype(int)
+    assert (row[:20] == 0).all() and (row[28:] == 200).all()
+    assert (np.diff(row[19:29]) > 0).all() and row[23] + row[24] == 200
+
+
+@pytest.mark.parametrize("size", [(1536, 1024), (1024, 1536), (300, 100)])
+def test_a_picture_is_the_same_alone_and_among_others(engine: Engine, size: Any) -> None:
+    of = shape(*size)
+    together = result_of(paint(engine.submit, of, request(3)))
+    for index, image in enumerate(together):
+        (alone,) = result_of(paint(engine.submit, of, request(1, index)))
+        assert np.array_equal(alone.pixels, image.pixels) and np.array_equal(alone.tokens, image.tokens)
+    assert len({image.tokens.tobytes() for image in together}) == 3
+
+
+def test_events_are_those_of_one_request(engine: Engine) -> None:
+    runner_of(engine).step_s = 0.003
+    of = shape(300, 100)
+    painting = paint(engine.submit, of, request(2, preview_every=10))
+    events = [event for event in painting.events(poll_s=0.05) if event is not None]
+    assert isinstance(events[-1], Done) and sum(isinstance(event, (Started, Queued, Done)) for event in events) >= 2
+    assert {event.image.index for event in events if isinstance(event, ImageReady)} == {0, 1}
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert {event.num_tokens for event in progress} == {2 * 5 * 16}
+    assert [event.tokens_done for event in progress] == sorted(event.tokens_done for event in progress)
+    previews = [event for event in events if isinstance(event, Preview) and event.index == 1]
+    assert previews and all(event.pixels.shape == (32, 96, 3) for event in previews)
+    done = [event.tokens_done for event in previews]
+    assert (np.diff([0, *done]) >= 10).all() and done[-1] > 16
+    assert (previews[0].pixels[:, 64:] == 127).all()
+
+
+def test_the_next_window_waits_for_a_place_instead_of_failing(engine: Engine) -> None:
+    asked: list[GenerationRequest] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        if 1 < len(asked) < 6:
+            raise Overloaded("the queue is full")
+        return engine.submit(wanted)
+
+    (image,) = result_of(paint(submit, shape(1536, 1024), request()))
+    (expected,) = result_of(paint(engine.submit, shape(1536, 1024), request()))
+    assert np.array_equal(image.pixels, expected.pixels) and len(asked) == 6
+
+
+def test_all_are_accepted_or_none(engine: Engine) -> None:
+    accepted: list[Generation] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        if len(accepted) == 2:
+            raise Overloaded("the queue is full")
+        accepted.append(engine.submit(wanted))
+        return accepted[-1]
+
+    with pytest.raises(Overloaded):
+        paint(submit, shape(1536, 1024), request(3))
+    assert all(each.cancel_reason == "the rest of the request was refused" or each.terminal for each in accepted)
+
+
+def test_cancel_deadline_and_failure_end_it_once(engine: Engine) -> None:
+    def ends(painting: Painting) -> list[Any]:
+        return [event for event in painting.events(poll_s=0.05) if isinstance(event, (Done, Failed, Cancelled))]
+
+    runner_of(engine).step_s = 0.01
+    painting = paint(engine.submit, shape(300, 100), request(2))
+    painting.cancel("enough")
+    assert ends(painting) == [Cancelled("enough")]
+    (late,) = ends(paint(engine.submit, shape(300, 100), request(timeout_s=0.3)))
+    assert isinstance(late, Failed) and isinstance(late.error, DeadlineExceeded)
+    runner_of(engine).step_s = 0.0
+    runner_of(engine).nan_at[ImageKey(5, 1 << INDEX_BITS)] = 11
+    (sick,) = ends(paint(engine.submit, shape(1536, 1024), request(2)))
+    assert isinstance(sick, Failed)
+
+
+def test_an_index_that_would_meet_the_windows_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="image_index must be below 16777216"):
+        paint(engine.submit, shape(1536, 1024), request(index=2**INDEX_BITS))
+
+
+def test_likelihood_is_told_of_every_token_once_and_ranks(engine: Engine) -> None:
+    of = shape(1536, 1024)
+    images = result_of(paint(engine.submit, of, request(4, logprobs=True)))
+    assert all(image.logprobs is not None and np.isfinite(image.logprobs).all() for image in images)
+    assert images[0].logprobs is not None and images[0].logprobs.shape == (24, 2)
+    best = BestOf(paint(engine.submit, of, request(4, logprobs=True)), 1)
+    (kept,) = result_of(best)
+    assert np.array_equal(kept.pixels, max(images, key=score).pixels)
+    assert (best.grid_width, best.num_drawn) == (6, 4)
+
+
+@pytest.mark.parametrize("format", list(ImageFormat))
+def test_the_file_makes_it_again(engine: Engine, format: ImageFormat) -> None:
+    painting = paint(engine.submit, shape(1024, 1536), request())
+    (image,) = result_of(painting)
+    told = read_metadata(encode_image(image.pixels, format, metadata=describe_image(image, painting, engine)))
+    assert (told.grid_width, told.num_tokens) == (4, 24)
+    for source in Source:
+        again = replay(told, engine, source)
+        assert again.same_pixels and again.same_tokens and again.same_recipe
+    assert "24, painted by windows over 4 columns" in info_text(told)
+
+
+def test_readers_of_format_2_refuse_it(engine: Engine) -> None:
+    """They would paint the model's own shape from a seed, and fail at a grid of another size."""
+    painting = paint(engine.submit, shape(1024, 1536), request())
+    (image,) = result_of(painting)
+    raw = json.loads(describe_image(image, painting, engine).to_json())
+    assert raw["format"] == 3  # what is not 1 or 2 they call a newer version's
+    (square,) = engine.submit(request()).result()
+    plain = describe_image(square, engine.submit(request()), engine)
+    assert json.loads(plain.to_json())["format"] == 2 and "grid_width" not in plain.to_json()
+
+
+@pytest.mark.parametrize("change", [{"grid_width": 5}, {"grid_width": -1}, {"grid_width": "4"}])
+def test_a_damaged_width_is_refused(engine: Engine, change: Any) -> None:
+    painting = paint(engine.submit, shape(1024, 1536), request())
+    (image,) = result_of(painting)
+    raw = json.loads(describe_image(image, painting, engine).to_json())
+    with pytest.raises((ValueError, InvalidRequest)):
+        PictureMetadata.from_json(json.dumps({**raw, **change}))
+
+
+def test_a_grid_that_no_window_fits_is_not_replayed(engine: Engine) -> None:
+    painting = paint(engine.submit, shape(1024, 1536), request())
+    (image,) = result_of(painting)
+    told = describe_image(image, painting, engine).model_copy(update={"grid_width": 8})
+    with pytest.raises(InvalidRequest, match="load the model that made it"):
+        replay(told, engine, Source.TOKENS)
