@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_a_branch_of_our_own_picture_needs_no_encoder(client: FlaskClient, engin
     runner.on_tokenize = refuse
     drawn(client, image={"job": first["id"]}, keep_tokens=8, seed=1)
     drawn(client, image=url(files(client, first)[0]), keep_tokens=8, seed=1)
+
+
+def test_weights_without_an_encoder_refuse_a_strangers_picture(
+    client: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = drawn(client, prompt="a red apple", seed=7)
+    monkeypatch.setattr(engine, "info", replace(engine.info, features=("logprobs",)))
+    error = submit(client, 501, prompt="x", image=url(png(PHOTO)), mask=url(png(MASK)))["error"]
+    assert (error["code"], error["param"]) == ("not_supported", "image") and "has no encoder" in error["message"]
+    assert len(list((tmp_path / "data" / "jobs").iterdir())) == 1
+    drawn(client, image={"job": first["id"]}, keep_tokens=8, seed=1)
 
 
 def test_what_a_picture_tells_makes_it_again(client: FlaskClient, engine: Engine) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from flask.testing import FlaskClient
@@ -20,6 +21,8 @@ from tests.web.live import live
 from tests.web.scripted_engine import ScriptedEngine
 
 TOOLS: list[Any] = [{"type": "image_generation"}]
+WORDS = {"type": "input_text", "text": "a red apple"}
+REMOTE = {"type": "input_image", "image_url": "https://example.org/a.png"}
 
 
 def respond(client: FlaskClient, status: int = 200, **body: Any) -> Any:
@@ -74,7 +77,7 @@ def test_the_tools_fields_count(client: FlaskClient, engine: ScriptedEngine) -> 
         "webp",
         "opaque",
     )
-    (request,) = engine.requests
+    request, *_ = engine.requests  # the first window: 64x32 is painted
     assert [(key.seed, key.index) for key in request.images] == [(7, 3)]
     assert (request.negative_prompt, request.sampling.condition_scale) == ("fog", 3.0)
 
@@ -87,6 +90,10 @@ def test_the_tools_fields_count(client: FlaskClient, engine: ScriptedEngine) -> 
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [WORDS, {"type": "input_image", "file_id": "file-1"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [WORDS, {"type": "input_image"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [WORDS, REMOTE]}]}, "input.image_url"),
+        ({"tools": [{"type": "image_generation", "input_image_mask": {"image_url": "data:,"}}]}, "input_image_mask"),
         ({"input": "x" * 32_001}, "input"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "image_generation", "size": "huge"}]}, "tools.0.size"),
@@ -94,6 +101,33 @@ def test_the_tools_fields_count(client: FlaskClient, engine: ScriptedEngine) -> 
 )
 def test_what_it_cannot_do_is_named(client: FlaskClient, body: Any, param: str) -> None:
     assert respond(client, 400, **body)["error"]["param"] == param
+
+
+def data_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_a_picture_in_the_input_is_drawn_over_as_an_edit_does(client: FlaskClient) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (8, 4, 24, 20))
+    content = [WORDS, {"type": "input_image", "image_url": data_url(photo), "detail": "auto"}]
+    tool = {"type": "image_generation", "seed": 3, "input_image_mask": {"image_url": data_url(mask)}}
+    (call,) = respond(client, input=[{"role": "user", "content": content}], tools=[tool])["output"]
+    body = {"prompt": "a red apple", "seed": 3, "images": [{"image_url": data_url(photo)}]}
+    edit = client.post("/v1/images/edits", json={**body, "mask": {"image_url": data_url(mask)}}).json
+    assert edit is not None and call["result"] == edit["data"][0]["b64_json"]
+    painted = np.asarray(Image.open(io.BytesIO(base64.b64decode(call["result"]))))
+    assert np.array_equal(painted[np.asarray(mask) == 0], np.asarray(photo)[np.asarray(mask) == 0])
+    assert call["size"] == "32x24"
+
+
+def test_two_pictures_are_too_many(client: FlaskClient) -> None:
+    picture = {"type": "input_image", "image_url": data_url(Image.new("RGB", (16, 16)))}
+    error = respond(client, 400, input=[{"role": "user", "content": [WORDS, picture, picture]}])["error"]
+    assert "2 pictures were sent" in error["message"]
 
 
 def test_another_image_model_is_not_found(client: FlaskClient) -> None:

@@ -52,13 +52,13 @@ def edits() -> ResponseReturnValue:
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
         model = _with_room(body)
-        image, mask = _only(_files("image", "image[]")), _first(_files("mask"))
+        image, mask = only_one(_files("image", "image[]")), _first(_files("mask"))
     else:
         read = read_json(EditJson)
         body = read
         model = _with_room(body)
-        image = _only([_referred(each, f"images.{i}") for i, each in enumerate(read.images)])
-        mask = None if read.mask is None else _referred(read.mask, "mask")
+        image = only_one([referred(each, f"images.{i}") for i, each in enumerate(read.images)])
+        mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
         over = Repaint.read(
             image, mask, strength=body.strength, candidates=body.candidates, keep_tokens=body.keep_tokens
@@ -79,7 +79,7 @@ def variations() -> ResponseReturnValue:
     hold_place()
     body = validate(VariationForm, request.form.to_dict())
     model = _with_room(body)
-    image = _only(_files("image", "image[]"))
+    image = only_one(_files("image", "image[]"))
     with encoding():
         over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)
     return _answer(model, body, body.prompt, over)
@@ -121,7 +121,7 @@ def _first(files: list[bytes]) -> bytes | None:
     return files[0] if files and files[0] else None
 
 
-def _only(images: list[bytes]) -> bytes:
+def only_one(images: list[bytes]) -> bytes:
     if not images:
         raise InvalidRequest(
             "image is required: send a PNG, JPEG, WebP or GIF file as the field `image`", param="image"
@@ -133,7 +133,7 @@ def _only(images: list[bytes]) -> bytes:
     return images[0]
 
 
-def _referred(reference: ImageReference, param: str) -> bytes:
+def referred(reference: ImageReference, param: str) -> bytes:
     """Raises InvalidRequest, also for addresses: nothing is ever fetched."""
     if (reference.image_url is None) == (reference.file_id is None):
         raise InvalidRequest(f"{param} must have exactly one of image_url and file_id", param=param)

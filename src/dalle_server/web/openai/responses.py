@@ -15,15 +15,17 @@ from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field
 
+from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import DalleServerError, GenerationCancelled, InvalidRequest
 from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, Preview
 from dalle_server.pictures.codec import base64_text
 from dalle_server.request import require_words
 from dalle_server.web import sse
-from dalle_server.web.drawing import Drawing, Order, draw
+from dalle_server.web.drawing import Drawing, Order, draw, encoding
 from dalle_server.web.errors import openai_error
+from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import chosen_model
-from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, OutputBody
+from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
 from dalle_server.web.openai.stream import preview_every
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, read_json
@@ -33,15 +35,18 @@ TOOL = "image_generation"
 Json = dict[str, Any]
 
 
-class Tool(OutputBody):
+class Tool(RepaintBody):
     """Of `image_generation` all fields count, ours included; other tools are ignored."""
 
     type: str
+    input_image_mask: ImageReference | None = Field(None, description="of the input's picture: what is painted anew")
 
 
 class ContentPart(Body):
     type: str
     text: str | None = None
+    image_url: str | None = Field(None, description="of an input_image: a data: URL")
+    file_id: str | None = None
 
 
 class InputItem(Body):
@@ -68,6 +73,22 @@ class ResponsesBody(Body):
             raise InvalidRequest(f"tools must hold one of the type {TOOL!r}: this server only paints", param="tools")
         return found
 
+    def picture(self) -> Repaint | None:
+        """What the input gives to draw over. Raises InvalidRequest."""
+        parts = [part for part in _last_parts(self.input) if part.type == "input_image"]
+        tool = self.tool
+        if not parts:
+            if tool.input_image_mask is not None:
+                raise InvalidRequest("input_image_mask needs an input_image in the input", param="input_image_mask")
+            return None
+        references = [ImageReference(image_url=part.image_url, file_id=part.file_id) for part in parts]
+        image = only_one([referred(each, "input") for each in references])
+        mask = None if tool.input_image_mask is None else referred(tool.input_image_mask, "input_image_mask")
+        with encoding():
+            return Repaint.read(
+                image, mask, strength=tool.strength, candidates=tool.candidates, keep_tokens=tool.keep_tokens
+            )
+
     @property
     def prompt(self) -> str:
         """Raises InvalidRequest where there is none, and for what this server cannot follow."""
@@ -76,21 +97,21 @@ class ResponsesBody(Body):
                 "previous_response_id cannot be followed: no conversation is kept; send the whole prompt",
                 param="previous_response_id",
             )
-        text = self.input if isinstance(self.input, str) else _last_words(self.input)
+        parts = _last_parts(self.input)
+        text = "\n".join(part.text for part in parts if part.type == "input_text" and part.text)
         require_words(text, "input")
         if len(text) > MAX_PROMPT_CHARS:
             raise InvalidRequest(f"input must have at most {MAX_PROMPT_CHARS} characters", param="input")
         return text
 
 
-def _last_words(items: list[InputItem]) -> str:
+def _last_parts(items: str | list[InputItem]) -> list[ContentPart]:
+    """The last message of the user."""
+    if isinstance(items, str):
+        return [ContentPart(type="input_text", text=items)]
     users = [item for item in items if item.role == "user"]
     content = users[-1].content if users else None
-    if content is None or isinstance(content, str):
-        return content or ""
-    if any(part.type == "input_image" for part in content):
-        raise InvalidRequest("input pictures are not read here; send them to /v1/images/edits", param="input")
-    return "\n".join(part.text for part in content if part.type == "input_text" and part.text)
+    return [ContentPart(type="input_text", text=content)] if isinstance(content, str) else content or []
 
 
 class ImageCall(BaseModel):
@@ -163,10 +184,11 @@ class _Response:
 
 @blueprint.post("/responses")
 @describe(
-    "Make a picture with the tool image_generation",
+    "Make a picture with the tool image_generation, or draw over the input's",
     access="key",
     cost="pictures",
     owned=False,
+    takes="pictures",
     body=ResponsesBody,
     reply=ResponseReply,
     streams=True,
@@ -177,18 +199,22 @@ def responses() -> ResponseReturnValue:
     model = chosen_model(tool.model)
     config = model.engine.config
     tool = tool.model_copy(update={"stream": body.stream})
+    words = (body.prompt, tool.negative_prompt, tool.sampling)
+    over = body.picture()
+    prompt, negative_prompt, sampling = words if over is None else over.words(*words)
     drawing = draw(
         model,
         Order(
-            prompt=body.prompt,
+            prompt=prompt,
             seed=tool.seed,
             first_index=tool.image_index,
-            sampling=tool.sampling,
-            negative_prompt=tool.negative_prompt or "",
+            sampling=sampling,
+            negative_prompt=negative_prompt or "",
             preview_every=preview_every(tool, config.picture.num_tokens),
             seamless=bool(tool.seamless),
             form=tool.form,
         ),
+        over,
     )
     response = _Response(drawing, tool, body.model or config.name)
     if body.stream:
