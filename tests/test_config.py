@@ -47,7 +47,12 @@ def test_names_in_any_case() -> None:
             "--save_to_disk: expected a boolean word .* not 'maybe'",
         ),
         ({"port": "x"}, {}, "", "--port: expected a valid integer, not 'x'"),
-        ({"model_version": "maxi"}, {}, "", "expected one of nano, mini, mega, mega_full, not 'maxi'"),
+        (
+            {"model_version": "maxi"},
+            {},
+            "",
+            "expected one of nano, mini, mega, mega_full, janus_pro_1b, janus_pro_7b, not 'maxi'",
+        ),
         ({"img_format": "gif"}, {}, "", "--img_format: expected 'JPEG' or 'PNG'"),
         ({}, {"DALLE_PORT": "70000"}, "", "DALLE_PORT in the environment: expected less than or equal to 65535"),
         ({}, {}, "modell_version = 'mini'", "did you mean model_version?"),

@@ -126,7 +126,7 @@ def known_model(name: str) -> str | None:
 
 
 ALL_MODELS = "all"
-ModelVersion = Literal["nano", "mini", "mega", "mega_full"]
+ModelVersion = Literal["nano", "mini", "mega", "mega_full", "janus_pro_1b", "janus_pro_7b"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Protection = Annotated[Words, AfterValidator(_not_nothing)]
@@ -152,7 +152,7 @@ class Settings(BaseModel):
     model_version: Annotated[ModelVersion, BeforeValidator(parse_arg_dalle_version)] = Field("mini",
         description="Model size; nano is embedded in the package and needs no download.")
     model_dir: Directory | None = Field(None,
-        description="Directory with weights (native, Flax, or min-dalle form) to serve in place of the published ones.")
+        description="Directory with weights (native, Flax, min-dalle, Janus-Pro) to serve in place of published ones.")
     models: Annotated[Words, AfterValidator(_model_entries)] = Field((),
         description="Several models in one server, the first as the default: names, directories, NAME=DIRECTORY; or "
             "all, which is every one on this machine. In place of model_version and model_dir.")

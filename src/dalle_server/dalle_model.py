@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
+from dalle_server.checkpoints.licence import tell_licence
 from dalle_server.config import (
     DEFAULT_IMG_OUTPUT_DIR,
     Settings,
@@ -64,6 +65,7 @@ def load_engine(
     found = find_checkpoint(wanted, cache_dir=settings.cache_dir, progress=progress, download=download)
     checkpoint = open_checkpoint(found)
     logger.info("model: %s from %s, weights %s", checkpoint.config.name, checkpoint.path, checkpoint.digest[:12])
+    tell_licence(checkpoint, settings.cache_dir)
 
     def make_runner() -> Runner:
         return choose_runner(

@@ -18,6 +18,8 @@ class ModelSize(Enum):
     MINI = "Mini"
     MEGA = "Mega"
     MEGA_FULL = "Mega_full"
+    JANUS_PRO_1B = "Janus_Pro_1B"
+    JANUS_PRO_7B = "Janus_Pro_7B"
 
     @classmethod
     def parse(cls, name: str) -> ModelSize:
@@ -41,6 +43,7 @@ class HubFiles:
     files: tuple[str, ...]
     optional: tuple[str, ...] = ()
     revision: str = "main"
+    weights: tuple[str, ...] = ()  # the first of them that is there; an index stands for the files that it names
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,9 @@ class Publication:
     """One place to get a model from. The transformer and the VQGAN may share a repository."""
 
     transformer: HubFiles
-    vqgan: HubFiles
-    word_frequency: HubFiles  # splits hashtags; only ever published with Mini
     download_bytes: int  # approximate: the hub tells the truth when asked
+    vqgan: HubFiles | None = None  # None: in the transformer's files
+    word_frequency: HubFiles | None = None  # splits hashtags; only ever published with Mini
     dtype: str | None = None  # to convert the transformer to; None keeps what is published
     file_suffix: str | None = None  # in a min-dalle repository: which of its two models
 
@@ -62,7 +65,7 @@ class Variant:
     size: ModelSize
     title: str
     licence: str
-    dtype: str  # of the transformer's weights as they are stored and served: float16 or float32
+    dtype: str  # of the transformer's weights as they are stored: float16, bfloat16 or float32
     weights_bytes: int  # on disk after conversion, and in memory when served in this dtype
     published: Publication | None  # None: shipped inside this package
     mirror: Publication | None = None
@@ -76,19 +79,32 @@ _VQGAN_BYTES = 76_073_859 * 4
 _DETOKENIZER_BYTES = 46_000_000 * 4
 _MINI_PARAMS, _MEGA_PARAMS = 437_833_712, 2_587_521_024
 _LICENCE = "Apache-2.0 (VQGAN: MIT)"
+_JANUS_LICENCE = "DeepSeek Model License (with use restrictions)"
 
 
 def _flax(repository: str, transformer_bytes: int, dtype: str | None = None) -> Publication:
     names = ("config.json", "flax_model.msgpack", "vocab.json", "merges.txt")
     files = HubFiles(repository, names, ("tokenizer.json",))
-    return Publication(files, _VQGAN, _WORDS, transformer_bytes + _VQGAN_BYTES, dtype)
+    return Publication(files, transformer_bytes + _VQGAN_BYTES, _VQGAN, _WORDS, dtype)
 
 
 def _min_dalle(suffix: str, transformer_bytes: int) -> Publication:
     names = (f"encoder{suffix}.pt", f"decoder{suffix}.pt", f"vocab{suffix}.json", f"merges{suffix}.txt")
     vqgan = HubFiles("kuprel/min-dalle", ("detoker.pt",))
     files = HubFiles("kuprel/min-dalle", names)
-    return Publication(files, vqgan, _WORDS, transformer_bytes + _DETOKENIZER_BYTES, file_suffix=suffix)
+    return Publication(files, transformer_bytes + _DETOKENIZER_BYTES, vqgan, _WORDS, file_suffix=suffix)
+
+
+def _janus(size: ModelSize, name: str, num_published: int, num_kept: int) -> Variant:
+    """Published in bfloat16. The transformers library's form needs no torch to be read; the authors' own is pickles."""
+    safe = ("model.safetensors", "model.safetensors.index.json")
+    library = HubFiles(f"deepseek-community/{name}", ("config.json", "tokenizer.json"), weights=safe)
+    pickles = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    files = ("config.json", "tokenizer.json", "processor_config.json")
+    authors = HubFiles(f"deepseek-ai/{name}", files, weights=pickles)
+    published, mirror = (Publication(part, num_published * 2) for part in (library, authors))
+    title = name.replace("-", " ").replace(" ", "-", 1)
+    return Variant(size, title, _JANUS_LICENCE, "bfloat16", num_kept * 2, published, mirror)
 
 
 VARIANTS: dict[ModelSize, Variant] = {
@@ -121,5 +137,7 @@ VARIANTS: dict[ModelSize, Variant] = {
             _MEGA_PARAMS * 4 + _VQGAN_BYTES,
             _flax("dalle-mini/dalle-mega", _MEGA_PARAMS * 4, "float32"),
         ),
+        _janus(ModelSize.JANUS_PRO_1B, "Janus-Pro-1B", 2_076_636_811, 1_620_000_000),
+        _janus(ModelSize.JANUS_PRO_7B, "Janus-Pro-7B", 7_407_773_323, 6_781_000_000),
     )
 }

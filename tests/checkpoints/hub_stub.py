@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "c0ffee" + "0" * 34
 VQGAN_COMMIT = "e93a26e7707683d349bf5d5c41c5b0ef69b677a9"
 SIGNATURE = "X-Amz-Expires=3600&X-Amz-Signature=5166"
-LARGE = (".msgpack", ".pt")  # what the hub keeps as large files, under their sha256
+LARGE = (".msgpack", ".pt", ".safetensors", ".bin")  # what the hub keeps as large files, under their sha256
 
 
 @dataclass

@@ -14,11 +14,13 @@ import torch
 
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.convert import Form, convert, detect_form
+from dalle_server.checkpoints.licence import tell_licence
 from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
 from dalle_server.checkpoints.tensor_file import open_tensors, write_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import JanusConfig
 from tests.families.janus_goldens import DATA, converted
+from tests.runners.random_checkpoint import random_checkpoint
 
 MANIFESTS = DATA / "manifests"
 
@@ -173,3 +175,14 @@ def test_every_published_name_is_known_and_both_forms_agree(size: str) -> None:
     )
     assert ours == sizes.tensors().keys()
     assert all(by_form[0][name] == shape for name, shape in sizes.tensors().items() if name in by_form[0])
+
+
+def test_the_licence_is_told_once_on_a_machine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = converted(tmp_path)
+    for _ in range(2):
+        tell_licence(checkpoint, tmp_path / "cache")
+    tell_licence(random_checkpoint(), tmp_path / "cache")
+    assert caplog.text.count("DeepSeek Model License") == 1 == len(caplog.records)
+    (tmp_path / "file").touch()
+    tell_licence(checkpoint, tmp_path / "file")
+    assert len(caplog.records) == 2, "where nothing can be remembered, it is told again"

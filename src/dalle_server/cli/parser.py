@@ -122,8 +122,10 @@ def _parser() -> Parser:
         command.set_defaults(run=_draw_over, command=command.prog.rsplit(" ", 1)[-1])
 
     pull = commands.add_parser("pull", help="download and convert published weights", allow_abbrev=False)
-    pull.add_argument("model", metavar="MODEL", help="mini, mega or mega_full")
-    pull.add_argument("--mirror", action="store_true", help="from min-dalle's repository: smaller; needs torch once")
+    pull.add_argument("model", metavar="MODEL", help="mini, mega, mega_full, janus-pro-1b or janus-pro-7b")
+    pull.add_argument(
+        "--mirror", action="store_true", help="from the other place (docs/checkpoints.md); needs torch once"
+    )
     pull.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
     add_flags(pull, only=("cache_dir",))
     pull.set_defaults(run=_pull)

@@ -44,6 +44,7 @@ class DalleBartConfig:
 
     family: ClassVar[str] = "dalle-bart"
     cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
+    licence_note: ClassVar[str] = ""
 
     d_model: int
     encoder_layers: int

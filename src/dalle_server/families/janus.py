@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # Guidance and temperature of the authors' generation_inference.py, which filters nothing.
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=5.0)
 
+LICENCE_NOTE = (
+    "Janus-Pro's weights are under the DeepSeek Model License 1.0: commercial use is allowed, and the use restrictions"
+    " of its Attachment A bind you and everybody you let use them; pass them on."
+    " https://github.com/deepseek-ai/Janus/blob/main/LICENSE-MODEL (the model's code is MIT)"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JanusConfig:
@@ -28,6 +34,7 @@ class JanusConfig:
 
     family: ClassVar[str] = "janus"
     cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
+    licence_note: ClassVar[str] = LICENCE_NOTE
 
     d_model: int
     num_layers: int

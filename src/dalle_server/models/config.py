@@ -106,6 +106,7 @@ class FamilyConfig(Protocol):
 
     family: ClassVar[str]
     cpu_runners: ClassVar[tuple[str, ...]]  # that draw it on a CPU, beside torch, which draws every family
+    licence_note: ClassVar[str]  # what whoever serves its published weights must know; may be empty
 
     @property
     def num_image_tokens(self) -> int:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from dalle_server.checkpoints.digest import hash_file
+from dalle_server.checkpoints.model_config import read_json
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import HubFiles
@@ -85,13 +86,29 @@ def cached_files(part: HubFiles) -> dict[str, Path] | None:
 
     Other programs pin other commits, and a pinned one has no ref: any snapshot that is whole will do, after ours.
     """
-    wanted = (*part.files, *part.optional)
     for revision in (part.revision, "main", *(snapshot.name for snapshot in _snapshots(part.repository))):
-        at = {name: try_to_load_from_cache(part.repository, name, revision=revision) for name in wanted}
-        found = {name: Path(path) for name, path in at.items() if isinstance(path, str)}
-        if found and found.keys() >= set(part.files):
+
+        def cached(*names: str, revision: str = revision) -> dict[str, Path]:
+            at = {name: try_to_load_from_cache(part.repository, name, revision=revision) for name in names}
+            return {name: Path(path) for name, path in at.items() if isinstance(path, str)}
+
+        weights = list(cached(*part.weights).items())[:1]
+        needed = {*part.files, *(name for _, path in weights for name in _shards(path))}
+        found = cached(*needed, *part.optional) | dict(weights)
+        if found and found.keys() >= needed and bool(weights) == bool(part.weights):
             return found
     return None if part.files else {}
+
+
+def _shards(weights: Path) -> set[str]:
+    """The files that an index of weights names; none for weights. Raises CheckpointError for a damaged index."""
+    if weights.suffix != ".json":
+        return set()
+    named = read_json(weights).get("weight_map")
+    shards = set(named.values()) if isinstance(named, dict) else set()
+    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+        raise CheckpointError(f"{weights} names no files of weights beside it; pull again")
+    return shards
 
 
 def is_cached(file: HubFile) -> bool:
@@ -100,7 +117,8 @@ def is_cached(file: HubFile) -> bool:
 
 def broken_link(part: HubFiles) -> Path | None:
     """A link of the cache whose file is gone: a cache that was copied or cleaned up in part."""
-    links = (snapshot / name for snapshot in _snapshots(part.repository) for name in (*part.files, *part.optional))
+    names = (*part.files, *part.optional, *part.weights)
+    links = (snapshot / name for snapshot in _snapshots(part.repository) for name in names)
     return next((link for link in links if link.is_symlink() and not link.exists()), None)
 
 
@@ -148,18 +166,29 @@ def on_the_hub(part: HubFiles, commits: dict[tuple[str, str], str]) -> list[HubF
     `commits` remembers what revisions stand for, so that all files are of one commit whatever is pushed meanwhile.
     """
     files: list[HubFile] = []
-    for name in (*part.files, *part.optional):
+
+    def ask(name: str, *, needed: bool) -> HubFile | None:
         revision = commits.get((part.repository, part.revision), part.revision)
         try:
             file = _ask(part.repository, name, revision)
         except RevisionNotFoundError:
             raise
         except (EntryNotFoundError, RepositoryNotFoundError):
-            if name in part.files:
+            if needed:
                 raise
-            continue
+            return None
         commits[part.repository, part.revision] = file.commit
         files.append(file)
+        return file
+
+    for name in (*part.files, *part.optional):
+        ask(name, needed=name in part.files)
+    for name in part.weights:
+        if weights := ask(name, needed=name == part.weights[-1]):
+            index = fetch(weights, Meter(None, 0)) if name.endswith(".json") else Path(name)
+            for shard in sorted(_shards(index)):
+                ask(shard, needed=True)
+            break
     return files
 
 

@@ -49,7 +49,7 @@ class _Snapshot:
     """Downloaded files of one publication."""
 
     transformer: Path
-    vqgan: Path
+    vqgan: Path | None  # None: in the transformer's folder, in the same files
     extra_files: dict[str, Path]
     origin: dict[str, str]
     files: tuple[Path, ...]  # all of them
@@ -165,16 +165,19 @@ def _broken(publication: Publication) -> str:
     return f", and the file behind {links[0]} is gone" if links else ""
 
 
-def _parts(publication: Publication) -> tuple[HubFiles, HubFiles, HubFiles]:
-    return publication.transformer, publication.vqgan, publication.word_frequency
+def _parts(publication: Publication) -> list[HubFiles]:
+    return [part for part in (publication.transformer, publication.vqgan, publication.word_frequency) if part]
 
 
 def _snapshot(publication: Publication, found: list[dict[str, Path]]) -> _Snapshot:
-    transformer, vqgan, extra_files = found
+    by_part = dict(zip(_parts(publication), found, strict=True))
+    transformer = by_part[publication.transformer]
+    vqgan = next(iter(by_part[publication.vqgan].values())).parent if publication.vqgan else None
+    extra_files = by_part[publication.word_frequency] if publication.word_frequency else {}
     folder = next(iter(transformer.values())).parent
     origin = {"repository": publication.transformer.repository, "revision": folder.name}
     files = tuple(path for part_files in found for path in part_files.values())
-    return _Snapshot(folder, next(iter(vqgan.values())).parent, extra_files, origin, files)
+    return _Snapshot(folder, vqgan, extra_files, origin, files)
 
 
 def _download(size: ModelSize, publication: Publication, target: Path, progress: Progress | None) -> _Snapshot:
