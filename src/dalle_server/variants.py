@@ -78,7 +78,7 @@ _WORDS = HubFiles("dalle-mini/dalle-mini", (), ("enwiki-words-frequency.txt",))
 _VQGAN_BYTES = 76_073_859 * 4
 _DETOKENIZER_BYTES = 46_000_000 * 4
 _MINI_PARAMS, _MEGA_PARAMS = 437_833_712, 2_587_521_024
-_LICENCE = "Apache-2.0 (VQGAN: MIT)"
+_LICENCE = "Apache-2.0 (VQGAN: none stated, its code MIT)"
 _JANUS_LICENCE = "DeepSeek Model License (with use restrictions)"
 
 

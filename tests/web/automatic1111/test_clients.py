@@ -1,5 +1,5 @@
 """What other clients of the AUTOMATIC1111 API call and read, replayed: KoboldAI Lite, openOutpaint, sd-backend-client,
-n8n's community node, and the structs of Go bots.
+image-generation-mcp, n8n's community node, and the structs of Go bots.
 """
 
 from __future__ import annotations
@@ -246,3 +246,22 @@ def test_extras_name_what_is_wrong(client: FlaskClient, body: Any, says: str) ->
     reply = client.post("/sdapi/v1/extra-single-image", json={"image": as_base64(GRADIENT), **body})
     assert reply.status_code == 400
     assert says in reply.json["detail"]
+
+
+def test_image_generation_mcp_discovers_paints_and_polls(client: FlaskClient) -> None:
+    """pvliesdonk/image-generation-mcp, `providers/sd_webui.py`: a model is known by its title, sizes by its name."""
+    titles = [(model["title"], model["model_name"]) for model in get(client, "sd-models")]
+    assert titles and all(title and name for title, name in titles)
+    assert get(client, "options")["sd_model_checkpoint"] in [title for title, _ in titles]
+    body = {
+        "prompt": "a red apple", "width": 768, "height": 512, "steps": 30, "cfg_scale": 7.0, "sampler_name": "DPM++ 2M",
+        "scheduler": "Karras", "negative_prompt": "", "override_settings": {"sd_model_checkpoint": titles[0][0]},
+    }  # fmt: skip
+    flux = {name: value for name, value in body.items() if name != "negative_prompt"} | {"distilled_cfg_scale": 3.5}
+    for sent in (body, flux):
+        reply = post(client, "txt2img", sent)
+        assert opened(reply["images"][0]).size == (768, 512)
+        info = json.loads(reply["info"])
+        assert isinstance(info["seed"], int) and info["sd_model_name"] in titles[0]
+    progress = get(client, "progress")
+    assert progress["progress"] == 0.0 and progress["eta_relative"] == 0.0
