@@ -9,10 +9,11 @@ particles   the same at the price of 16 candidates: sequential Monte Carlo over 
 shapes      3:2 by a sliding window: the step across the column where a window's own tokens begin, and other columns
 cost        seconds of a picture, of an edit with 1 and 4 candidates
 
-    python -m benchmarks.pictures_in --work DIR [--prompts 64] [--train_s 400] [--only strength holes …]
+    python -m benchmarks.pictures_in --work DIR [--prompts 48] [--only strength holes …]
 
-DIR is where the training recipe keeps its artwork. The judge is the recipe's own network, for the first 64 concepts and
-trained for `--train_s` seconds on true pictures of them, once: DIR/pictures_in/judge.pt. Ends in one JSON line.
+DIR is where the training recipe keeps its artwork. The judge names the thing whose true pictures, at every place where
+the recipe may put it, come nearest (training/judge.py): it has learned nothing, from painted pictures least of all.
+Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.rng import uniform
 from dalle_server.pictures.canvas import Picture, Window, paste
 from dalle_server.request import GenerationRequest, ImageKey, SamplingParams
-from training.classifier import Classifier, train_classifier
-from training.loop import load_average
-from training.preset import Schedule, load_preset
+from training.classifier import Classifier
+from training.judge import Judge
+from training.preset import load_preset
 from training.prompts import Prompter
 from training.recipe import Recipe
 
@@ -50,45 +51,35 @@ Pixels = NDArray[np.uint8]
 STRENGTHS = (0.25, 0.5, 0.65, 0.75, 0.85, 0.95)
 PULLS = (80.0, 40.0, 20.0, 10.0, 5.0, 2.5)
 CANDIDATES = 16
-NUM_CONCEPTS = 64  # that the judge tells apart: chance is 1.6 %
 
 
 class Bench:
-    def __init__(self, work: Path, num_prompts: int, train_s: float):
+    def __init__(self, work: Path, num_prompts: int):
         self.filler = Filler()
         self.recipe = Recipe(load_preset("cpu", work))
         grid = self.filler.config.picture
         self.side, self.px = grid.grid_width, grid.px_per_token
-        self.asked = Prompter(self.recipe.sampler, 2026).singles()[:num_prompts]
+        singles = Prompter(self.recipe.sampler, 2026).singles()
+        self.everything = [spec for spec, _ in singles]
+        self.asked = [singles[i * len(singles) // num_prompts] for i in range(num_prompts)]
         self.prompts = [prompt for _, prompt in self.asked]
         self.concepts = [spec.things[0].concept for spec, _ in self.asked]
-        self.judge = _judge(self.recipe, work / "pictures_in" / "judge.pt", train_s)
+        self.judge = Judge(self.recipe.small_composer, Classifier(1))
         composer = self.recipe.composer(grid.width_px)
         renders = composer.compose([spec for spec, _ in self.asked], random.Random("pictures in"))
         self.renders = (renders.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         self.given = self.filler.runner.tokenize(self.renders)
         self.keys = [ImageKey(7, index) for index in range(num_prompts)]
 
-    @torch.no_grad()
     def named(self, pictures: Pixels, concepts: list[int]) -> float:
-        """Share of the pictures in which the judge sees the thing, among NUM_CONCEPTS."""
+        """Share of the pictures in which the judge sees the thing, among all concepts."""
         images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-        seen = torch.cat([self.judge(part).argmax(1) for part in images.split(64)])
-        return round(float((seen == torch.tensor(concepts)).float().mean()), 3)
+        nearest = self.judge.rank(images, self.everything)[:, 0]
+        seen = [self.everything[int(place)].things[0].concept for place in nearest]
+        return round(sum(a == b for a, b in zip(seen, concepts, strict=True)) / len(seen), 3)
 
     def pixels(self, grids: Grids) -> Pixels:
         return self.filler.runner.detokenize(grids)
-
-
-def _judge(recipe: Recipe, file: Path, train_s: float) -> Classifier:
-    """Trained once, and then kept."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        schedule = Schedule(batch=32, learning_rate=2e-3, seconds=train_s, ema_decay=0.97, warmup_steps=20)
-        train_classifier(recipe.concepts[:NUM_CONCEPTS], recipe.small_composer, schedule, seed=1, checkpoint=file)
-    model = Classifier(NUM_CONCEPTS)
-    model.load_state_dict(load_average(file))
-    return model.eval()
 
 
 def psnr(pictures: Pixels, given: Pixels) -> float:
@@ -260,11 +251,10 @@ PARTS = {"cost": cost, "shapes": shapes, "strength": strength, "holes": holes, "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=NUM_CONCEPTS, choices=range(2, NUM_CONCEPTS + 1))
-    parser.add_argument("--train_s", type=float, default=400)
+    parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    bench = Bench(arguments.work, arguments.prompts, arguments.train_s)
+    bench = Bench(arguments.work, arguments.prompts)
     found = {name: PARTS[name](bench) for name in arguments.only}
     for name in ("cost", "shapes"):
         if name in found:

@@ -138,6 +138,17 @@ TAKERS: dict[str, dict[str, Any]] = {
     "/v1/images/edits as a form": {"data": {"prompt": "x", "image": (PNG, "a.png")}},
     "/v1/images/variations": {"data": {"image": (PNG, "a.png")}},
     "/v1/images/score": {"json": {"prompt": "x", "image": URL}},
+    "/v1/responses": {
+        "json": {
+            "tools": [{"type": "image_generation"}],
+            "input": [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": URL}],
+                }
+            ],
+        }
+    },
     "/v1/jobs": {"json": {"prompt": "x", "image": URL}},
     "/v1/jobs as a form": {"data": {"prompt": "x", "image": (PNG, "a.png")}},
     "/sdapi/v1/txt2img": {"json": {"prompt": "x"}},
@@ -224,5 +235,6 @@ def test_a_full_queue_refuses_unread(
 def test_a_place_comes_back_from_a_request_that_is_wrong(app: Flask, engine: ScriptedEngine, name: str) -> None:
     path, body = sent(name)
     kind = "json" if "json" in body else "data"
-    reply = app.test_client().post(path, **{kind: body[kind] | {"negative_prompt": "x" * 40_000}})
+    wrong = {"negative_prompt": "x" * 40_000, "previous_response_id": "x"}  # each route minds one of them
+    reply = app.test_client().post(path, **{kind: body[kind] | wrong})
     assert (reply.status_code, engine.num_held) == (400, 0)

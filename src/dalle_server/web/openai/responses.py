@@ -21,7 +21,7 @@ from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, 
 from dalle_server.pictures.codec import base64_text
 from dalle_server.request import require_words
 from dalle_server.web import sse
-from dalle_server.web.drawing import Drawing, Order, draw, encoding
+from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
 from dalle_server.web.errors import openai_error
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import chosen_model
@@ -194,9 +194,11 @@ class _Response:
     streams=True,
 )
 def responses() -> ResponseReturnValue:
+    hold_place()
     body = read_json(ResponsesBody)
     tool = body.tool
     model = chosen_model(tool.model)
+    hold_place(model)
     config = model.engine.config
     tool = tool.model_copy(update={"stream": body.stream})
     words = (body.prompt, tool.negative_prompt, tool.sampling)
