@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from flask import Blueprint, request
@@ -11,7 +10,7 @@ from werkzeug.datastructures import FileStorage
 
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
+from dalle_server.web.drawing import draw, encoding, hold_place
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.routes import answer, wants_file
 from dalle_server.web.openai.schemas import (
@@ -24,7 +23,6 @@ from dalle_server.web.openai.schemas import (
     RepaintBody,
     VariationForm,
 )
-from dalle_server.web.openai.stream import preview_every
 from dalle_server.web.pool.model import Model
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import read_json, validate
@@ -87,23 +85,8 @@ def variations() -> ResponseReturnValue:
 
 def _answer(model: Model, body: RepaintBody, prompt: str | None, over: Repaint) -> ResponseReturnValue:
     as_file = wants_file(body)
-    prompt, negative_prompt, sampling = over.words(prompt, body.negative_prompt, body.sampling)
-    drawing: Drawing = draw(
-        model,
-        Order(
-            prompt=prompt,
-            num_images=body.n or 1,
-            counted_as="n",
-            seed=body.seed,
-            first_index=body.image_index,
-            sampling=sampling,
-            negative_prompt=negative_prompt,
-            preview_every=preview_every(body, model.engine.config.picture.num_tokens),
-            seamless=bool(body.seamless),
-            form=replace(body.form, format=as_file) if as_file else body.form,
-        ),
-        over,
-    )
+    order = body.order_over(over, prompt, model.engine.config.picture.num_tokens, as_file)
+    drawing = draw(model, order, over)
     return answer(drawing, body, as_file, "image_edit")
 
 

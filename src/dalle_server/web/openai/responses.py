@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from flask import Blueprint, jsonify
@@ -21,12 +22,11 @@ from dalle_server.generation import Cancelled, Done, Event, Failed, ImageReady, 
 from dalle_server.pictures.codec import base64_text
 from dalle_server.request import require_words
 from dalle_server.web import sse
-from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
+from dalle_server.web.drawing import Drawing, draw, encoding, hold_place
 from dalle_server.web.errors import openai_error
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
-from dalle_server.web.openai.stream import preview_every
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, read_json
 
@@ -201,23 +201,10 @@ def responses() -> ResponseReturnValue:
     hold_place(model)
     config = model.engine.config
     tool = tool.model_copy(update={"stream": body.stream})
-    words = (body.prompt, tool.negative_prompt, tool.sampling)
-    over = body.picture()
-    prompt, negative_prompt, sampling = words if over is None else over.words(*words)
-    drawing = draw(
-        model,
-        Order(
-            prompt=prompt,
-            seed=tool.seed,
-            first_index=tool.image_index,
-            sampling=sampling,
-            negative_prompt=negative_prompt or "",
-            preview_every=preview_every(tool, config.picture.num_tokens),
-            seamless=bool(tool.seamless),
-            form=tool.form,
-        ),
-        over,
-    )
+    prompt, over = body.prompt, body.picture()
+    num_tokens = config.picture.num_tokens
+    order = tool.order(prompt, num_tokens) if over is None else tool.order_over(over, prompt, num_tokens)
+    drawing = draw(model, replace(order, num_images=1), over)
     response = _Response(drawing, tool, body.model or config.name)
     if body.stream:
         return sse.stream(drawing.generation, _Translator(response, tool.partial_images or 0).translate)

@@ -14,7 +14,7 @@ from dalle_server.drawing.best_of import score
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
-from dalle_server.web.drawing import Drawing, Order, draw
+from dalle_server.web.drawing import Drawing, draw
 from dalle_server.web.openai import stream
 from dalle_server.web.openai.names import base64_only, chosen_model
 from dalle_server.web.openai.schemas import (
@@ -45,23 +45,8 @@ def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
     model = chosen_model(body.model)
     as_file = wants_file(body)
-    drawing = draw(
-        model,
-        Order(
-            prompt=body.prompt,
-            num_images=body.n or 1,
-            counted_as="n",
-            seed=body.seed,
-            first_index=body.image_index,
-            sampling=body.sampling,
-            negative_prompt=body.negative_prompt or "",
-            preview_every=stream.preview_every(body, model.engine.config.picture.num_tokens),
-            best_of=body.best_of,
-            logprobs=bool(body.logprobs),
-            seamless=bool(body.seamless),
-            form=body.form if not as_file else replace(body.form, format=as_file),
-        ),
-    )
+    order = body.order(body.prompt, model.engine.config.picture.num_tokens, as_file)
+    drawing = draw(model, replace(order, best_of=body.best_of, logprobs=bool(body.logprobs)))
     return answer(drawing, body, as_file)
 
 

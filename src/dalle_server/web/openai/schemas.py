@@ -5,14 +5,15 @@ Ours, as extra body fields: seed, image_index, negative_prompt, top_k, top_p, te
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dalle_server.drawing.repaint import MAX_CANDIDATES
+from dalle_server.drawing.repaint import MAX_CANDIDATES, Repaint
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
-from dalle_server.web.drawing import Form
+from dalle_server.web.drawing import Form, Order
 from dalle_server.web.schemas import Body, Whole
 from dalle_server.web.sizes import parse_size
 
@@ -79,6 +80,26 @@ class OutputBody(Body):
             fit=self.fit,
         )
 
+    def order(self, prompt: str, num_tokens: int, format: ImageFormat | None = None) -> Order:
+        """What is asked for, of a model whose pictures have `num_tokens`. `format`: instead of output_format."""
+        return Order(
+            prompt=prompt,
+            num_images=self.n or 1,
+            counted_as="n",
+            seed=self.seed,
+            first_index=self.image_index,
+            sampling=self.sampling,
+            negative_prompt=self.negative_prompt or "",
+            preview_every=self._preview_every(num_tokens),
+            seamless=bool(self.seamless),
+            form=self.form if format is None else replace(self.form, format=format),
+        )
+
+    def _preview_every(self, num_tokens: int) -> int:
+        """Tokens between previews, so that `partial_images` of them spread evenly before the last token; 0 = none."""
+        count = (self.partial_images or 0) if self.stream else 0
+        return -(-num_tokens // (count + 1)) if count else 0
+
 
 class RepaintBody(OutputBody):
     """What every request for drawings over a picture may say."""
@@ -88,6 +109,14 @@ class RepaintBody(OutputBody):
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
     )
     keep_tokens: Whole = Field(0, ge=0, description="the picture's first tokens stay: it is drawn again from there")
+
+    def order_over(
+        self, over: Repaint, prompt: str | None, num_tokens: int, format: ImageFormat | None = None
+    ) -> Order:
+        """The same of drawings over a picture, which may have words of its own."""
+        prompt, negative_prompt, sampling = over.words(prompt, self.negative_prompt, self.sampling)
+        order = self.order(prompt, num_tokens, format)
+        return replace(order, negative_prompt=negative_prompt, sampling=sampling)
 
 
 class EditBody(RepaintBody):

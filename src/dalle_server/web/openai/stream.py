@@ -18,12 +18,6 @@ from dalle_server.web.errors import openai_error
 from dalle_server.web.openai.schemas import OutputBody, Usage
 
 
-def preview_every(body: OutputBody, image_length: int) -> int:
-    """Tokens between previews, so that `partial_images` of them spread evenly before the last token; 0 = none."""
-    count = (body.partial_images or 0) if body.stream else 0
-    return -(-image_length // (count + 1)) if count else 0
-
-
 def respond(drawing: Drawing, body: OutputBody, kind: str = "image_generation") -> Response:
     """`kind` begins the names of the events."""
     return sse.stream(drawing.generation, _Translator(drawing, body, kind).translate)
