@@ -16,7 +16,7 @@ from dalle_server.web.jobs import pump
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.storage.rows import SqlRows
 from dalle_server.web.jobs.storage.store import Store
-from tests.web.jobs.test_routes import Viewer, submit, until, wait_for
+from tests.web.jobs.client import Viewer, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.server_process import ServerProcess
 

@@ -16,7 +16,7 @@ from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.feed import RUN, Feed
-from tests.web.jobs.test_routes import Json, Viewer, events, submit, until, wait_for
+from tests.web.jobs.client import Json, Viewer, events, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 
 MINE, YOURS = "k" * 20, "l" * 20

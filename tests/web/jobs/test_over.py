@@ -23,7 +23,7 @@ from dalle_server.pictures.metadata import read_metadata
 from dalle_server.request import FREE
 from dalle_server.web.jobs.current import EXTENSION
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
-from tests.web.jobs.test_routes import Viewer, wait_for
+from tests.web.jobs.client import Viewer, wait_for
 
 Json = dict[str, Any]
 SIDE = 8  # of the grid; a token has 8x8 pixels

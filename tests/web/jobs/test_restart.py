@@ -1,0 +1,111 @@
+"""Jobs that an earlier run of the server left, and a server on its way down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from dalle_server.errors import (
+    DalleServerError,
+    Overloaded,
+    RateLimited,
+)
+from dalle_server.web.jobs.current import EXTENSION
+from tests.web.jobs.client import submit, wait_for
+from tests.web.jobs.store_help import picture_bytes
+from tests.web.scripted_engine import ScriptedEngine
+
+
+def test_a_restart_goes_on_and_makes_the_same_bytes(
+    make_app: Callable[..., Flask], engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    alone = make_app(data_dir=tmp_path / "alone")
+    expected = pictures(alone.test_client(), num_images=3)
+    alone.extensions[EXTENSION].close()
+    engine.gate.clear()
+    first = make_app()
+    job = submit(first.test_client(), num_images=3)
+    wait_for(first.test_client(), job["id"], "running")
+    first.extensions[EXTENSION].close()  # as a kill does: the job is not ended, its row says running
+    engine.gate.set()
+    second = make_app()
+    second.extensions[EXTENSION].start()
+    done = wait_for(second.test_client(), job["id"], "done")
+    assert [second.test_client().get(image["url"]).data for image in done["images"]] == expected
+    second.extensions[EXTENSION].close()
+
+
+def pictures(client: FlaskClient, **fields: Any) -> list[bytes]:
+    done = wait_for(client, submit(client, **fields)["id"], "done")
+    return [client.get(image["url"]).data for image in done["images"]]
+
+
+def test_a_restart_makes_only_the_missing_pictures(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    first = make_app()
+    job = submit(first.test_client(), num_images=3)
+    wait_for(first.test_client(), job["id"], "running")
+    store = first.extensions[EXTENSION].store
+    row = store.rows.get(job["id"])
+    kept = picture_bytes(row, 1)
+    store.add_picture(row, 1, kept, (8, 8))
+    first.extensions[EXTENSION].close()
+    engine.gate.set()
+    second = make_app()
+    second.extensions[EXTENSION].start()
+    done = wait_for(second.test_client(), job["id"], "done")
+    assert [key.index for key in engine.requests[-1].images] == [0, 2]
+    assert second.test_client().get(done["images"][1]["url"]).data == kept
+    second.extensions[EXTENSION].close()
+
+
+def test_a_job_for_other_weights_is_not_mixed(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    first = make_app()
+    job = submit(first.test_client())
+    first.extensions[EXTENSION].close()
+    engine.digest = "f" * 64
+    second = make_app()
+    second.extensions[EXTENSION].start()
+    failed = wait_for(second.test_client(), job["id"], "failed")
+    assert "other weights" in failed["error"]["message"]
+    second.extensions[EXTENSION].close()
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full"), RateLimited("your share of the queue is full")])
+def test_a_backlog_waits_for_room_and_can_be_cancelled(
+    make_app: Callable[..., Flask], engine: ScriptedEngine, refusal: DalleServerError
+) -> None:
+    engine.gate.clear()
+    first = make_app()
+    jobs = [submit(first.test_client())["id"] for _ in range(2)]
+    first.extensions[EXTENSION].close()
+    engine.submit_error = refusal
+    second = make_app()
+    client = second.test_client()
+    second.extensions[EXTENSION].start()
+    assert client.delete(f"/v1/jobs/{jobs[0]}").status_code == 202
+    wait_for(client, jobs[0], "cancelled")
+    assert client.get(f"/v1/jobs/{jobs[1]}").json["status"] == "queued"
+    engine.submit_error = None
+    engine.gate.set()
+    wait_for(client, jobs[1], "done")
+    second.extensions[EXTENSION].close()
+
+
+def test_a_draining_server_leaves_its_jobs_for_the_next(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    app = make_app()
+    job = submit(app.test_client())
+    wait_for(app.test_client(), job["id"], "running")
+    app.extensions["dalle_server"].drain()
+    engine.stop()
+    time.sleep(0.1)
+    assert app.test_client().get(f"/v1/jobs/{job['id']}").json["status"] == "running"
+    app.extensions[EXTENSION].close()
