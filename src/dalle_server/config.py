@@ -117,6 +117,18 @@ def _model_entries(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _database_url(value: str) -> str:
+    if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+        raise ValueError("expected sqlite:///PATH or postgresql://USER@HOST/NAME")
+    return value
+
+
+def _store_url(value: str) -> str:
+    if not value.startswith(("file:///", "s3://")):
+        raise ValueError("expected file:///PATH or s3://BUCKET/PREFIX")
+    return value
+
+
 def known_model(name: str) -> str | None:
     """The name of a model size as we spell it, or None."""
     try:
@@ -219,6 +231,14 @@ class Settings(BaseModel):
     data_dir: Directory = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
         json_schema_extra={"group": "Jobs and results"},
         description="Where jobs and their pictures are kept.")
+    database: Annotated[str, AfterValidator(_database_url)] | None = Field(None, repr=False,
+        description="Where the rows of jobs are: sqlite:///PATH, or postgresql://USER@HOST/NAME, which several servers "
+            "may share. None: a file in data_dir.")
+    picture_store: Annotated[str, AfterValidator(_store_url)] | None = Field(None, repr=False,
+        description="Where the pictures of jobs are: file:///PATH or s3://BUCKET/PREFIX, which servers may share. "
+            "None: data_dir.")
+    job_lease_s: Number = Field(30.0, ge=2, le=3_600, allow_inf_nan=False,
+        description="Of several servers on one database: one that is silent for so long has its jobs taken over.")
     job_retention_s: Number = Field(7 * 86_400.0, gt=0, allow_inf_nan=False,
         description="Seconds that a finished job and its pictures are kept.")
     max_jobs: Integer = Field(10_000, ge=0,
@@ -277,7 +297,7 @@ def config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigErr
     for pydantics, ours in _WORDINGS:
         reason = reason.replace(pydantics, ours)
     reason = reason.split(", unable to parse")[0].split(", not ")[0]
-    shown = "" if name == "api_keys" else f", not {fault['input']!r}"
+    shown = "" if name in ("api_keys", "database", "picture_store") else f", not {fault['input']!r}"
     return ConfigError(f"{origin.get(name, name)}: expected {reason}{shown}", param=name)
 
 

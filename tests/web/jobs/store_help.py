@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.request import GenerationRequest, ImageKey, SamplingParams
+from dalle_server.web.jobs.storage.files import DirectoryFiles
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.rows import Query
 from dalle_server.web.jobs.storage.store import Store
@@ -42,3 +44,9 @@ def finished(store: Store, number: int, *, num_pictures: int = 1, status: str = 
 
 def ids(store: Store, owner: str = "", **query: Any) -> list[str]:
     return [each.id for each in store.rows.find(owner, Query(**{"limit": 1000, **query}))]
+
+
+def root_of(store: Store) -> Path:
+    """Where the files of jobs are, one directory each."""
+    assert isinstance(store.files, DirectoryFiles)
+    return store.files.root

@@ -18,7 +18,7 @@ from dalle_server.web.jobs.storage import files
 from dalle_server.web.jobs.storage.records import UNFINISHED, Picture
 from dalle_server.web.jobs.storage.retention import Retention
 from dalle_server.web.jobs.storage.store import Store
-from tests.web.jobs.store_help import finished, ids, job, picture_bytes
+from tests.web.jobs.store_help import finished, ids, job, picture_bytes, root_of
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_deleting_a_job_removes_its_pictures(store: Store) -> None:
     finished(store, 1)
     store.delete("job-1")
     assert store.rows.get("job-1") is None
-    assert list(store.files.root.iterdir()) == []
+    assert list(root_of(store).iterdir()) == []
 
 
 def test_a_second_server_on_the_same_directory_is_refused(store: Store, tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_a_full_disk_leaves_neither_file_nor_row(store: Store, monkeypatch: pyte
         monkeypatch.setattr(os if call == "fsync" else Path, call, refuse)
     with pytest.raises(StorageError, match="No space left") as refused:
         store.add_picture(job(1), 0, b"data", (8, 8))
-    assert str(store.files.root.parent) not in refused.value.message
+    assert str(root_of(store).parent) not in refused.value.message
     found = store.rows.get("job-1")
     assert found is not None
     assert found.pictures == ()
-    assert not [path for path in store.files.root.rglob("*") if path.is_file()]
+    assert not [path for path in root_of(store).rglob("*") if path.is_file()]
 
 
 def squeeze(store: Store) -> None:
@@ -154,14 +154,14 @@ def test_a_job_is_deleted_on_a_full_disk_and_makes_room(store: Store, monkeypatc
     delete = store.rows.delete
 
     def refuse_while_full(job_ids: tuple[str, ...]) -> None:
-        if any(path.is_file() for path in store.files.root.rglob("*")):
+        if any(path.is_file() for path in root_of(store).rglob("*")):
             raise StorageError("the disk is full")
         delete(job_ids)
 
     monkeypatch.setattr(store.rows, "delete", refuse_while_full)
     store.delete("job-1")
     assert store.rows.get("job-1") is None
-    assert list(store.files.root.iterdir()) == []
+    assert list(root_of(store).iterdir()) == []
 
 
 def test_a_deletion_that_was_cut_off_is_ended_at_the_next_start(
@@ -213,7 +213,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from dalle_server.web.jobs.storage.store import Store
-from tests.web.jobs.store_help import finished, ids
+from tests.web.jobs.store_help import finished, ids, root_of
 store = Store(Path(sys.argv[1]))
 first = int(sys.argv[2])
 print("ready", flush=True)
@@ -243,9 +243,9 @@ def test_killed_while_saving_every_listed_picture_is_whole(tmp_path: Path) -> No
         store = Store(tmp_path)
         found = list(store.rows.all())
         listed = {picture.file: each for each in found for picture in each.pictures}
-        assert {name for name in names(store.files.root) if not name.endswith(".json")} == set(listed)
+        assert {name for name in names(root_of(store)) if not name.endswith(".json")} == set(listed)
         for name, each in listed.items():
-            assert (store.files.root / name).read_bytes() == picture_bytes(each, 0)
+            assert (root_of(store) / name).read_bytes() == picture_bytes(each, 0)
         assert all(each.pictures for each in found if each.status not in UNFINISHED)
         assert not (tmp_path / "set-aside").exists()
         jobs = len(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from typing import Any
 
 from dalle_server.errors import DalleServerError, NotReady, Overloaded, RateLimited
 from dalle_server.web.errors import openai_error
@@ -34,6 +35,10 @@ class Backlog:
     def add(self, job: Job) -> None:
         with self._lock:
             self._jobs[job.id] = job
+
+    def ids(self) -> set[str]:
+        with self._lock:
+            return set(self._jobs)
 
     def take(self, job_id: str) -> Job | None:
         """The job, which from then on does not wait any more."""
@@ -71,7 +76,15 @@ class Backlog:
             live.cancelled = not wanted
             self._running.watch(live)
         elif wanted:
-            self._ends.end(store, job, *(end or ("done", {})))
+            self.end(store, job, *(end or ("done", {})))
+
+    def end(self, store: Store, job: Job, status: str, data: dict[str, Any]) -> None:
+        """Of a job that was taken from here. Raises NotReady, and then it is here again."""
+        try:
+            self._ends.end(store, job, status, data)
+        except NotReady:
+            self.add(job)
+            raise
 
     def _resubmit(self, job: Job) -> Live | None:
         """None where no picture is missing."""

@@ -32,6 +32,8 @@ class Ends:
         """`data` is what the terminal event says beside the pictures."""
         try:
             job = store.rows.get(job.id) or job
+        except NotReady:  # the database is away: the end comes again
+            raise
         except DalleServerError as error:
             logger.warning("job %s ends, but its row cannot be read: %s", job.id, error.message)
         ended = replace(
@@ -66,8 +68,6 @@ class Ends:
         names = ("status", "error", "finished_at", "total_s", "last_event")
         try:
             store.rows.update(ended.id, **{name: getattr(ended, name) for name in names})
-        except NotReady:  # the server is on its way down: the next start runs what was missing
-            return
         except DalleServerError as error:
             logger.warning("the end of job %s could not be written down yet: %s", ended.id, error.message)
             with self._lock:
@@ -75,6 +75,17 @@ class Ends:
             self._refused_at = time.monotonic()
         else:
             self.forget(ended.id)
+
+
+def end_data(job: Job) -> dict[str, Any]:
+    """What the terminal event of a job says, from its row."""
+    match job.status:
+        case "done":
+            images = [image_json(job, picture) for picture in job.pictures]
+            return {"images": images, "queue_s": job.queue_s, "total_s": job.total_s}
+        case "failed":
+            return {"error": job.error}
+    return {"reason": "cancelled"}
 
 
 def image_json(job: Job, picture: Picture) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class Feed:
         self._viewers: Counter[tuple[str, str]] = Counter()  # (owner, job id; "" = all of the owner's)
         self._clients: Counter[str] = Counter()  # how many views each has open
         self._closed = False
+        self.relay: Callable[[str, str, str, dict[str, Any]], None] | None = None  # to other servers
 
     def begin(self, run: int) -> None:
         """Events of this run are numbered above those of every run before it."""
@@ -84,6 +85,11 @@ class Feed:
             if known is None or known.ended_at is not None:
                 self._jobs[job_id] = _JobEntries(owner)
 
+    def expect(self, job_id: str, owner: str) -> None:
+        """Another server may tell of this job."""
+        with self._changed:
+            self._jobs.setdefault(job_id, _JobEntries(owner))
+
     def count_up(self) -> int:
         """A number above those of all events so far, and not above those of later ones."""
         with self._changed:
@@ -91,6 +97,19 @@ class Feed:
             return self._number
 
     def publish(self, job_id: str, event: str, data: dict[str, Any]) -> None:
+        """To those who look here, and to the other servers of the database."""
+        job = self._jobs.get(job_id)
+        if self.relay is not None and job is not None:
+            self.relay(job_id, job.owner, event, data)
+        self._show(job_id, event, data)
+
+    def hear(self, job_id: str, owner: str, event: str, data: dict[str, Any]) -> None:
+        """What another server tells of a job of its own."""
+        if event not in TERMINAL:
+            self.open(job_id, owner)
+        self._show(job_id, event, data)
+
+    def _show(self, job_id: str, event: str, data: dict[str, Any]) -> None:
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or job.ended_at is not None:
@@ -140,6 +159,8 @@ class Feed:
     def has_told(self, number: int, after: int) -> bool:
         """Whether a viewer that has seen all up to `after` knows what was told at `number`."""
         with self._changed:
+            if self.relay is not None and after // RUN != number // RUN:
+                return False  # another server's count: told once more, in the one that its viewer then has
             return self._known(after) >= max(1, number)
 
     def _known(self, after: int) -> int:

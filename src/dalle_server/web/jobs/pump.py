@@ -18,6 +18,7 @@ from dalle_server.web.jobs.ends import Ends
 from dalle_server.web.jobs.feed import Feed
 from dalle_server.web.jobs.resume import drawn
 from dalle_server.web.jobs.running import Live, Running
+from dalle_server.web.jobs.sharing import Sharing, shared
 from dalle_server.web.jobs.storage.database import GONE
 from dalle_server.web.jobs.storage.given import Given, Over
 from dalle_server.web.jobs.storage.records import Job
@@ -51,6 +52,7 @@ class Jobs:
         self._backlog = Backlog(service, self._running, self._ends)
         self._lock = threading.RLock()
         self._store: Store | None = None
+        self._sharing: Sharing | None = None
         self._is_open = False  # the store is there, and what an earlier run left is taken up
         self._wake = threading.Event()
         self._stopping = False
@@ -79,6 +81,8 @@ class Jobs:
         self._wake.set()
         if thread is not None:
             thread.join(END_S)
+        if self._sharing is not None:
+            self._sharing.close()
         if self._store is not None:
             self._store.close()
         if thread is not None:
@@ -145,13 +149,33 @@ class Jobs:
 
     def cancel(self, job: Job) -> None:
         """Stop an unfinished job within one token; its finished pictures stay."""
+        if not self.cancel_here(job.id) and self._sharing is not None:
+            self._sharing.cancel_elsewhere(job.id)
+
+    def cancel_here(self, job_id: str) -> bool:
+        """False for a job that this server does not have."""
         with self._lock:
-            waiting = self._backlog.take(job.id)
-            if waiting is None:
-                self._running.cancel(job.id)
+            waiting = self._backlog.take(job_id)
+            is_here = waiting is not None or self._running.cancel(job_id)
         if waiting is not None:
-            self._ends.end(self.store, waiting, "cancelled", {"reason": "cancelled by the client"})
+            self._backlog.end(self.store, waiting, "cancelled", {"reason": "cancelled by the client"})
         self._wake.set()
+        return is_here
+
+    def local_ids(self) -> set[str]:
+        """Of the jobs that this server has, of several on one database."""
+        return self._running.ids() | self._backlog.ids()
+
+    def take(self, job: Job) -> None:
+        """Draw it, when there is room."""
+        self._backlog.add(job)
+        self.feed.open(job.id, job.owner)
+        self.feed.publish(job.id, "queued", {"position": None})
+
+    def drop(self, job_id: str) -> None:
+        """Another server has it."""
+        self._backlog.take(job_id)
+        self._running.drop(job_id)
 
     def delete(self, job: Job) -> None:
         self.store.delete(job.id)
@@ -194,6 +218,8 @@ class Jobs:
         self._running.read_all(store)
         if self._is_open:
             self._tell_trouble(None if store.rows.is_there else GONE)
+        if self._sharing is not None and not self._goes_on_later():
+            self._sharing.look()
         if self._backlog:
             self._backlog.admit(store)
         self._ends.record_again(store)
@@ -206,18 +232,21 @@ class Jobs:
         self._tried_at = time.monotonic()
         try:
             if self._store is None:
-                self._store = Store(self._settings.data_dir)
+                settings = self._settings
+                self._store = Store(
+                    settings.data_dir, settings.database, settings.picture_store, lease_s=settings.job_lease_s
+                )
             self.feed.begin(self._store.next_run())
-            taken = self._store.rows.take_up()
+            taken = self._store.take_up()
+            if self._sharing is None:
+                self._sharing = shared(self._store, self.feed, self)
         except DalleServerError as error:
             if isinstance(error, ConfigError):
                 raise
             self._tell_trouble(error.message)
             return
         for job in taken:
-            self._backlog.add(job)
-            self.feed.open(job.id, job.owner)
-            self.feed.publish(job.id, "queued", {"position": None})
+            self.take(job)
         self._is_open = True
         self._tell_trouble(None)
 

@@ -15,7 +15,7 @@ from dalle_server.pictures.codec import ImageFormat
 from dalle_server.web.access.security import client_id
 from dalle_server.web.jobs import submission
 from dalle_server.web.jobs.current import EXTENSION, current_jobs, find_job, owner, read_picture_file
-from dalle_server.web.jobs.ends import image_json
+from dalle_server.web.jobs.ends import end_data, image_json
 from dalle_server.web.jobs.feed import Entry, View
 from dalle_server.web.jobs.metrics import JobsCollector
 from dalle_server.web.jobs.pump import Jobs
@@ -105,6 +105,9 @@ def show(job_id: str) -> Response:
 )
 def watch(job_id: str) -> Response:
     job, feed, after = find_job(job_id), current_jobs().feed, _last_event_id()
+    if feed.relay is not None and not job.is_finished:
+        feed.expect(job.id, job.owner)
+        job = find_job(job_id)  # its end may have been told just before
     if not job.is_finished:
         return _watch(feed.join(job.owner, job.id, client=client_id(), after=after))
     if feed.has_told(job.last_event, after):
@@ -215,16 +218,8 @@ def _retold(job: Job) -> Iterator[str]:
     """The events of a job that ended long ago, from its row."""
     number = max(1, job.last_event)
     images = [image_json(job, picture) for picture in job.pictures]
-    end: dict[str, Any] = {"job": job.id}
-    match job.status:
-        case "done":
-            end |= {"images": images, "queue_s": job.queue_s, "total_s": job.total_s}
-        case "failed":
-            end |= {"error": job.error}
-        case _:
-            end |= {"reason": "cancelled"}
     yield _formatted(Entry(number, job.id, "image", {"job": job.id, **image}) for image in images)
-    yield _formatted([Entry(number, job.id, job.status, end)])
+    yield _formatted([Entry(number, job.id, job.status, {"job": job.id, **end_data(job)})])
 
 
 def _formatted(entries: Iterable[Entry]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dalle_server.drawing.repaint import Frame
 from dalle_server.drawn import Drawn
-from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed
+from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed, NotReady
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -48,6 +48,15 @@ class Live:
     preview_frame: Frame | None = None  # the same, no larger than a preview
     offset: int = 0  # tokens of the pictures that an earlier run of the server finished
     cancelled: bool = False
+    untold: Event | None = None  # could not be written down: the database was away
+
+    def events(self) -> Iterator[Event | None]:
+        """What is new; None when there is no more for now."""
+        if self.untold is not None:
+            yield self.untold
+            if isinstance(self.untold, Done | Failed | Cancelled):
+                return
+        yield from self.generation.events(poll_s=0)
 
 
 class Running:
@@ -81,6 +90,18 @@ class Running:
             live.generation.cancel()
         return live is not None
 
+    def ids(self) -> set[str]:
+        with self._lock:
+            return set(self._live)
+
+    def drop(self, job_id: str) -> None:
+        """It is another server's now: nothing of it is written down here any more."""
+        with self._lock:
+            live = self._live.pop(job_id, None)
+        if live is not None:
+            logger.warning("job %s goes on at another server", job_id)
+            live.generation.cancel()
+
     def read_all(self, store: Store) -> None:
         with self._lock:
             live = list(self._live.values())
@@ -91,10 +112,13 @@ class Running:
         """What the engine has said since the last time. True when that was the end."""
         self.steer_previews(live)
         try:
-            for event in live.generation.events(poll_s=0):
+            for event in live.events():
+                live.untold = event
                 if event is None:
                     return False
                 self._tell(store, live, event)
+        except NotReady:  # the database is away: it goes on when that is back
+            return False
         except Exception as error:
             if not isinstance(error, DalleServerError):
                 logger.exception("job %s", live.job.id)

@@ -132,6 +132,16 @@ class Database:
                 if self.is_sqlite:
                     self._writer.release()
 
+    @contextmanager
+    def autocommit(self) -> Iterator[sa.Connection]:
+        """A connection of the caller's own, outside the pool, without transactions. Raises what the library does."""
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
     def close(self) -> None:
         """Stops what is running in it; later calls raise NotReady."""
         self._closed = True
@@ -178,6 +188,8 @@ class Database:
         if "interrupted" in reason or "statement timeout" in reason:
             return DeadlineExceeded("the jobs database took too long; ask for less, or search for longer words")
         log.error("jobs database: %s", reason)
+        if not self.is_sqlite and isinstance(error, sa.exc.IntegrityError | sa.exc.DataError):
+            return StorageError("the jobs database refuses this; the job was perhaps deleted meanwhile")
         if not self.is_sqlite:
             return NotReady("the jobs database does not answer; try again shortly", retry_after_s=5)
         if not self.is_there:

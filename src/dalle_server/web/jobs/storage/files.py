@@ -31,6 +31,15 @@ _CUT_OFF = re.compile(r"\.(\d+\.(png|jpeg|webp)|job\.json|(image|mask)\.given)\.
 _STORED = re.compile(rf"{JOB_ID.pattern}/({PICTURE_FILE.pattern}|{re.escape(RECORD)}|(image|mask)\.given)", re.ASCII)
 
 
+class StoreAway(OSError):
+    """The store does not answer, or not well: what was to be done may be done again."""
+
+
+def stored_name(name: str) -> bool:
+    """Whether this is the name of a file of ours."""
+    return _STORED.fullmatch(name) is not None
+
+
 class PictureFiles(Protocol):
     """Files by name: `JOB/0.png`, `JOB/job.json`. Any thread may call. Raise OSError when the store refuses."""
 

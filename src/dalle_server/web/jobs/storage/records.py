@@ -47,6 +47,7 @@ class Job:
     total_s: float | None = None
     error: dict[str, Any] | None = None
     faults: int = 0  # of the engine, while it ran
+    cancel_asked: bool = False  # through another server than its holder
     last_event: int = 0  # the number of the event that told its end
     over: Over | None = None  # a given picture that its own are drawn over
     pictures: tuple[Picture, ...] = field(default=())
@@ -91,6 +92,7 @@ def from_values(row: dict[str, Any], pictures: tuple[Picture, ...] = ()) -> Job:
     """A row as a job. One that cannot be read is a failed job that says so: it must cost no other."""
     names = ("id", "owner", "model", "digest", "format", "preview", "created_at", "started_at", "finished_at")
     plain = {name: row[name] for name in (*names, "queue_s", "total_s", "faults", "last_event")}
+    plain["cancel_asked"] = bool(row.get("cancel_asked"))
     try:
         request, error = GenerationRequest.from_dict(json.loads(row["request"])), _error(row["error"])
         over = Over.from_json(row["over"]) if row.get("over") else None

@@ -40,12 +40,17 @@ def record_of(job: Job) -> bytes:
     return json.dumps({name: values[name] for name in kept}, indent=1).encode()
 
 
-def repair(rows: JobRows, files: PictureFiles) -> None:
-    """Raises StorageError and OSError."""
-    for job_id in files.deleted():  # a deletion that was cut off goes on
+def finish_deletions(rows: JobRows, files: PictureFiles) -> None:
+    """Those that were cut off. Raises StorageError and OSError."""
+    for job_id in files.deleted():
         rows.delete([job_id])
         files.delete_job(job_id)
         files.forget_deleted(job_id)
+
+
+def repair(rows: JobRows, files: PictureFiles) -> None:
+    """Raises StorageError and OSError."""
+    finish_deletions(rows, files)
     found = dict(files.jobs())
     told: dict[str, list[str]] = defaultdict(list)
     for job in rows.all():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from dalle_server.errors import Overloaded
 from dalle_server.web.jobs.storage.database import DEADLINE_S, SEARCH_DEADLINE_S, Database
@@ -81,8 +82,9 @@ class JobRows(Protocol):
 class SqlRows:
     """JobRows in a database."""
 
-    def __init__(self, database: Database):
-        self._database = database
+    def __init__(self, database: Database, holder: str | None = None):
+        """`holder` is this server, among several of the database: others' jobs are not its to change."""
+        self._database, self._holder = database, holder
         self._turns = _Turns(SEARCHES)
         with database.reading() as connection:
             self._is_indexed = has_search_index(connection)
@@ -98,28 +100,32 @@ class SqlRows:
             raise
 
     @property
+    def database(self) -> Database:
+        return self._database
+
+    @property
     def is_there(self) -> bool:
         """Whether the database is still where it was opened."""
         return self._database.is_there
 
     def add(self, job: Job) -> None:
         with self._database.writing() as connection:
-            connection.execute(jobs.insert().values(**to_values(job)))
+            connection.execute(jobs.insert().values(**to_values(job), holder=self._holder))
             if job.pictures:
                 connection.execute(pictures.insert(), [_picture_values(job.id, each) for each in job.pictures])
 
     def update(self, job_id: str, **values: Any) -> None:
-        """`error` may be an object."""
+        """`error` may be an object. Nothing happens to a job that another server holds now."""
         if values.get("error") is not None:
             values["error"] = json.dumps(values["error"])
         with self._database.writing() as connection:
-            connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+            held = sa.true() if self._holder is None else jobs.c.holder == self._holder
+            connection.execute(jobs.update().where(jobs.c.id == job_id, held).values(**values))
 
     def put_picture(self, job_id: str, picture: Picture) -> None:
         """The same index again replaces it."""
         with self._database.writing() as connection:
-            connection.execute(pictures.delete().where(_is_picture(job_id, [picture.index])))
-            connection.execute(pictures.insert().values(**_picture_values(job_id, picture)))
+            connection.execute(self._upsert(pictures, _picture_values(job_id, picture)))
 
     def drop_pictures(self, job_id: str, indexes: Iterable[int]) -> None:
         with self._database.writing() as connection:
@@ -209,22 +215,23 @@ class SqlRows:
 
     def remember(self, name: str, value: float) -> None:
         with self._database.writing() as connection:
-            changed = connection.execute(notes.update().where(notes.c.name == name).values(value=value))
-            if changed.rowcount == 0:
-                connection.execute(notes.insert().values(name=name, value=value))
+            connection.execute(self._upsert(notes, {"name": name, "value": value}))
 
     def count_up(self, name: str) -> int:
         """1, 2, 3, …: never the same number twice, whichever server asks."""
         with self._database.writing() as connection:
-            changed = connection.execute(
-                notes.update().where(notes.c.name == name).values(value=notes.c.value + 1).returning(notes.c.value)
-            ).scalar()
-            if changed is None:
-                connection.execute(notes.insert().values(name=name, value=1))
-        return int(changed or 1)
+            counted = self._upsert(notes, {"name": name, "value": 1}, {"value": notes.c.value + 1})
+            return int(connection.execute(counted.returning(notes.c.value)).scalar_one())
 
     def close(self) -> None:
         self._database.close()
+
+    def _upsert(self, table: sa.Table, values: dict[str, Any], changed: dict[str, Any] | None = None) -> Any:
+        """A new row, or else `changed` (all of the values) of the one with that key: also where two servers do so."""
+        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        key = list(table.primary_key.columns)
+        new = insert(table).values(**values)
+        return new.on_conflict_do_update(index_elements=key, set_=changed or values)
 
     def _indexed(self, query: Query) -> list[str]:
         words = [searchable(word) for word in query.words]

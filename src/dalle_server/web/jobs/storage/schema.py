@@ -1,6 +1,7 @@
 """The tables of the jobs database, and the way from every earlier form of them to this one.
 
-Version 1 was that of dalle-server 0.1.0; version 2 knew no given pictures. A database of a newer version is refused
+Version 1 was that of dalle-server 0.1.0; version 2 knew no given pictures, version 3 no servers
+beside it. A database of a newer version is refused
 and left as it is.
 """
 
@@ -16,7 +17,9 @@ import sqlalchemy as sa
 from dalle_server.errors import DalleServerError
 from dalle_server.request import GenerationRequest, SamplingParams
 
-VERSION = 3
+VERSION = 4
+
+_PREPARING = 0x64616C6C65  # the number of a lock, the same for all servers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ jobs = sa.Table(
     sa.Column("last_event", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("over", sa.Text),  # given.Over, as JSON
     sa.Column("given_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("holder", sa.Text),  # the server that draws it, of several: servers.id
+    sa.Column("cancel_asked", sa.Boolean, nullable=False, server_default=sa.false()),  # by a client of another server
     sqlite_autoincrement=True,  # no number is given twice: pages of the list go by it
 )
 pictures = sa.Table(
@@ -64,6 +69,12 @@ notes = sa.Table(  # what the servers of this database remember: a name and a nu
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", _Real, nullable=False),
+)
+servers = sa.Table(  # on one PostgreSQL: see leases.py
+    "servers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("seen_at", _Real, nullable=False),  # by the database's clock
 )
 sa.Index("jobs_of_owner", jobs.c.owner, jobs.c.number)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.number)
@@ -89,13 +100,16 @@ class TooNew(Exception):
 
 def prepare(connection: sa.Connection) -> None:
     """Create what is missing and migrate what is old, inside the caller's transaction. Raises TooNew."""
+    if not _is_sqlite(connection):  # servers that start together make the tables once
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PREPARING)))
     version = _version(connection)
     if version > VERSION:
         raise TooNew(f"the jobs database has schema {version}, this program knows {VERSION}")
     if version == VERSION:
         return
-    if version == 2:
-        _add_columns(connection, jobs, "over", "given_bytes")
+    if version > 1:
+        _add_missing_columns(connection, jobs)
+        metadata.create_all(connection)
         _set_version(connection)
         return
     old = _taken_aside(connection) if version == 1 else []
@@ -145,10 +159,12 @@ def _create_search(connection: sa.Connection) -> None:
         log.warning("searches of jobs will be slow: this database cannot index parts of words (%s)", error.orig)
 
 
-def _add_columns(connection: sa.Connection, table: sa.Table, *names: str) -> None:
-    for name in names:
-        column = sa.schema.CreateColumn(table.c[name]).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
+def _add_missing_columns(connection: sa.Connection, table: sa.Table) -> None:
+    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    for new in table.c:
+        if new.name not in there:
+            column = sa.schema.CreateColumn(new).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
 
 
 # -- from version 1

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dalle_server.errors import ConfigError, DeadlineExceeded, Overloaded, StorageError
-from dalle_server.web.jobs.storage.database import Damaged, InUse, is_full, set_aside
-from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK, RECORD, DirectoryFiles
+from dalle_server.errors import ConfigError, DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError
+from dalle_server.web.jobs.storage.database import Damaged, Database, InUse, is_full, set_aside
+from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK, RECORD, PictureFiles, StoreAway
 from dalle_server.web.jobs.storage.given import Given
+from dalle_server.web.jobs.storage.leases import Leases
+from dalle_server.web.jobs.storage.places import open_files
 from dalle_server.web.jobs.storage.records import Job, Picture
-from dalle_server.web.jobs.storage.repair import record_of, repair
+from dalle_server.web.jobs.storage.repair import finish_deletions, record_of, repair
 from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
 from dalle_server.web.jobs.storage.rows import SqlRows
 from dalle_server.web.jobs.storage.schema import TooNew
@@ -37,15 +39,23 @@ log = logging.getLogger(__name__)
 class Store:
     """All methods may be called from any thread. Raise StorageError when the disk refuses."""
 
-    def __init__(self, data_dir: Path):
-        """Opens it, and puts right what a kill, a lost file or a damaged database left behind.
+    def __init__(
+        self, data_dir: Path, database: str | None = None, pictures: str | None = None, *, lease_s: float = 30.0
+    ):
+        """Opens it, and puts right what a kill, a lost file or a damaged database left behind. `database` None: a file
+        in data_dir. One that servers share is not compared with the files, which others are writing. `pictures` is the
+        address of their store; None: data_dir.
 
-        Raises ConfigError when the directory can never be used (not a directory, unwritable, newer, another
-        server's), StorageError when there is no room now.
+        Raises ConfigError when the directory or the database can never be used (not a directory, unwritable, newer,
+        another server's), StorageError when there is no room now, or the database does not answer.
         """
+        self.leases: Leases | None = None
         try:
-            self.files = DirectoryFiles(data_dir)
-            self.rows = _open(data_dir / "jobs.sqlite3")
+            self.files: PictureFiles = open_files(pictures, data_dir)
+            if database is not None and sa.make_url(database).get_backend_name() != "sqlite":
+                self._share(database, lease_s)
+            else:
+                self.rows = _open(data_dir / "jobs.sqlite3" if database is None else _file_of(database))
         except InUse:
             raise _unusable(data_dir, "another server uses it; choose another directory, or stop that server") from None
         except TooNew as error:
@@ -57,12 +67,36 @@ class Store:
             raise _unusable(data_dir, f"{reason}; choose a directory that can be written") from error
         try:
             with _disk():
-                repair(self.rows, self.files)
+                (repair if self.leases is None else finish_deletions)(self.rows, self.files)
             self._clock = SteadyClock(self._newest(), time.time(), time.monotonic())
         except BaseException:
             self.rows.close()
             raise
         self._sweeping = threading.Lock()
+
+    def _share(self, url: str, lease_s: float) -> None:
+        try:
+            database = Database(_with_driver(url))
+            self.leases = Leases(database, lease_s)
+            self.rows = SqlRows(database, self.leases.holder)
+        except (sa.exc.DBAPIError, DalleServerError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StorageError(f"the database does not answer ({reason}); it is asked again") from error
+        except TooNew as error:
+            raise ConfigError(f"{error}; run the newer program (--database)", param="database") from None
+        except ImportError as error:
+            raise ConfigError(f"{error}: pip install 'dalle-server[cluster]' (--database)", param="database") from None
+
+    @property
+    def database(self) -> Database:
+        return self.rows.database
+
+    def take_up(self) -> list[Job]:
+        """The unfinished jobs that this server goes on with, now that it starts."""
+        if self.leases is None:
+            return self.rows.take_up()
+        self.leases.beat()  # the others' are taken over when their leases have ended
+        return []
 
     def close(self) -> None:
         self.rows.close()
@@ -110,9 +144,10 @@ class Store:
     def read(self, picture: Picture) -> bytes | None:
         """The file; None, and no row either from then on, when it has gone."""
         with _disk():
-            if self.files.has(picture.file):
+            try:
                 return self.files.read(picture.file)
-        return None
+            except FileNotFoundError:
+                return None
 
     def forget(self, job: Job, picture: Picture) -> None:
         """The file of a picture has gone: its row goes too."""
@@ -179,6 +214,16 @@ def _open(path: Path) -> SqlRows:
         return SqlRows.open(url)
 
 
+def _file_of(database: str) -> Path:
+    return Path(sa.make_url(database).database or "jobs.sqlite3").expanduser()
+
+
+def _with_driver(url: str) -> sa.URL:
+    """`postgresql://` as people write it, for the driver that we install."""
+    found = sa.make_url(url)
+    return found.set(drivername="postgresql+psycopg") if found.drivername in ("postgresql", "postgres") else found
+
+
 def _unusable(data_dir: Path, reason: str) -> ConfigError:
     return ConfigError(f"data_dir {data_dir}: {reason} (--data_dir)", param="data_dir")
 
@@ -190,5 +235,7 @@ def _disk() -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         log.error("pictures of jobs: %s", reason)
+        if isinstance(error, StoreAway):
+            raise NotReady(f"{reason}; try again shortly", retry_after_s=5) from error
         remedy = "free some space there" if is_full(reason) else "see that the server can write there"
         raise StorageError(f"data_dir could not be used: {reason}; {remedy}") from error

@@ -1,0 +1,116 @@
+"""Jobs of several servers on one PostgreSQL: taken over from a server that has gone, cancelled and watched from any."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Protocol
+
+from dalle_server.errors import DalleServerError
+from dalle_server.web.jobs.ends import end_data
+from dalle_server.web.jobs.feed import Feed
+from dalle_server.web.jobs.relay import Message, Relay
+from dalle_server.web.jobs.storage.leases import BEATS, Leases
+from dalle_server.web.jobs.storage.records import TERMINAL, Job
+from dalle_server.web.jobs.storage.store import Store
+
+CLAIM_AT_ONCE = 16  # so that several servers share what one has left
+
+logger = logging.getLogger(__name__)
+
+
+class Held(Protocol):
+    """What this server has of jobs."""
+
+    def local_ids(self) -> set[str]: ...
+
+    def take(self, job: Job) -> None:
+        """Draw it, when there is room."""
+        ...
+
+    def drop(self, job_id: str) -> None:
+        """Another server has it."""
+        ...
+
+    def cancel_here(self, job_id: str) -> bool: ...
+
+
+class Sharing:
+    """`look` belongs to the thread of jobs; a thread of its own says that this server lives."""
+
+    def __init__(self, store: Store, leases: Leases, feed: Feed, held: Held):
+        self._store, self._leases, self._feed, self._held = store, leases, feed, held
+        self._relay = Relay(store.database, leases.holder, self._hear)
+        self._stopping = threading.Event()
+        self._looked_at = float("-inf")
+        leases.beat()
+        feed.relay = self._tell
+        self._relay.start()
+        threading.Thread(target=self._beat, name="jobs-lease", daemon=True).start()
+
+    @property
+    def _pause_s(self) -> float:
+        return self._leases.lease_s / BEATS
+
+    def look(self) -> None:
+        """Take over what nobody holds, drop what is held by another, cancel what was asked for elsewhere."""
+        if time.monotonic() - self._looked_at < self._pause_s:
+            return
+        self._looked_at = time.monotonic()
+        local = self._held.local_ids()
+        mine = self._leases.mine()
+        for job_id in local - mine.keys():
+            self._held.drop(job_id)
+        claimed = self._leases.claim(CLAIM_AT_ONCE)
+        if claimed:
+            logger.info("%d jobs of a server that has gone are taken over", len(claimed))
+        for job_id in claimed:
+            job = self._store.rows.get(job_id)
+            if job is not None and not job.is_finished:
+                self._held.take(job)
+        for job_id, cancel_asked in (self._leases.mine() if claimed else mine).items():
+            if cancel_asked:
+                self._held.cancel_here(job_id)
+
+    def cancel_elsewhere(self, job_id: str) -> None:
+        self._leases.ask_to_cancel(job_id)
+        self._relay.tell("cancel", job_id)
+
+    def close(self) -> None:
+        """Others may take over at once."""
+        self._stopping.set()
+        self._relay.close()
+        try:
+            self._leases.leave()
+        except DalleServerError as error:
+            logger.warning("the lease on jobs ends by itself in %g s: %s", self._leases.lease_s, error.message)
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(self._pause_s):
+            try:
+                self._leases.beat()
+            except DalleServerError:
+                logger.debug("no sign of life: the database is away")
+
+    def _tell(self, job_id: str, owner: str, event: str, data: dict[str, Any]) -> None:
+        if event in TERMINAL:
+            self._relay.tell(event, job_id, owner=owner)  # the row says the rest, which may be long
+        elif event != "preview":
+            self._relay.tell(event, job_id, owner=owner, data=data)
+
+    def _hear(self, message: Message) -> None:
+        kind, job_id = message["kind"], message["job"]
+        if kind == "cancel":
+            self._held.cancel_here(job_id)
+        elif kind in TERMINAL:
+            job = self._store.rows.get(job_id)
+            if job is not None and job.is_finished:
+                self._feed.hear(job_id, message["owner"], kind, end_data(job))
+        else:
+            self._feed.hear(job_id, message["owner"], kind, message["data"])
+
+
+def shared(store: Store, feed: Feed, held: Held) -> Sharing | None:
+    """None where one server has the database for itself. Raises NotReady."""
+    return None if store.leases is None else Sharing(store, store.leases, feed, held)

@@ -1,0 +1,108 @@
+"""What models there are, told without loading one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dalle_server import catalogue
+from dalle_server.catalogue import describe, prepared
+from dalle_server.checkpoints import convert, open_checkpoint
+from dalle_server.checkpoints.cache import EMBEDDED
+from dalle_server.config import Settings, load_settings
+from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
+
+DATA = Path(__file__).parent / "data"
+BART = DATA / "parity" / "tiny-mega"
+JANUS = DATA / "parity-janus" / "hf-tiny"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Settings(cache_dir=tmp_path / "cache")
+
+
+def test_a_native_checkpoint_tells_all_but_its_weights(settings: Settings) -> None:
+    card = describe(settings.model_copy(update={"model_version": "nano"}))
+    loaded = open_checkpoint(EMBEDDED)
+    assert (card.name, card.place, card.family, card.image_px) == ("nano", "on_disk", "dalle-bart", 64)
+    assert card.digest == loaded.digest
+    assert card.features == ("logprobs", "tokenize")
+    assert 10e6 < card.size_bytes < 30e6 < card.memory_bytes < 100e6
+
+
+def test_more_slots_and_fewer_bits_are_counted(settings: Settings) -> None:
+    def memory(**changes: object) -> int:
+        return describe(settings.model_copy(update={"model_version": "nano", **changes})).memory_bytes
+
+    assert memory(num_slots=64) > memory(num_slots=16) > memory(num_slots=1)
+    assert memory(dtype="int8") < memory(dtype="fp32")
+
+
+def test_a_published_folder_is_told_before_it_is_converted(settings: Settings) -> None:
+    card = describe(settings.model_copy(update={"model_dir": BART}))
+    assert (card.name, card.place, card.family, card.digest) == ("tiny-mega", "on_disk", "", "")
+    assert card.size_bytes == card.memory_bytes > 100_000
+
+
+def test_a_name_whose_weights_are_not_here(settings: Settings) -> None:
+    card = describe(settings)
+    assert (card.name, card.place, card.size_bytes > 1e9) == ("mini", "absent", True)
+
+
+def test_what_is_no_model_is_named(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFound, match="is not a folder"):
+        describe(settings.model_copy(update={"model_dir": tmp_path / "nothing"}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        describe(settings.model_copy(update={"model_dir": tmp_path / "empty"}))
+
+
+def test_all_is_what_is_here_the_default_first(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings.model_copy(update={"models": ("all",)})
+    assert prepared(settings).models == ("nano",)
+    converted = convert(JANUS, settings.cache_dir / "converted" / "hf-tiny-1")
+    damaged = settings.cache_dir / "converted" / "damaged"
+    shutil.copytree(converted, damaged)
+    (damaged / "config.json").write_text("{")
+    assert prepared(settings).models == (str(converted), "nano")
+    assert prepared(settings.model_copy(update={"model_version": "nano"})).models == ("nano", str(converted))
+    served = prepared(settings.model_copy(update={"model_dir": BART})).models
+    assert served == (str(BART), str(converted), "nano")
+    monkeypatch.setattr(catalogue, "_all_here", lambda settings: ())
+    with pytest.raises(ConfigError, match="pull one"):
+        prepared(settings)
+
+
+def test_several_have_a_budget_and_one_has_not(settings: Settings) -> None:
+    assert prepared(settings.model_copy(update={"models": ("nano",)})).memory_budget is None
+    several = settings.model_copy(update={"models": ("nano", str(BART))})
+    budget = prepared(several).memory_budget
+    assert budget is not None and budget > 100e6
+    assert prepared(several.model_copy(update={"memory_budget": 7})).memory_budget == 7
+
+
+@pytest.mark.parametrize(
+    ("written", "num_bytes"), [("12GB", 12 * 10**9), ("800 mb", 8 * 10**8), ("1.5GiB", 3 * 2**29), ("4096", 4096)]
+)
+def test_bytes_are_written_as_people_do(written: str, num_bytes: int) -> None:
+    assert load_settings({"memory_budget": written}, {}).memory_budget == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"memory_budget": "much"}, "--memory_budget: expected a number of bytes such as 12GB or 800MB, or auto"),
+        ({"models": "nano,maxi"}, "--models: expected nano, mini, mega, mega_full, directories, or NAME=DIRECTORY"),
+        ({"models": "all,nano"}, "--models: expected all to stand alone"),
+        ({"database": "mysql://user:secret@x/y"}, "--database: expected sqlite:///PATH or postgresql://"),
+        ({"picture_store": "ftp://secret@x"}, "--picture_store: expected file:///PATH or s3://"),
+    ],
+)
+def test_senseless_settings_say_what_makes_sense(flags: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_settings(flags, {})
+    assert "secret" not in caught.value.message
