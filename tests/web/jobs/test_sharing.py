@@ -257,8 +257,10 @@ def test_a_database_that_is_away_loses_nothing(fronts: Fronts, server: Postgres)
         assert one.get(f"/v1/jobs/{jobs[0]['id']}")[0] == 503
         assert one.request("POST", "/dalle", {"text": "x", "num_images": 1})[0] == 200, "who needs no jobs goes on"
         until(lambda: time.monotonic() - gone_at > 2 * LEASE_S)  # its lease has ended meanwhile
+        assert "does not answer" in one.get("/ready")[1]["reason"]
         server.start()
         one.wait_for(lambda: one.get(f"/v1/jobs/{jobs[0]['id']}")[0] == 200)
+        one.wait_for(lambda: one.get("/ready")[1]["reason"] is None)
         wait_until_over(one, jobs)
         quiet = [submit(one, number) for number in range(3)]
         wait_until_over(one, quiet)

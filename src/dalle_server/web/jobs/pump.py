@@ -217,7 +217,8 @@ class Jobs:
         store = self._store
         self._running.read_all(store)
         if self._is_open:
-            self._tell_trouble(None if store.rows.is_there else GONE)
+            away = None if self._sharing is None else self._sharing.trouble
+            self._tell_trouble(away if store.rows.is_there else GONE)
         if self._sharing is not None and not self._goes_on_later():
             self._sharing.look()
         if self._backlog:

@@ -44,6 +44,7 @@ class Sharing:
         self._relay = Relay(store.database, leases.holder, self._hear)
         self._stopping = threading.Event()
         self._looked_at = float("-inf")
+        self.trouble: str | None = None  # the database is away
         leases.beat()
         feed.relay = self._tell
         self._relay.start()
@@ -90,8 +91,10 @@ class Sharing:
         while not self._stopping.wait(self._pause_s):
             try:
                 self._leases.beat()
-            except DalleServerError:
-                logger.debug("no sign of life: the database is away")
+            except DalleServerError as error:
+                self.trouble = error.message
+            else:
+                self.trouble = None
 
     def _tell(self, job_id: str, owner: str, event: str, data: dict[str, Any]) -> None:
         if event in TERMINAL:
