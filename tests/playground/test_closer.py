@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -175,6 +176,26 @@ def test_the_likelihood_of_each_token_is_shown_and_told(viewer: Page) -> None:
     viewer.get_by_text("Row by row", exact=True).click()
     expect(viewer.locator("#heat-rows tr")).to_have_count(GRID_SIDE)
     expect(viewer.locator("#heat-rows tr").first).to_have_text(re.compile(r"1(1 in \d+|\d+ %)column \d, "))
+
+
+def test_the_map_of_a_wide_picture_lies_where_the_model_saw_it(page: Page) -> None:
+    """In the middle of a square: six of its eight rows are on 96×64 pixels, the first and the last in part."""
+    give(page, png(np.tile(drawing(), (1, 2, 1))[:, :96]))
+    open_card(draw(page, "wide"))
+    with page.expect_response("**/v1/images/score") as answered:
+        page.get_by_role("button", name="Likelihood").click()
+    values = np.reshape(answered.value.json()["logprobs"], (GRID_SIDE, GRID_SIDE))
+    expect(page.locator("#heat-rows tr")).to_have_count(6)
+    layer, square = (page.locator(name).bounding_box() for name in ("#heat-layer", "#heat-square"))
+    assert layer is not None and square is not None
+    assert square["width"] == pytest.approx(layer["width"], abs=1)
+    assert square["height"] == pytest.approx(layer["height"] * 1.5, abs=1)
+    page.mouse.move(*place_in(page, "#heat-layer")(0.99, 0.01))
+    expect(page.locator("#heat-at")).to_contain_text("row 1, column 8")
+    chance = 1 / np.exp(values[1, 7])  # of the square's second row
+    expect(page.locator("#heat-at strong")).to_have_text(f"1 in {float(f'{chance:.2g}'):,.0f}")
+    page.mouse.move(*place_in(page, "#heat-layer")(0.01, 0.99))
+    expect(page.locator("#heat-at")).to_contain_text("row 6, column 1")
 
 
 def test_the_likelihood_is_asked_once_and_read_by_touch(

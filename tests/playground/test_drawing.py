@@ -219,6 +219,24 @@ def test_the_form_sends_what_it_shows(page: Page, server: Server) -> None:
     }  # fmt: skip
 
 
+def test_a_seamless_picture_is_asked_for_and_asked_again(page: Page) -> None:
+    page.locator("#more summary").click()
+    page.locator("#seamless").check()
+    with page.expect_response("**/v1/jobs") as answered:
+        card = draw(page, "a tile")
+    assert answered.value.json()["seamless"] is True
+    expect(card).to_have_attribute("data-status", "done")
+    page.locator("#reset").click()
+    expect(page.locator("#seamless")).not_to_be_checked()
+    card.hover()
+    card.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#seamless")).to_be_checked()
+    card.get_by_role("button", name="Open picture 1").click()
+    expect(page.locator("#viewer .facts")).to_contain_text("opposite edges meet")
+    page.get_by_role("tab", name="Python").click()
+    expect(page.locator("#snippet-text")).to_contain_text('"seamless": True,')
+
+
 def test_fields_show_the_checkpoints_own_defaults(page: Page) -> None:
     expect(page.locator("#top_k")).to_have_attribute("placeholder", "50")
     expect(page.locator("#condition_scale")).to_have_attribute("placeholder", "10")

@@ -63,7 +63,7 @@ export class Branch {
     return {
       prompt: $("branch-prompt").value.trim(), num_images: Number($("branch-images").value), preview: true,
       temperature: Number($("branch-temperature").value), ...Object.fromEntries(TAKEN.map((name) => [name, job[name]])),
-      ...(this.models.areSeveral ? { model: job.model } : {}), ...(seed ? { seed: plainSeed(seed) } : {}),
+      ...(job.seamless ? { seamless: true } : {}), ...(this.models.areSeveral ? { model: job.model } : {}), ...(seed ? { seed: plainSeed(seed) } : {}),
       image: { job: job.id, index }, keep_tokens: Number($("branch-rows").value) * this.side,
     };
   }

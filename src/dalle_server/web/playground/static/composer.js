@@ -66,6 +66,7 @@ export class Composer {
       this.#set("negative_prompt", job.negative_prompt);
       for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
       for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
+      $("seamless").checked = Boolean(job.seamless);
       this.#focus("Settings taken over");
     });
   }
@@ -99,7 +100,7 @@ export class Composer {
     if (this.sending) return;
     this.sending = true;
     this.form.ariaBusy = "true";
-    if (this.model.state !== "loaded") $("submit-text").textContent = "Loading…";
+    if (this.model?.state !== "loaded") $("submit-text").textContent = "Loading…";
     try {
       if (!(await this.#hasCome()) || !this.#valid()) return;
       await this.onSubmit({ ...this.fields(), ...(await this.given.fields()) });
@@ -127,6 +128,7 @@ export class Composer {
   fields() {
     const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
     for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+    if ($("seamless").checked) fields.seamless = true;
     if (this.oneOfSeveral) fields.model = this.model.name;
     if (this.#seed()) fields.seed = plainSeed(this.#seed());
     if ($("negative_prompt").value.trim()) fields.negative_prompt = $("negative_prompt").value.trim();
@@ -187,6 +189,7 @@ export class Composer {
 
   #reset() {
     for (const name of [...NUMBERS, "negative_prompt", "seed"]) this.#set(name, "");
+    $("seamless").checked = false;
     announce("Back to the model's own settings");
   }
 

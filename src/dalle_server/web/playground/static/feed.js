@@ -91,7 +91,7 @@ export class Feed {
   }
 
   #remove(job) {
-    job.images.forEach((image) => forgetPicture(image.url));
+    [...job.images.map((image) => image.url), job.over?.image_url].forEach(forgetPicture);
     const card = this.#cards.get(job.id);
     this.#cards.delete(job.id);
     card?.element.remove();

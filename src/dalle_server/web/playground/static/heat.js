@@ -43,6 +43,7 @@ export class Heat {
       const score = await this.#ask(shown);
       if (this.shown !== shown) return;
       this.score = score;
+      this.#place(shown);
       this.#paint();
       this.#describe();
       this.#show({});
@@ -94,25 +95,42 @@ export class Heat {
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   }
 
+  /** The model sees a square, with the picture in its middle: the grid lies there, and what is beyond is not told. */
+  #place({ image: { width_px: width, height_px: height } }) {
+    const side = Math.max(width, height);
+    const [across, down] = [side / width, side / height];
+    const style = { left: (1 - across) / 2, top: (1 - down) / 2, width: across, height: down };
+    for (const [name, share] of Object.entries(style)) $("heat-square").style[name] = `${share * 100}%`;
+    const within = (length, count) => ({ first: Math.floor(((1 - length / side) / 2) * count + 1e-6), last: Math.ceil(((1 + length / side) / 2) * count - 1e-6) - 1 });
+    Object.assign(this, { columns: within(width, this.score.grid_width), rows: within(height, this.score.grid_height) });
+  }
+
+  /** The picture's own rows of logarithms. */
+  #values() {
+    const { logprobs, grid_width: width } = this.score;
+    const rows = Array.from({ length: this.rows.last - this.rows.first + 1 }, (_, row) => (row + this.rows.first) * width);
+    return rows.map((start) => logprobs.slice(start + this.columns.first, start + this.columns.last + 1));
+  }
+
   #describe() {
-    const { grid_width: width, grid_height: height, logprobs } = this.score;
-    const least = leastOf(logprobs);
+    const rows = this.#values();
+    const all = rows.flat();
+    const [least, width] = [leastOf(all), rows[0].length];
+    const [row, column] = [Math.floor(least / width), least % width];
     const chanceLevel = whole.format(this.model.codebookSize);
     $("heat-middle").textContent = `1 in ${whole.format(Math.round(Math.sqrt(this.model.codebookSize)))}`;
     $("heat-chance").textContent = `1 in ${chanceLevel}`;
-    $("heat-summary").textContent = `On average a token has ${chance(mean(logprobs))}; pure chance is 1 in ${chanceLevel}. `
-      + `The least expected is in row ${Math.floor(least / width) + 1}, column ${(least % width) + 1}: ${chance(logprobs[least])}.`;
-    const rows = Array.from({ length: height }, (_, row) => logprobs.slice(row * width, (row + 1) * width));
-    $("heat-rows").replaceChildren(...rows.map((row, at) => h("tr", {}, h("th", { scope: "row" }, String(at + 1)),
-      h("td", {}, chance(mean(row))), h("td", {}, `column ${leastOf(row) + 1}, ${chance(row[leastOf(row)])}`))));
-    this.#pointAt(least % width, Math.floor(least / width));
+    $("heat-summary").textContent = `On average a token has ${chance(mean(all))}; pure chance is 1 in ${chanceLevel}. `
+      + `The least expected is in row ${row + 1}, column ${column + 1}: ${chance(all[least])}.`;
+    $("heat-rows").replaceChildren(...rows.map((values, at) => h("tr", {}, h("th", { scope: "row" }, String(at + 1)),
+      h("td", {}, chance(mean(values))), h("td", {}, `column ${leastOf(values) + 1}, ${chance(values[leastOf(values)])}`))));
+    this.#pointAt(column + this.columns.first, row + this.rows.first);
   }
 
   #point(event) {
     if (!this.score) return;
-    const { x, y } = placeIn($("heat-layer"), event);
-    const { grid_width: width, grid_height: height } = this.score;
-    this.#pointAt(Math.min(width - 1, Math.floor(x * width)), Math.min(height - 1, Math.floor(y * height)));
+    const { x, y } = placeIn($("heat-square"), event);
+    this.#pointAt(Math.floor(x * this.score.grid_width), Math.floor(y * this.score.grid_height));
   }
 
   #key(event) {
@@ -120,18 +138,19 @@ export class Heat {
     if (!arrow || !this.score) return;
     event.preventDefault();
     event.stopPropagation();
-    const within = (value, length) => Math.min(length - 1, Math.max(0, value));
-    this.#pointAt(within(this.at.column + arrow[0], this.score.grid_width), within(this.at.row + arrow[1], this.score.grid_height));
+    this.#pointAt(this.at.column + arrow[0], this.at.row + arrow[1]);
   }
 
-  #pointAt(column, row) {
+  #pointAt(anyColumn, anyRow) {
+    const within = (value, { first, last }) => Math.min(last, Math.max(first, value));
+    const [column, row] = [within(anyColumn, this.columns), within(anyRow, this.rows)];
     this.at = { column, row };
     const { grid_width: width, grid_height: height, logprobs } = this.score;
     const logprob = logprobs[row * width + column];
     const style = { left: column / width, top: row / height, width: 1 / width, height: 1 / height };
     for (const [name, share] of Object.entries(style)) $("heat-cursor").style[name] = `${share * 100}%`;
     $("heat-mark").style.left = `${this.#surprise(logprob) * 100}%`;
-    $("heat-at").replaceChildren(h("strong", {}, chance(logprob)), ` row ${row + 1}, column ${column + 1}`);
+    $("heat-at").replaceChildren(h("strong", {}, chance(logprob)), ` row ${row - this.rows.first + 1}, column ${column - this.columns.first + 1}`);
   }
 }
 

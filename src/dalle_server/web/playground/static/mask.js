@@ -15,7 +15,7 @@ export class Mask {
     this.#repaint();
   }
 
-  /** { kind: "stroke", erase, size, points: [[x, y], …] }, { kind: "area", erase, x, y, width, height }, { kind: "file", canvas },
+  /** { kind: "stroke", erase, size, points: [[x, y], …] }, { kind: "area", erase, x, y, width, height }, { kind: "file", file, canvas },
    * or { kind: "invert" }, "clear". */
   add(operation) {
     this.operations.push(operation);
@@ -54,6 +54,7 @@ export class Mask {
 
   /** A PNG of the picture's size: white is drawn anew, black stays. */
   async file() {
+    if (this.operations.length === 1 && this.operations[0].file) return this.operations[0].file; // as it was sent before
     const canvas = canvasOf(this.width, this.height);
     const context = canvas.getContext("2d");
     context.fillRect(0, 0, this.width, this.height);
@@ -84,7 +85,11 @@ export class Mask {
     switch (operation.kind) {
       case "stroke": strokeLine(context, operation); break;
       case "area": context.fillRect(operation.x, operation.y, operation.width, operation.height); break;
-      case "file": context.drawImage(operation.canvas, 0, 0, width, height); break;
+      case "file":
+        context.imageSmoothingEnabled = false;
+        context.drawImage(operation.canvas, 0, 0, width, height);
+        context.imageSmoothingEnabled = true;
+        break;
       case "invert":
         context.globalCompositeOperation = "source-out";
         context.fillRect(0, 0, width, height);
@@ -128,7 +133,7 @@ export async function maskOperation(file, { width, height }) {
   for (let at = 3; at < data.length; at += 4) hasHoles ||= data[at] < 255;
   for (let at = 0; at < data.length; at += 4) data[at + 3] = hasHoles ? 255 - data[at + 3] : data[at];
   context.putImageData(pixels, 0, 0);
-  return { kind: "file", canvas };
+  return { kind: "file", file, canvas };
 }
 
 /** The shapes one can choose, as shares of the picture: [name, x, y, width, height]. */

@@ -1,7 +1,7 @@
 // The models of the server: what each is, whether it is in memory, and which one draws.
 
 import { base, getJSON } from "./api.js";
-import { $, announce, h } from "./dom.js";
+import { announce, h } from "./dom.js";
 import { bytes } from "./format.js";
 
 const STORE = `dalle-server.model ${base}`;
@@ -16,7 +16,7 @@ export class Models {
     this.onChoose = onChoose;
   }
 
-  /** Asks what there is. `info` is the answer of /v1/info. */
+  /** Asks what there is. `info` is the answer of /v1/info. → what it was told. */
   async read(info) {
     const { data } = await getJSON("/v1/models");
     const known = new Map((info.models ?? [info]).map((each) => [each.model.name, each]));
@@ -24,6 +24,7 @@ export class Models {
     this.#all = new Map(items.map((item) => [item.id, describe(item, known.get(item.id), info.limits)]));
     const stored = localStorage.getItem(STORE);
     this.#chosen = this.#all.has(stored) ? stored : info.model.name;
+    return items;
   }
 
   /** The one that draws. What is only known of a model that has been loaded is missing before: imageTokens, defaults. */
@@ -61,7 +62,6 @@ export class Models {
     localStorage.setItem(STORE, name);
     announce(`${this.chosen.title} draws`);
     this.onChoose();
-    $(`model-${name}`)?.focus(); // the list was made again
   }
 }
 

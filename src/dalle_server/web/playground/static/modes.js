@@ -21,6 +21,7 @@ export class Modes {
     this.shown = shown;
     for (const [name, mode] of Object.entries(this.modes)) $(`mode-${name}`).hidden = !mode.isPossible(shown);
     $("viewer-tools").hidden = Object.keys(this.modes).every((name) => $(`mode-${name}`).hidden);
+    if (document.activeElement.closest("#viewer-tools [hidden]")) $("viewer-close").focus(); // else the arrow keys are lost
     const stays = this.#mode && !$(`mode-${this.#mode}`).hidden;
     this.choose(stays ? this.#mode : "");
   }

@@ -4,7 +4,7 @@ import { base } from "./api.js";
 import { toJSON } from "./seeds.js";
 
 // Whatever an address, a prompt or a strange server's answer holds stays text: a quoted word of a shell, a string of Python.
-const python = (value) => (typeof value === "number" ? String(value) : JSON.stringify(value));
+const python = (value) => ({ number: String(value), boolean: value ? "True" : "False" })[typeof value] ?? JSON.stringify(value);
 const digits = (seed) => (/^[0-9]+$/.test(seed) ? seed : python(seed));
 const literal = (name, value) => (name === "seed" ? digits(value) : python(value));
 const suffix = (job) => (/^[a-z]+$/.test(job.format) ? job.format : "png");
@@ -15,9 +15,11 @@ const KEY = "API_KEY"; // not a name that begins with DALLE_: the server reads t
 
 function settings(job) {
   const { prompt, num_images, seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { prompt, num_images, seed, temperature, top_k, top_p, condition_scale, format: job.format, ...manner(job) };
+  const all = { prompt, num_images, seed, temperature, top_k, top_p, condition_scale, format: job.format, ...manner(job), ...tile(job) };
   return job.negative_prompt ? { ...all, negative_prompt: job.negative_prompt } : all;
 }
+
+const tile = ({ seamless }) => (seamless === true ? { seamless } : {});
 
 /** How a given picture is drawn over. */
 function manner({ over }) {
@@ -70,7 +72,7 @@ for image in job["images"]:
 
 function openai(job, withKey) {
   const { seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { seed, temperature, top_k, top_p, condition_scale, ...manner(job) };
+  const all = { seed, temperature, top_k, top_p, condition_scale, ...manner(job), ...tile(job) };
   const extra = Object.entries(all).map(([name, value]) => `"${name}": ${literal(name, value)}`);
   const header = withKey ? `, headers={"Authorization": f"Bearer {os.environ['${KEY}']}"}` : "";
   const files = given(job).map(([name, url]) => `    ${name}=requests.get(${python(url)}${header}).content,\n`);

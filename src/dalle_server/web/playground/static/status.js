@@ -51,7 +51,9 @@ export class Status {
   /** What is in memory changes with what is asked for. Rejects with an ApiError. */
   async refresh() {
     this.info = await getJSON("/v1/info");
-    await this.models.read(this.info);
+    const told = JSON.stringify([this.info, await this.models.read(this.info)]);
+    if (told === this.told) return; // the list stays as it is under the pointer
+    this.told = told;
     this.#showModel();
   }
 
@@ -63,6 +65,7 @@ export class Status {
 
   #explain(error) {
     if (error.status === 401) {
+      this.told = "";
       this.#show("stopped", "A key is needed");
       this.onUnauthorized(error);
     } else if (error.status === 429) {
@@ -83,6 +86,7 @@ export class Status {
   }
 
   #wait(state, text, seconds = RETRY_MS / 1000) {
+    this.told = "";
     this.#show(state === "loading" ? "loading" : "stopped", { loading: "Loading the model", unreachable: "No connection" }[state] ?? "Not ready");
     showBanner(text, state, () => this.check());
     this.onWaiting(state);
@@ -93,7 +97,9 @@ export class Status {
   #show(state, line, details = null) {
     $("model-dot").dataset.state = state;
     $("model-line").textContent = line;
+    const focused = document.activeElement.id;
     $("model-more").replaceChildren(...(details ?? [h("p", {}, "More is known once the model is ready.")]));
+    if (focused !== document.activeElement.id) $(focused)?.focus(); // what had the focus was made again
   }
 
   #details({ name, known }) {

@@ -14,6 +14,7 @@ const FACTS = [
   ["Temperature", (job) => job.temperature],
   ["Top k", (job) => job.top_k],
   ["Top p", (job) => job.top_p],
+  ["Seamless", (job) => (job.seamless ? "opposite edges meet" : "")],
   ["Away from", (job) => job.negative_prompt],
   ["Model", (job) => job.model],
 ];
@@ -44,11 +45,9 @@ export class Viewer {
     const image = job.images.find((each) => each.index === index);
     Object.assign(this, { job, index, image });
     this.#describe();
-    if (!this.dialog.open) {
-      this.modes.choose("");
-      this.dialog.showModal();
-    }
-    this.modes.show({ job, index, image });
+    if (!this.dialog.open) this.modes.choose("");
+    this.modes.show({ job, index, image }); // first: the dialog gives the focus to what is there when it opens
+    if (!this.dialog.open) this.dialog.showModal();
     this.#fit();
     const source = await pictureSource(image.url);
     if (this.image !== image) return; // walked on meanwhile
