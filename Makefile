@@ -1,6 +1,7 @@
 # Each target sets up what it needs in .venv, once; the second run starts at once.
 #   make serve            the embedded model and the playground on http://localhost:8000
-#   make test             every test, as CI runs them, and what they cover; ARGS="tests/web -k gate" for some of them
+#   make test             every test, one process a core; ARGS="tests/web -k gate" for some of them
+#   make coverage         the same as CI runs them: with what they cover, which may not fall (a third slower)
 #   make check            ruff and mypy
 #   make bench            every benchmark, peers in the same run
 #   make soak             load, overload, slow clients and kills with full figures, four minutes
@@ -12,15 +13,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 COMPILED := src/dalle_server/engine/runners/cpu/compiled
 PROJECT := pyproject.toml constraints.txt hatch_build.py $(COMPILED)/builds.py $(wildcard $(COMPILED)/c/*.[ch])
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 PORT   ?= 8000
 ARGS   ?=
 PRESET ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench soak wheels train-nano clean
+.PHONY: help serve test coverage check bench soak wheels train-nano clean
 
 help:
-	@sed -n '2,8s/^#   //p' Makefile
+	@sed -n '2,9s/^#   //p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,7 +48,11 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m tests.setup_system
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(or $(ARGS),--cov)
+	$(PYTEST) $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m tests.setup_system
+	$(PYTEST) --cov
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

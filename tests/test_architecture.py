@@ -88,12 +88,17 @@ def test_only_families_and_runners_ask_for_a_transformer(path: Path) -> None:
             assert node.attr not in ("transformer", "vqgan"), f"{name_of(path)}:{node.lineno} asks for .{node.attr}"
 
 
-@pytest.mark.parametrize("room", ["engine"])
+ROOMS = sorted({name_of(path).split("/")[0] for path in FILES if path.parent != PACKAGE})
+# Two APIs call the same thing the same, and the OpenAPI document tells them apart by their modules.
+NAMED_BY_APIS = {"ModelItem", "ModelItems"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_two_classes_of_a_room_have_one_name(room: str) -> None:
     files = [path for path in FILES if name_of(path).startswith(f"{room}/")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    assert sorted(names) == sorted(set(names))
+    assert sorted(set(names) - NAMED_BY_APIS) == sorted(name for name in names if name not in NAMED_BY_APIS)
 
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES - {"config", "assets"}))

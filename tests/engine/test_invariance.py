@@ -109,7 +109,7 @@ def test_no_client_waits_for_more_than_its_turn(arrivals, num_slots):
     def spy():
         result = admit_next()
         if result:
-            admitted.append(result[0].job.client)
+            admitted.append(result[0].group.client)
         return result
 
     tracker.admit_next = spy

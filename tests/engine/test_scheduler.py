@@ -5,7 +5,7 @@ import numpy as np
 from dalle_server.engine.fair_queue import FairQueue
 from dalle_server.engine.runners.base import StepResult, TextTokens
 from dalle_server.engine.scheduler import Scheduler
-from dalle_server.engine.sequence import Job
+from dalle_server.engine.sequence import ImageGroup
 from dalle_server.engine.stats import Counters, Observer
 from dalle_server.engine.tracker import RequestTracker
 from dalle_server.generation import Cancelled, Generation, Progress
@@ -15,9 +15,9 @@ TEXT = TextTokens(np.zeros(4, np.int32), 2)
 NUM_TOKENS = 10
 
 
-def make_job(num_images: int, client: str = "") -> Job:
+def make_job(num_images: int, client: str = "") -> ImageGroup:
     request = GenerationRequest.of("a", num_images, seed=1, client=client)
-    return Job.of(Generation(request, request.sampling), TEXT, TEXT, NUM_TOKENS)
+    return ImageGroup.of(Generation(request, request.sampling), TEXT, TEXT, NUM_TOKENS)
 
 
 def drain(queue: FairQueue) -> list:
@@ -26,15 +26,15 @@ def drain(queue: FairQueue) -> list:
 
 def test_turns_go_round_clients_then_requests():
     queue = FairQueue()
-    jobs = {name: make_job(n, client=name[0]) for name, n in [("a1", 3), ("a2", 2), ("b1", 2), ("c1", 1)]}
-    for job in jobs.values():
-        queue.add(job)
-    names = {job: name for name, job in jobs.items()}
+    groups = {name: make_job(n, client=name[0]) for name, n in [("a1", 3), ("a2", 2), ("b1", 2), ("c1", 1)]}
+    for group in groups.values():
+        queue.add(group)
+    names = {group: name for name, group in groups.items()}
     expected = ["a1", "b1", "c1", "a2", "b1", "a1", "a2", "a1"]
-    assert [names[picture.job] for picture in queue.in_order()] == expected, "looking changes nothing"
+    assert [names[picture.group] for picture in queue.in_order()] == expected, "looking changes nothing"
     order = drain(queue)
-    assert [names[picture.job] for picture in order] == expected
-    assert [picture.index for picture in order if picture.job is jobs["a1"]] == [0, 1, 2]
+    assert [names[picture.group] for picture in order] == expected
+    assert [picture.index for picture in order if picture.group is groups["a1"]] == [0, 1, 2]
 
 
 def test_a_picture_put_back_is_next():
@@ -57,7 +57,7 @@ def test_removed_requests_leave_nothing_behind():
     queue.pop()
     queue.remove(a)
     queue.remove(a)
-    assert [picture.job for picture in drain(queue)] == [b] and len(queue) == 0
+    assert [picture.group for picture in drain(queue)] == [b] and len(queue) == 0
 
 
 def test_the_rehearsal_is_exact():
@@ -65,9 +65,9 @@ def test_the_rehearsal_is_exact():
     rng = np.random.default_rng(3)
     for _ in range(30):
         scheduler = Scheduler(int(rng.integers(1, 5)))
-        jobs = [make_job(int(rng.integers(1, 6)), client="abc"[rng.integers(3)]) for _ in range(rng.integers(1, 6))]
-        for job in jobs:
-            scheduler.add(job)
+        groups = [make_job(int(rng.integers(1, 6)), client="abc"[rng.integers(3)]) for _ in range(rng.integers(1, 6))]
+        for group in groups:
+            scheduler.add(group)
         while scheduler.admit_next():
             pass
         for sequence in scheduler.running.values():
@@ -80,7 +80,7 @@ def test_the_rehearsal_is_exact():
                 sequence.write(0)
                 if sequence.is_complete:
                     scheduler.release(sequence)
-                    ends[sequence.job] = now
+                    ends[sequence.group] = now
             if scheduler.is_idle:
                 break
         assert foretold == ends
@@ -105,15 +105,15 @@ def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
 
 def test_slots_out_of_use_come_back_with_the_next_request():
     scheduler = Scheduler(4)
-    job = make_job(4)
-    scheduler.add(job)
+    group = make_job(4)
+    scheduler.add(group)
     while scheduler.admit_next():
         pass
     scheduler.shrink(2)
     assert sorted(scheduler.running) == [0, 1] and len(scheduler.waiting) == 2
     assert scheduler.admit_next() is None
-    assert scheduler.steps_until_done()[job] == 2 * NUM_TOKENS
-    scheduler.remove(job)
+    assert scheduler.steps_until_done()[group] == 2 * NUM_TOKENS
+    scheduler.remove(group)
     scheduler.add(make_job(4))
     while scheduler.admit_next():
         pass

@@ -41,7 +41,7 @@ EDIT_STRENGTH = 0.75  # of an edit without a mask
 VARIATION_STRENGTH = 0.5
 
 
-class Engine(Protocol):
+class ReadingEngine(Protocol):
     """What drawing over needs of an engine."""
 
     config: ModelConfig
@@ -239,7 +239,7 @@ class Plan:
     told: DrawnOver  # what the result's file says of it
 
     @classmethod
-    def of(cls, wanted: Repaint, engine: Engine) -> Plan:
+    def of(cls, wanted: Repaint, engine: ReadingEngine) -> Plan:
         """Reads the picture's tokens. Raises InvalidRequest for a mask that frees none, NotSupported."""
         frame, config = Frame.of(wanted), engine.config.picture
         if wanted.mask is None:
@@ -272,7 +272,7 @@ class Plan:
         return cls(frame, Holes(given, free, wanted.strength, wanted.candidates), told)
 
 
-def _told_tokens(wanted: Repaint, frame: Frame, engine: Engine) -> Tokens | None:
+def _told_tokens(wanted: Repaint, frame: Frame, engine: ReadingEngine) -> Tokens | None:
     """The picture's own tokens, where its file tells them and they are what all of it shows: exact, and read by no
     encoder, which a checkpoint may lack.
     """

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from dalle_server import checks
-from dalle_server.drawing.repaint import Engine, Holes, Plan, Repaint, kept_behind
+from dalle_server.drawing.repaint import Holes, Plan, ReadingEngine, Repaint, kept_behind
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import (
     Cancelled,
@@ -31,7 +31,7 @@ from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, Sampli
 IDLE_S = 0.01
 
 
-class DrawingEngine(Engine, Protocol):
+class DrawingEngine(ReadingEngine, Protocol):
     """What drawing over a picture needs of an engine from its beginning to its end."""
 
     def submit(self, request: GenerationRequest) -> Generation: ...

@@ -23,7 +23,7 @@ class Source(StrEnum):
     SEED = "seed"  # the whole generation again
 
 
-class Engine(Protocol):
+class ReplayingEngine(Protocol):
     """What replaying needs of an engine."""
 
     config: ModelConfig
@@ -62,7 +62,7 @@ class Replay:
         return f"from its {self.source}: the same picture, bit for bit"
 
 
-def replay(metadata: PictureMetadata, engine: Engine, source: Source) -> Replay:
+def replay(metadata: PictureMetadata, engine: ReplayingEngine, source: Source) -> Replay:
     """Make the picture again with the loaded model and compare.
 
     Raises InvalidRequest when the model's grid or codebook is of another size, and what generation raises.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dalle_server.engine.detokenizer import Detokenizer
 from dalle_server.engine.encoded_texts import EncodedTexts
 from dalle_server.engine.runners.base import PendingStep, Runner, StepRow
-from dalle_server.engine.sequence import ImageSequence, Job
+from dalle_server.engine.sequence import ImageGroup, ImageSequence
 from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import GenerationFailed
@@ -66,11 +66,11 @@ class DecodeLoop:
         """Holds places in the queue while a request is made. Raises Overloaded when it has no room."""
         return self.tracker.room_for(num_images, self.detokenizer.backlog, held)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, group: ImageGroup) -> None:
         """Accept a request that holds its places; a whole grid goes straight to pixels."""
-        self.tracker.accept(job)
-        if job.is_replay:
-            for sequence in job.sequences:
+        self.tracker.accept(group)
+        if group.is_replay:
+            for sequence in group.sequences:
                 self.detokenizer.add_final(sequence)
 
     def step(self) -> bool:
@@ -92,18 +92,21 @@ class DecodeLoop:
         """Encode and admit waiting pictures. Running out of memory here costs that request alone."""
         while admitted := self.tracker.admit_next():
             sequence, slot = admitted
-            job = sequence.job
+            group = sequence.group
             try:
-                conditional, unconditional = self._texts.encode(job.conditional), self._texts.encode(job.unconditional)
+                conditional, unconditional = (
+                    self._texts.encode(group.conditional),
+                    self._texts.encode(group.unconditional),
+                )
                 self.runner.admit(slot, conditional, unconditional)
             except MemoryError:
-                logger.warning("%s: out of memory at admission", job.handle.request.id)
+                logger.warning("%s: out of memory at admission", group.handle.request.id)
                 self._texts.clear()
                 self.tracker.finish(
-                    job, Failed(GenerationFailed("not enough memory for this picture; try again later"))
+                    group, Failed(GenerationFailed("not enough memory for this picture; try again later"))
                 )
             else:
-                self.tracker.started(job)
+                self.tracker.started(group)
 
     def _launch(self) -> LaunchedStep | None:
         """Start the next step of every running picture. Out of memory, the next smaller bucket is tried once."""

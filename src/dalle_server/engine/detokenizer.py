@@ -85,10 +85,10 @@ class Detokenizer:
             self._num_decoding = len(finals)
         self.begun = time.monotonic()
         if finals:
-            wanted = [sequence for sequence in finals if not sequence.job.ended]
-            self._decode_finals([sequence for sequence in wanted if not sequence.job.is_seamless], wraps=False)
-            self._decode_finals([sequence for sequence in wanted if sequence.job.is_seamless], wraps=True)
-        elif preview and not preview[0].job.ended:
+            wanted = [sequence for sequence in finals if not sequence.group.ended]
+            self._decode_finals([sequence for sequence in wanted if not sequence.group.is_seamless], wraps=False)
+            self._decode_finals([sequence for sequence in wanted if sequence.group.is_seamless], wraps=True)
+        elif preview and not preview[0].group.ended:
             self._decode_preview(*preview)
         self.begun = None
         self._num_decoding = 0
@@ -115,7 +115,7 @@ class Detokenizer:
         filler = preview.tokens[max(preview.tokens_done - 1, 0)]
         grid = np.where(written, preview.tokens, filler)
         try:
-            pixels = self._decode(grid[None], sequence.job.is_seamless)[0]
+            pixels = self._decode(grid[None], sequence.group.is_seamless)[0]
         except Exception:
             logger.exception("a preview could not be decoded; the picture itself goes on")
             return

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dalle_server.engine.decode_loop import DecodeLoop
 from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, SEAMLESS, TOKENIZE, Runner, TextTokens
 from dalle_server.engine.selftest import check_determinism
-from dalle_server.engine.sequence import Job
+from dalle_server.engine.sequence import ImageGroup
 from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import EngineFault, InvalidRequest, NotReady, NotSupported, Overloaded
@@ -124,12 +124,12 @@ class Engine:
         with loop.room_for(len(request.images), held):  # first: reading a text is work, which a full queue must not do
             conditional, unconditional = self._tokenizer.pair(request.prompt, request.negative_prompt)
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
-            job = Job.of(handle, conditional, unconditional, self.config.picture.num_tokens)
+            group = ImageGroup.of(handle, conditional, unconditional, self.config.picture.num_tokens)
             with self._lifecycle:
                 if self._state != "ready" or loop is not self._loop:
                     raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
                 handle.on_cancel(loop.tracker.wake)
-                loop.submit(job)
+                loop.submit(group)
         return handle
 
     def _check(self, request: GenerationRequest) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from dalle_server.engine.sequence import ImageSequence, Job
+from dalle_server.engine.sequence import ImageGroup, ImageSequence
 
-Requests = OrderedDict[Job, deque[ImageSequence]]
+Requests = OrderedDict[ImageGroup, deque[ImageSequence]]
 
 
 class FairQueue:
@@ -23,37 +23,37 @@ class FairQueue:
         """Pictures waiting."""
         return sum(len(pictures) for requests in self._clients.values() for pictures in requests.values())
 
-    def add(self, job: Job) -> None:
-        self._clients.setdefault(job.client, OrderedDict())[job] = deque(job.sequences)
+    def add(self, group: ImageGroup) -> None:
+        self._clients.setdefault(group.client, OrderedDict())[group] = deque(group.sequences)
 
     def pop(self) -> ImageSequence:
         """The next picture. Raises KeyError when nothing waits."""
         client, requests = self._clients.popitem(last=False)
-        job, pictures = requests.popitem(last=False)
+        group, pictures = requests.popitem(last=False)
         picture = pictures.popleft()
         if pictures:
-            requests[job] = pictures
+            requests[group] = pictures
         if requests:
             self._clients[client] = requests
         return picture
 
     def put_back(self, picture: ImageSequence) -> None:
         """The next turn is this picture's."""
-        requests = self._clients.setdefault(picture.job.client, OrderedDict())
-        requests.setdefault(picture.job, deque()).appendleft(picture)
-        requests.move_to_end(picture.job, last=False)
-        self._clients.move_to_end(picture.job.client, last=False)
+        requests = self._clients.setdefault(picture.group.client, OrderedDict())
+        requests.setdefault(picture.group, deque()).appendleft(picture)
+        requests.move_to_end(picture.group, last=False)
+        self._clients.move_to_end(picture.group.client, last=False)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, group: ImageGroup) -> None:
         """Forget what still waits of this request."""
-        requests = self._clients.get(job.client, OrderedDict())
-        requests.pop(job, None)
+        requests = self._clients.get(group.client, OrderedDict())
+        requests.pop(group, None)
         if not requests:
-            self._clients.pop(job.client, None)
+            self._clients.pop(group.client, None)
 
     def in_order(self) -> list[ImageSequence]:
         """Every waiting picture in the order of its turn, if nothing else arrives."""
         rehearsal = FairQueue()
         for client, requests in self._clients.items():
-            rehearsal._clients[client] = OrderedDict((job, deque(pictures)) for job, pictures in requests.items())
+            rehearsal._clients[client] = OrderedDict((group, deque(pictures)) for group, pictures in requests.items())
         return [rehearsal.pop() for _ in range(len(self))]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from dalle_server.engine.fair_queue import FairQueue
-from dalle_server.engine.sequence import ImageSequence, Job
+from dalle_server.engine.sequence import ImageGroup, ImageSequence
 
 FIRST_RECOVERY_S = 60.0  # what took the memory may be gone by then
 LONGEST_RECOVERY_S = 3600.0
@@ -30,10 +30,10 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self.running and not len(self.waiting)
 
-    def add(self, job: Job) -> None:
+    def add(self, group: ImageGroup) -> None:
         if self.is_idle:
             self._limit = self.num_slots
-        self.waiting.add(job)
+        self.waiting.add(group)
 
     def admit_next(self) -> ImageSequence | None:
         """Move the next waiting picture into a free slot. None when no slot is free or nothing waits."""
@@ -53,10 +53,10 @@ class Scheduler:
             heapq.heappush(self._free, sequence.slot)
             sequence.slot = None
 
-    def remove(self, job: Job) -> None:
+    def remove(self, group: ImageGroup) -> None:
         """Take every picture of this request out of queue and slots."""
-        self.waiting.remove(job)
-        for sequence in job.sequences:
+        self.waiting.remove(group)
+        for sequence in group.sequences:
             self.release(sequence)
 
     def shrink(self, limit: int) -> None:
@@ -74,19 +74,19 @@ class Scheduler:
         """The running pictures that still have a token to launch, by slot."""
         return [sequence for _, sequence in sorted(self.running.items()) if sequence.launched < sequence.tokens.size]
 
-    def positions(self) -> dict[Job, int]:
+    def positions(self) -> dict[ImageGroup, int]:
         """For each request of which no picture runs yet: how many pictures come before its first."""
-        positions: dict[Job, int] = {}
+        positions: dict[ImageGroup, int] = {}
         for ahead, sequence in enumerate(self.waiting.in_order()):
-            if sequence.job.started_at is None:
-                positions.setdefault(sequence.job, ahead)
+            if sequence.group.started_at is None:
+                positions.setdefault(sequence.group, ahead)
         return positions
 
-    def steps_until_done(self) -> dict[Job, int]:
+    def steps_until_done(self) -> dict[ImageGroup, int]:
         """Steps until each request has its last token, if nothing else arrives."""
-        steps: dict[Job, int] = {}
+        steps: dict[ImageGroup, int] = {}
         for sequence, end in self._rehearse():
-            steps[sequence.job] = max(end, steps.get(sequence.job, 0))
+            steps[sequence.group] = max(end, steps.get(sequence.group, 0))
         return steps
 
     def steps_until_ended(self, num_images: int) -> int:

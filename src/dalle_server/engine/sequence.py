@@ -20,7 +20,7 @@ ONLY_LOGPROBS = frozenset({LOGPROBS})
 class ImageSequence:
     """One picture: I tokens, some perhaps given. `launched` runs ahead of `written` by the runner's lookahead."""
 
-    job: Job
+    group: ImageGroup
     index: int  # position in the request
     key: ImageKey
     tokens: Tokens  # (I,), FREE where nothing is written yet
@@ -39,7 +39,7 @@ class ImageSequence:
 
     @property
     def preview_is_due(self) -> bool:
-        every = self.job.handle.preview_every
+        every = self.group.handle.preview_every
         return every > 0 and self.written % every == 0
 
     def launch(self) -> StepRow:
@@ -49,7 +49,7 @@ class ImageSequence:
         self.launched += 1
         forced = int(self.tokens[position])
         wants = NOTHING if self.logprobs is None else ONLY_LOGPROBS
-        return StepRow(self.slot, position, self.key, self.job.handle.sampling, forced, wants)
+        return StepRow(self.slot, position, self.key, self.group.handle.sampling, forced, wants)
 
     def awaits(self, row: StepRow) -> bool:
         """Whether the answer to this row is still wanted: not after a cancel, or an eviction."""
@@ -67,7 +67,7 @@ class ImageSequence:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ImageGroup:
     """One accepted request: the caller's handle, both texts, its sequences, and the pictures finished so far."""
 
     handle: Generation
@@ -81,16 +81,16 @@ class Job:
     reported_at: float = 0.0  # time.monotonic() of the last Progress event
 
     @classmethod
-    def of(cls, handle: Generation, conditional: TextTokens, unconditional: TextTokens, num_tokens: int) -> Job:
-        job = cls(handle, conditional, unconditional)
+    def of(cls, handle: Generation, conditional: TextTokens, unconditional: TextTokens, num_tokens: int) -> ImageGroup:
+        group = cls(handle, conditional, unconditional)
         given = handle.request.forced_tokens or (FREE,) * num_tokens
         for index, key in enumerate(handle.request.images):
             logprobs = np.full((num_tokens, 2), np.nan, np.float32) if handle.request.logprobs else None
-            job.sequences.append(ImageSequence(job, index, key, np.array(given, np.int32), logprobs))
-        if job.is_replay:
-            for sequence in job.sequences:
+            group.sequences.append(ImageSequence(group, index, key, np.array(given, np.int32), logprobs))
+        if group.is_replay:
+            for sequence in group.sequences:
                 sequence.launched = sequence.written = num_tokens
-        return job
+        return group
 
     @property
     def client(self) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from dalle_server.engine.runners.base import NAN_TOKEN, StepResult, StepRow
 from dalle_server.engine.scheduler import Scheduler
-from dalle_server.engine.sequence import ImageSequence, Job
+from dalle_server.engine.sequence import ImageGroup, ImageSequence
 from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.errors import DalleServerError, DeadlineExceeded, GenerationFailed, Overloaded
 from dalle_server.generation import (
@@ -56,7 +56,7 @@ class RequestTracker:
         progress_every_s: float,
     ):
         self._scheduler = Scheduler(num_slots)
-        self._jobs: set[Job] = set()  # accepted and not ended
+        self._groups: set[ImageGroup] = set()  # accepted and not ended
         self._counters, self._observer = counters, observer
         self._max_waiting_images = max_waiting_images
         self._progress_every_s = progress_every_s
@@ -92,15 +92,15 @@ class RequestTracker:
         with self._changed:
             self._held -= num_images
 
-    def accept(self, job: Job) -> None:
+    def accept(self, group: ImageGroup) -> None:
         """Put a request on the books, within its `room_for`."""
         with self._changed:
-            self._jobs.add(job)
-            if job.is_replay:
-                job.handle.emit(Queued(0))
-                self._start(job)
+            self._groups.add(group)
+            if group.is_replay:
+                group.handle.emit(Queued(0))
+                self._start(group)
             else:
-                self._scheduler.add(job)
+                self._scheduler.add(group)
                 self._tell_positions()
             self.wake()
 
@@ -123,16 +123,16 @@ class RequestTracker:
                 return None
             return sequence, sequence.slot
 
-    def started(self, job: Job) -> None:
+    def started(self, group: ImageGroup) -> None:
         """The first picture of a request was admitted (later calls do nothing)."""
         with self._changed:
-            if job.started_at is None:
-                self._start(job)
+            if group.started_at is None:
+                self._start(group)
             self._tell_positions()
 
-    def _start(self, job: Job) -> None:
-        job.started_at = time.monotonic()
-        job.handle.emit(Started(job.queue_s))
+    def _start(self, group: ImageGroup) -> None:
+        group.started_at = time.monotonic()
+        group.handle.emit(Started(group.queue_s))
 
     # -- one token
 
@@ -158,7 +158,7 @@ class RequestTracker:
                 good.append(sequence)
                 if sequence.is_complete:
                     self._scheduler.release(sequence)
-            self._tell_progress({sequences[place].job for place in awaited})
+            self._tell_progress({sequences[place].group for place in awaited})
             return good
 
     def shrink(self, num_slots: int) -> None:
@@ -170,83 +170,85 @@ class RequestTracker:
 
     def deliver(self, sequence: ImageSequence, pixels: Pixels) -> None:
         with self._changed:
-            job = sequence.job
+            group = sequence.group
             image = GeneratedImage(sequence.index, sequence.key, pixels, sequence.tokens, sequence.logprobs)
-            if job.handle.emit(ImageReady(image)):
+            if group.handle.emit(ImageReady(image)):
                 self._counters.images += 1
-                job.images[sequence.index] = image
-                self._finish_when_settled(job)
+                group.images[sequence.index] = image
+                self._finish_when_settled(group)
 
     def deliver_preview(self, sequence: ImageSequence, tokens_done: int, pixels: Pixels) -> None:
-        if sequence.job.handle.emit(Preview(sequence.index, tokens_done, pixels)):
+        if sequence.group.handle.emit(Preview(sequence.index, tokens_done, pixels)):
             self._counters.previews += 1
-            notify(self._observer.on_preview, sequence.job.handle)
+            notify(self._observer.on_preview, sequence.group.handle)
 
     # -- out
 
     def end_cancelled_and_expired(self) -> None:
         now = time.monotonic()
-        for job in self._live():
-            if job.handle.cancel_reason is not None:
-                self.finish(job, Cancelled(job.handle.cancel_reason))
-            elif job.handle.deadline is not None and now >= job.handle.deadline:
-                seconds = job.handle.request.timeout_s
-                self.finish(job, Failed(DeadlineExceeded(f"not done within its time limit of {seconds:g} s")))
+        for group in self._live():
+            if group.handle.cancel_reason is not None:
+                self.finish(group, Cancelled(group.handle.cancel_reason))
+            elif group.handle.deadline is not None and now >= group.handle.deadline:
+                seconds = group.handle.request.timeout_s
+                self.finish(group, Failed(DeadlineExceeded(f"not done within its time limit of {seconds:g} s")))
 
     def lose(self, sequence: ImageSequence, error: DalleServerError) -> None:
         """One picture failed. Its siblings go on and are delivered; then the request ends with this error."""
         with self._changed:
             self._scheduler.release(sequence)
-            sequence.job.lost[sequence.index] = error
-            self._finish_when_settled(sequence.job)
+            sequence.group.lost[sequence.index] = error
+            self._finish_when_settled(sequence.group)
 
-    def _finish_when_settled(self, job: Job) -> None:
-        if len(job.images) + len(job.lost) < len(job.sequences):
+    def _finish_when_settled(self, group: ImageGroup) -> None:
+        if len(group.images) + len(group.lost) < len(group.sequences):
             return
-        if job.lost:
-            self.finish(job, Failed(next(iter(job.lost.values()))))
+        if group.lost:
+            self.finish(group, Failed(next(iter(group.lost.values()))))
         else:
-            images = tuple(job.images[index] for index in range(len(job.sequences)))
-            self.finish(job, Done(images, job.queue_s, job.total_s))
+            images = tuple(group.images[index] for index in range(len(group.sequences)))
+            self.finish(group, Done(images, group.queue_s, group.total_s))
 
-    def finish(self, job: Job, event: Done | Failed | Cancelled) -> None:
+    def finish(self, group: ImageGroup, event: Done | Failed | Cancelled) -> None:
         """The only way out: frees what the request holds and emits its terminal event, once."""
         with self._changed:
-            if job not in self._jobs:
+            if group not in self._groups:
                 return
-            self._jobs.remove(job)
-            self._scheduler.remove(job)
-            job.sequences = []  # each names its job: a cycle, in which the pictures would wait for the collector
+            self._groups.remove(group)
+            self._scheduler.remove(group)
+            group.sequences = []  # each names its group: a cycle, in which the pictures would wait for the collector
             self._counters.requests[type(event).__name__.lower()] += 1
-            job.handle.emit(event)
+            group.handle.emit(event)
             self._tell_positions()
             self._changed.notify_all()
-        notify(self._observer.on_finished, job.handle, event)
+        notify(self._observer.on_finished, group.handle, event)
 
     def finish_all(self, event: Failed | Cancelled) -> None:
-        for job in self._live():
-            self.finish(job, event)
+        for group in self._live():
+            self.finish(group, event)
 
-    def _live(self) -> list[Job]:
+    def _live(self) -> list[ImageGroup]:
         with self._changed:
-            return list(self._jobs)
+            return list(self._groups)
 
     # -- what callers are told on the way
 
     def _tell_positions(self) -> None:
-        for job, position in self._scheduler.positions().items():
-            if position != job.position:
-                job.position = position
-                job.handle.emit(Queued(position))
+        for group, position in self._scheduler.positions().items():
+            if position != group.position:
+                group.position = position
+                group.handle.emit(Queued(position))
 
-    def _tell_progress(self, jobs: Iterable[Job]) -> None:
+    def _tell_progress(self, groups: Iterable[ImageGroup]) -> None:
         now = time.monotonic()
-        due = [job for job in jobs if not job.ended and job.progress_is_due(now, self._progress_every_s)]
+        due = [group for group in groups if not group.ended and group.progress_is_due(now, self._progress_every_s)]
         steps = self._scheduler.steps_until_done() if due else {}
-        for job in due:
-            job.reported_at = now
-            eta_s = self._seconds(steps.get(job, 0)) + (self._counters.detokenize_s or 0.0)
-            job.handle.emit(Progress(job.tokens_done, job.num_tokens, None if self._counters.step_s is None else eta_s))
+        for group in due:
+            group.reported_at = now
+            eta_s = self._seconds(steps.get(group, 0)) + (self._counters.detokenize_s or 0.0)
+            group.handle.emit(
+                Progress(group.tokens_done, group.num_tokens, None if self._counters.step_s is None else eta_s)
+            )
 
     def _seconds(self, steps: int) -> float:
         return steps * (self._counters.step_s or 0.0)
@@ -261,7 +263,7 @@ class RequestTracker:
 
     @property
     def is_empty(self) -> bool:
-        return not self._jobs
+        return not self._groups
 
     def wake(self) -> None:
         with self._changed:
@@ -272,7 +274,7 @@ class RequestTracker:
         """Sleep until a request comes, a cancel, or the next deadline."""
         with self._changed:
             if not self._woken:
-                deadlines = [job.handle.deadline for job in self._jobs if job.handle.deadline is not None]
+                deadlines = [group.handle.deadline for group in self._groups if group.handle.deadline is not None]
                 timeout_s = min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_SLEEP_S) if deadlines else None
                 self._changed.wait_for(lambda: self._woken, timeout_s)
             self._woken = False
@@ -280,7 +282,7 @@ class RequestTracker:
     def wait_until_empty(self, timeout_s: float) -> bool:
         """True when every accepted request ended within timeout_s."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+            return self._changed.wait_for(lambda: not self._groups, timeout_s)
 
     def stats(self, num_detokenizing: int) -> EngineStats:
         with self._changed:
@@ -288,5 +290,5 @@ class RequestTracker:
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
                 detokenizing=num_detokenizing,
-                live_requests=len(self._jobs),
+                live_requests=len(self._groups),
             )

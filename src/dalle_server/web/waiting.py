@@ -14,7 +14,7 @@ POLL_S = 0.05
 HALF_CLOSED = "dalle_server.half_closed"  # in environ: says whether the client has said that it will send no more
 
 
-class Running(Protocol):
+class Readable(Protocol):
     """What a reader needs of a generation."""
 
     def events(self, poll_s: float | None = None) -> Iterator[Event | None]: ...
@@ -52,7 +52,7 @@ class Silence:
         return time.monotonic() - self._since > self._longest_s
 
 
-def watched_events(generation: Running, left: Callable[[], bool]) -> Iterator[Event]:
+def watched_events(generation: Readable, left: Callable[[], bool]) -> Iterator[Event]:
     """Every event up to the terminal one. Cancels the generation when the client leaves or the reader stops."""
     try:
         for event in generation.events(poll_s=POLL_S):

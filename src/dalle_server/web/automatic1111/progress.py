@@ -14,7 +14,7 @@ from dalle_server.web.drawing import Drawing
 PREVIEWS_PER_IMAGE = 8
 
 
-class Job:
+class Painting:
     """One txt2img request in flight. Its own thread folds the drawing's events; others look."""
 
     def __init__(self, drawing: Drawing):
@@ -57,24 +57,24 @@ class Job:
         )
 
 
-class Jobs:
+class Paintings:
     """The txt2img requests in flight, oldest first; a client sees and stops its own only."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._paintings: dict[str, Painting] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def track(self, job: Job) -> Iterator[None]:
-        name = job.drawing.generation.request.id
+    def track(self, painting: Painting) -> Iterator[None]:
+        name = painting.drawing.generation.request.id
         with self._lock:
-            self._jobs[name] = job
+            self._paintings[name] = painting
         try:
             yield
         finally:
             with self._lock:
-                del self._jobs[name]
+                del self._paintings[name]
 
-    def of(self, client: str) -> list[Job]:
+    def of(self, client: str) -> list[Painting]:
         with self._lock:
-            return [job for job in self._jobs.values() if job.drawing.generation.request.client == client]
+            return [each for each in self._paintings.values() if each.drawing.generation.request.client == client]

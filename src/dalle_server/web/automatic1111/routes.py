@@ -28,7 +28,7 @@ from dalle_server.web.automatic1111.infotext import (
     told_by_request,
 )
 from dalle_server.web.automatic1111.models import current_choices
-from dalle_server.web.automatic1111.progress import Job, Jobs
+from dalle_server.web.automatic1111.progress import Painting, Paintings
 from dalle_server.web.automatic1111.schemas import (
     Empty,
     Nothing,
@@ -45,17 +45,17 @@ from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111", __name__, url_prefix="/sdapi/v1")
-_JOBS = "dalle_server_automatic1111_jobs"
+_PAINTINGS = "dalle_server_automatic1111_paintings"
 
 
 @blueprint.record_once
-def _make_jobs(state: BlueprintSetupState) -> None:
-    state.app.extensions[_JOBS] = Jobs()
+def _make_paintings(state: BlueprintSetupState) -> None:
+    state.app.extensions[_PAINTINGS] = Paintings()
 
 
-def _jobs() -> Jobs:
-    jobs: Jobs = current_app.extensions[_JOBS]
-    return jobs
+def _paintings() -> Paintings:
+    paintings: Paintings = current_app.extensions[_PAINTINGS]
+    return paintings
 
 
 @blueprint.post("/txt2img")
@@ -94,13 +94,13 @@ def order(body: Txt2ImgBody, form: Form) -> Order:
 
 def answer(body: Txt2ImgBody, drawing: Drawing, told_too: dict[str, Any]) -> Response:
     """Paints; `told_too` goes into `info`."""
-    job = Job(drawing)
-    with _jobs().track(job):
+    painting = Painting(drawing)
+    with _paintings().track(painting):
         files, told = _paint(drawing)
     reply = Txt2ImgReply(
         images=[base64_text(file) for file in files] if body.send_images is not False else [],
         parameters=body.model_dump(exclude_none=True, exclude={"init_images", "mask"}),
-        info=json.dumps(_info(job, told) | {"batch_size": body.batch_size or 1} | told_too),
+        info=json.dumps(_info(painting, told) | {"batch_size": body.batch_size or 1} | told_too),
     )
     return jsonify(reply.model_dump())
 
@@ -122,9 +122,9 @@ def _paint(drawing: Drawing) -> tuple[list[bytes], list[Told]]:
     )
 
 
-def _info(job: Job, told: list[Told]) -> dict[str, Any]:
+def _info(painting: Painting, told: list[Told]) -> dict[str, Any]:
     """The web UI's 32 fields (modules/processing.py, Processed.js): its clients' types ask for each of them."""
-    first, engine, (width, height) = told[0], job.drawing.engine, job.drawing.size_px
+    first, engine, (width, height) = told[0], painting.drawing.engine, painting.drawing.size_px
     return {
         "prompt": first.prompt,
         "all_prompts": [each.prompt for each in told],
@@ -138,7 +138,7 @@ def _info(job: Job, told: list[Told]) -> dict[str, Any]:
         "width": width,
         "height": height,
         "sampler_name": SAMPLER,
-        "cfg_scale": job.drawing.generation.sampling.condition_scale,
+        "cfg_scale": painting.drawing.generation.sampling.condition_scale,
         "steps": engine.config.picture.num_tokens,
         "batch_size": 1,
         "restore_faces": False,
@@ -154,7 +154,7 @@ def _info(job: Job, told: list[Told]) -> dict[str, Any]:
         "index_of_first_image": 0,
         "infotexts": [each.infotext for each in told],
         "styles": [],
-        "job_timestamp": job.timestamp,
+        "job_timestamp": painting.timestamp,
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
         "version": first.settings["Version"],
@@ -172,12 +172,12 @@ def _info(job: Job, told: list[Told]) -> dict[str, Any]:
 )
 def progress() -> Response:
     query = validate(ProgressQuery, request.args.to_dict())
-    jobs = _jobs().of(client_id())
-    if not jobs:
+    paintings = _paintings().of(client_id())
+    if not paintings:
         return jsonify(ProgressReply().model_dump())
     if not query.skip_current_image:
-        jobs[0].want_previews()
-    return jsonify(jobs[0].describe(with_image=not query.skip_current_image).model_dump())
+        paintings[0].want_previews()
+    return jsonify(paintings[0].describe(with_image=not query.skip_current_image).model_dump())
 
 
 @blueprint.post("/interrupt")
@@ -201,8 +201,8 @@ def skip() -> Response:
 
 
 def _stop() -> None:
-    for job in _jobs().of(client_id()):
-        job.stop()
+    for painting in _paintings().of(client_id()):
+        painting.stop()
 
 
 @blueprint.post("/png-info")

@@ -207,12 +207,12 @@ def responses() -> ResponseReturnValue:
     drawing = draw(model, replace(order, num_images=1), over)
     response = _Response(drawing, tool, body.model or config.name)
     if body.stream:
-        return sse.stream(drawing.generation, _Translator(response, tool.partial_images or 0).translate)
+        return sse.stream(drawing.generation, _ResponseEvents(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()
     return jsonify(response.whole(response.item("completed", base64_text(drawing.file(image))), len(image.tokens)))
 
 
-class _Translator:
+class _ResponseEvents:
     """Events of the drawing → the API's events, numbered."""
 
     def __init__(self, response: _Response, max_partials: int):

@@ -20,10 +20,10 @@ from dalle_server.web.openai.schemas import OutputBody, Usage
 
 def respond(drawing: Drawing, body: OutputBody, kind: str = "image_generation") -> Response:
     """`kind` begins the names of the events."""
-    return sse.stream(drawing.generation, _Translator(drawing, body, kind).translate)
+    return sse.stream(drawing.generation, _ImageEvents(drawing, body, kind).translate)
 
 
-class _Translator:
+class _ImageEvents:
     """Events of one drawing → the API's events. Knows how many partial images each picture has had."""
 
     def __init__(self, drawing: Drawing, body: OutputBody, kind: str):
