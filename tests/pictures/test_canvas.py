@@ -122,7 +122,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
     ]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (10_000, 10), (1, 500)])
+@pytest.mark.parametrize("size", [(1, 1), (5_000, 5), (1, 500)])
 def test_the_smallest_and_the_thinnest_are_pictures_too(size: tuple[int, int]) -> None:
     picture = read_picture(file_of(Image.new("RGB", size, "teal")))
     assert picture.size_px == size

@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFilter, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
 from dalle_server.request import Pixels
@@ -22,6 +22,7 @@ from dalle_server.request import Pixels
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 KEPT_PIXELS = 3840 * 2160  # what is larger is made smaller at once: no answer is larger, and memory is not free
+LONGEST_PX = 5120  # of a kept side: the model sees a square, and a strip of 100,000 x 2 would be one of 30 GB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # a stranger's file meets no other of Pillow's many readers
 FREE_SHARE = 1 / 64  # a token is free if more than this share of its pixels is to be repainted
 MASK_RATIO_TOLERANCE = 0.02
@@ -131,9 +132,9 @@ def _decoded(image: Image.Image) -> Picture:
 
 def _reduced(picture: Picture) -> Picture:
     width, height = picture.size_px
-    if width * height <= KEPT_PIXELS:
+    scale = min((KEPT_PIXELS / (width * height)) ** 0.5, LONGEST_PX / max(width, height))
+    if scale >= 1.0:
         return picture
-    scale = (KEPT_PIXELS / (width * height)) ** 0.5
     size = max(1, int(width * scale)), max(1, int(height * scale))
     alpha = None if picture.alpha is None else _boxed(picture.alpha, size)
     return Picture(_boxed(picture.pixels, size), alpha)
@@ -279,14 +280,29 @@ def paste(original: Pixels, painted: Pixels, window: Window, mask: Weights | Non
 
 def _blended(mask: Weights, blend_px: int) -> Weights:
     """The mask, rising from its border inwards over `blend_px` pixels, or half of the way to its middle. 0 stays 0."""
-    inside = Image.fromarray(((mask > 0) * 255).astype(np.uint8))
-    depth = np.asarray(inside, np.float32) / 255.0  # how many pixels from the border, counted up to blend_px + 1
-    for _ in range(blend_px):
-        inside = inside.filter(ImageFilter.MinFilter(3))
-        layer = np.asarray(inside)
-        if not layer.any():
-            break
-        depth = depth + layer / np.float32(255.0)
+    depth = np.minimum(_depth(mask > 0), blend_px + 1).astype(np.float32)
     width = max(1.0, min(blend_px + 1.0, float(depth.max()) / (2.0 if depth.max() <= blend_px else 1.0)))
     blended: Weights = np.minimum(mask, depth / np.float32(width)).astype(np.float32)
     return blended
+
+
+def _depth(inside: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """(height, width): how many pixels from the border of `inside`, 1 beside it, 0 outside; the picture's own edge is
+    no border. Diagonal steps count as one. Two passes, whatever the depth.
+    """
+    height, width = inside.shape
+    columns = np.arange(width, dtype=np.int32)
+    depth = np.where(inside, np.int32(height + width), 0).astype(np.int32)
+    for rows in (range(height), range(height - 1, -1, -1)):
+        above = None
+        for y in rows:
+            row = depth[y]
+            if above is not None:
+                near = above.copy()
+                near[1:] = np.minimum(near[1:], above[:-1])
+                near[:-1] = np.minimum(near[:-1], above[1:])
+                row = np.minimum(row, near + 1)
+            row = np.minimum(row, np.minimum.accumulate(row - columns) + columns)
+            row = np.minimum(row, (np.minimum.accumulate((row + columns)[::-1])[::-1] - columns))
+            depth[y] = above = row
+    return depth
