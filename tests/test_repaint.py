@@ -195,6 +195,19 @@ def test_events_are_those_of_one_request(engine: Engine) -> None:
     assert isinstance(events[-1], Done) and sum(isinstance(event, Done) for event in events) == 1
 
 
+def test_one_candidate_is_previewed() -> None:
+    runner = FakeRunner(fake_config(grid_side=4), num_slots=8)
+    engine = Engine(runner, FakeTokenizer(), max_waiting_images=64)
+    plan = Plan.of(over(np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8), (8, 8, 24, 16), candidates=3), engine)
+    decoded: list[int] = []
+    runner.on_detokenize = lambda grids: decoded.append(len(grids))
+    repainting = repaint(engine.submit, plan.holes, request(preview_every=4))
+    while engine.step():
+        pass
+    assert decoded == [1] * (3 + 3)  # three previews of one, and all three at the end
+    assert sum(isinstance(event, Preview) for event in repainting.events(poll_s=0.05)) == 3
+
+
 def test_one_failure_ends_all(engine: Engine) -> None:
     plan = Plan.of(over(draw(engine).pixels, (8, 8, 24, 16)), engine)
     runner = engine._loop.runner

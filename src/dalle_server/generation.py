@@ -107,6 +107,7 @@ class Generation:
         self.sampling = sampling  # resolved: no None left
         self.text_token_count = text_token_count
         self.preview_every = request.preview_every  # tokens between previews, as last wanted; the engine reads it
+        self.previewed: int | None = None  # the only picture that previews are wanted of; None: all
         self.submitted_at = time.monotonic()
         self.cancel_reason: str | None = None
         self.terminal: Done | Failed | Cancelled | None = None

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.drawing.joined import Joined
 from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
 from dalle_server.generation import (
@@ -35,7 +36,6 @@ from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels, Toke
 
 MAX_RATIO = 3  # of the longer side to the shorter one
 UNWRITTEN_GREY = 127
-IDLE_S = 0.01
 
 Value = TypeVar("Value", bound=np.generic)
 Submit = Callable[[GenerationRequest], Generation]
@@ -122,13 +122,12 @@ class _Picture:
     reader: Iterator[Event | None] = field(default_factory=lambda: iter(()))
 
 
-class Painting:
+class Painting(Joined):
     """Pictures of a larger shape, read as if they were one generation (`Generation`'s consumer side)."""
 
     def __init__(self, submit: Submit, shape: Shape, request: GenerationRequest, given: Tokens | None):
         """`given` are the tokens of the whole grid. Raises what `submit` raises."""
         self.request, self.shape = request, shape
-        self.terminal: Done | Failed | Cancelled | None = None
         self.cancel_reason: str | None = None
         self._submit, self._given = submit, None if given is None else given.reshape(shape.rows, shape.columns)
         self._every = request.preview_every
@@ -204,25 +203,8 @@ class Painting:
             if picture.generation is not None:
                 picture.generation.cancel(reason)
 
-    def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
-        """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
-        spoke_at = time.monotonic()
-        while self.terminal is None:
-            told = [event for picture in self._pictures for event in self._advance(picture)]
-            for event in told:
-                if isinstance(event, (Done, Failed, Cancelled)):
-                    self.terminal = event
-                    self.cancel("another picture of the request failed")  # does nothing to those that have ended
-                yield event
-                if self.terminal is not None:
-                    return
-            if told:
-                spoke_at = time.monotonic()
-            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
-                spoke_at = time.monotonic()
-                yield None
-            else:
-                time.sleep(IDLE_S)
+    def _news(self) -> list[Event]:
+        return [event for picture in self._pictures for event in self._advance(picture)]
 
     def _advance(self, picture: _Picture) -> list[Event]:
         """What there is to tell of one picture by now."""

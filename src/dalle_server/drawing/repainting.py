@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -11,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from dalle_server import checks
+from dalle_server.drawing.joined import Joined
 from dalle_server.drawing.repaint import Holes, Plan, ReadingEngine, Repaint, kept_behind
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import (
@@ -28,8 +28,6 @@ from dalle_server.generation import (
 )
 from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, SamplingParams, Tokens
 
-IDLE_S = 0.01
-
 
 class DrawingEngine(ReadingEngine, Protocol):
     """What drawing over a picture needs of an engine from its beginning to its end."""
@@ -46,7 +44,7 @@ def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImag
     return images[int(np.argmax(scores))]
 
 
-class Repainting:
+class Repainting(Joined):
     """Several generations, one for each picture, read as if they were one (`Generation`'s consumer side): of each
     picture's candidates only the chosen one comes out.
     """
@@ -56,8 +54,10 @@ class Repainting:
         self.sampling = generations[0].sampling
         self.text_token_count = generations[0].text_token_count
         self.deadline = generations[0].deadline
-        self.terminal: Done | Failed | Cancelled | None = None
         self._generations = generations
+        for generation in generations:
+            generation.previewed = 0  # of the candidates one is shown: each preview costs a decode to pixels
+        self._readers = [generation.events(poll_s=0) for generation in generations]
         self._done: dict[int, tuple[GeneratedImage, Done]] = {}
         self._tokens_done = [0] * len(generations)
 
@@ -89,26 +89,8 @@ class Repainting:
         for generation in self._generations:
             generation.cancel(reason)
 
-    def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
-        """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
-        readers = [generation.events(poll_s=0) for generation in self._generations]
-        spoke_at = time.monotonic()
-        while self.terminal is None:
-            told = [event for index, reader in enumerate(readers) for event in self._read(index, reader)]
-            for event in told:
-                if isinstance(event, (Done, Failed, Cancelled)):
-                    self.terminal = event
-                    self.cancel("another picture of the request failed")  # does nothing to those that have ended
-                yield event
-                if self.terminal is not None:
-                    return
-            if told:
-                spoke_at = time.monotonic()
-            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
-                spoke_at = time.monotonic()
-                yield None
-            else:
-                time.sleep(IDLE_S)
+    def _news(self) -> list[Event]:
+        return [event for index, reader in enumerate(self._readers) for event in self._read(index, reader)]
 
     def _read(self, index: int, reader: Iterator[Event | None]) -> list[Event]:
         """What one generation has said by now, in the whole request's words."""

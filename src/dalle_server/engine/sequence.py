@@ -39,7 +39,8 @@ class ImageSequence:
 
     @property
     def preview_is_due(self) -> bool:
-        every = self.group.handle.preview_every
+        handle = self.group.handle
+        every = handle.preview_every if handle.previewed in (None, self.index) else 0
         return every > 0 and self.written % every == 0
 
     def launch(self) -> StepRow:

@@ -1,0 +1,45 @@
+"""Several generations read as one: what `Repainting` and `Painting` have in common."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from dalle_server.generation import Cancelled, Done, Event, Failed
+
+IDLE_S = 0.01
+
+
+class Joined(ABC):
+    """The reading side of a generation (`drawn.Drawn`) over those that it is made of; one consumer reads it."""
+
+    terminal: Done | Failed | Cancelled | None = None
+
+    @abstractmethod
+    def cancel(self, reason: str = "cancelled by the client") -> None:
+        """Every generation that has not ended."""
+
+    @abstractmethod
+    def _news(self) -> list[Event]:
+        """What there is to tell by now, in the whole request's words; never waits."""
+
+    def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
+        """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
+        spoke_at = time.monotonic()
+        while self.terminal is None:
+            told = self._news()
+            for event in told:
+                if isinstance(event, (Done, Failed, Cancelled)):
+                    self.terminal = event
+                    self.cancel("another picture of the request failed")  # does nothing to those that have ended
+                yield event
+                if self.terminal is not None:
+                    return
+            if told:
+                spoke_at = time.monotonic()
+            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
+                spoke_at = time.monotonic()
+                yield None
+            else:
+                time.sleep(IDLE_S)
