@@ -78,6 +78,20 @@ def test_a_picture_is_looked_at_with_the_model_that_drew_it(several: Page) -> No
     assert several.locator("img.final").first.evaluate("image => image.naturalWidth") == 32
 
 
+def test_used_settings_bring_their_model(several: Page) -> None:
+    choose_model(several, "The small one")
+    card = draw(several, "by the small one")
+    expect(card).to_have_attribute("data-status", "done")
+    choose_model(several, "fake")
+    expect(several.locator("#model-line")).to_contain_text("fake")
+    card.hover()
+    card.get_by_role("button", name="Use these settings").click()
+    expect(several.locator("#model-line")).to_contain_text("small")
+    several.press("#prompt", "Enter")
+    expect(several.locator('article[data-status="done"] img.final')).to_have_count(2)
+    assert several.locator("img.final").first.evaluate("image => image.naturalWidth") == 32
+
+
 def test_the_keyboard_chooses_a_model(several: Page) -> None:
     several.locator("#model summary").press("Enter")
     several.get_by_role("radio", name="fake").focus()

@@ -24,9 +24,9 @@ const actions = {
   use: (job, index) => composer.begin((given) => given.takeFromGallery(job, index), job.prompt),
   paint: async (job, index) => (await actions.use(job, index)) && given.paint(),
   open: (job, index) => viewer.open(job, index),
-  reuse: (job) => composer.reuse(job),
+  reuse: (job) => { status.models.choose(job.model); return composer.reuse(job); },
   reuseSeed: (job) => composer.reuseSeed(job),
-  retry: async (job) => (await composer.reuse(job)) && composer.submit(),
+  retry: async (job) => (await actions.reuse(job)) && composer.submit(),
   cancel: (job) => attempt(() => jobs.cancel(job)),
   remove: async (job) => {
     if (job.images.length && !(await confirmDeletion(job))) return;
@@ -43,7 +43,7 @@ const composer = new Composer(given, submit);
 async function submit(fields) {
   try {
     const job = await jobs.submit(fields);
-    if (status.models.for(job).state !== "loaded") await status.refresh(); // now it is
+    if (status.models.for(job).state !== "loaded") attempt(() => status.refresh()); // now it is
     announce(job.position ? `Accepted, ${plural(job.position, "picture")} ahead` : "Accepted");
   } catch (error) {
     if (!error.status || error.status === 401) fail(error);

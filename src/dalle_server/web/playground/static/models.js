@@ -51,13 +51,14 @@ export class Models {
 
   #choice({ name, title, state, imagePx, sizeBytes, features, licence }) {
     const facts = [name, imagePx && `${imagePx} px`, sizeBytes && bytes(sizeBytes), features.includes("tokenize") ? "takes pictures" : "", licence];
-    const radio = h("input", { type: "radio", name: "model", value: name, id: `model-${name}`, checked: name === this.#chosen, onchange: () => this.#choose(name) });
+    const radio = h("input", { type: "radio", name: "model", value: name, id: `model-${name}`, checked: name === this.#chosen, onchange: () => this.choose(name) });
     return h("label", { class: "model-choice" }, radio, h("strong", {}, title),
       h("span", { class: "model-state", dataset: { state } }, STATES[state] ?? state),
       h("span", { class: "hint" }, facts.filter(Boolean).join(" · ")));
   }
 
-  #choose(name) {
+  choose(name) {
+    if (name === this.#chosen || !this.#all.has(name)) return;
     this.#chosen = name;
     localStorage.setItem(STORE, name);
     announce(`${this.chosen.title} draws`);
