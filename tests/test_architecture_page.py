@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and functions: each must exist."""
+"""docs/architecture.md and CONTRIBUTING.md name files and functions: each must exist."""
 
 import ast
 import re
@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "dalle_server"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE)))
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE + CONTRIBUTING)))
+PLACES = sorted(
+    set(re.findall(r"`([\w/.-]+(?:/|\.py|\.c|\.h|\.toml))`", CONTRIBUTING)) - {"utils.py", "families/NAME.py"}
+)
 
 
 def defined_names(path: Path) -> set[str]:
@@ -28,7 +33,14 @@ def defined_names(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("file", "name"), REFERENCES)
 def test_what_the_page_names_exists(file, name):
-    assert name in defined_names(ROOT / "src" / "dalle_server" / file)
+    assert name in defined_names(PACKAGE / file)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_places_where_a_line_belongs_exist(place):
+    """From the root, from the package, or by a name that is the only one."""
+    found = [folder / place for folder in (ROOT, PACKAGE) if (folder / place).exists()]
+    assert found or len(list(PACKAGE.rglob(place))) == 1
 
 
 def test_the_page_follows_a_request_in_eight_steps():
