@@ -17,9 +17,9 @@ from dalle_server.errors import WeightsNotFound
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.variants import ModelSize
+from tests.families.tiny import TINY
 
 ROOT = Path(__file__).parent.parent
-TINY = ROOT / "tests" / "data" / "parity" / "tiny-mega"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,10 +29,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Run:
+@pytest.fixture(params=TINY)
+def run(
+    request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> Run:
     """run(*words) → exit code, standard output, standard error."""
-    monkeypatch.setenv("DALLE_MODEL_DIR", str(TINY))
+    monkeypatch.setenv("DALLE_MODEL_DIR", str(TINY[request.param]))
     monkeypatch.setenv("DALLE_CACHE_DIR", str(cache_dir))
     monkeypatch.setenv("DALLE_NUM_THREADS", "1")
 

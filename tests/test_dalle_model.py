@@ -13,14 +13,13 @@ from dalle_server import DalleModel, ModelSize
 from dalle_server.config import parse_arg_dalle_version
 from dalle_server.dalle_model import DEFAULT_IMG_OUTPUT_DIR, load_engine
 from dalle_server.errors import ConfigError, InvalidRequest, WeightsNotFound
+from tests.families.tiny import TINY
 
-TINY = Path(__file__).parent / "data" / "parity" / "tiny-mega"
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DalleModel]:
+@pytest.fixture(scope="module", params=TINY)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DalleModel]:
     cache_dir = tmp_path_factory.mktemp("cache")
-    with DalleModel(ModelSize.MINI, model_dir=TINY, cache_dir=cache_dir, num_threads=1) as model:
+    with DalleModel(ModelSize.MINI, model_dir=TINY[request.param], cache_dir=cache_dir, num_threads=1) as model:
         yield model
 
 
@@ -93,7 +92,9 @@ def test_the_originals_names_are_found() -> None:
 
 def test_importing_the_package_costs_nothing() -> None:
     code = "import dalle_server, sys; assert not {'numpy', 'flask', 'pydantic', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(TINY.parents[3] / "src")})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(dalle_server.__file__).parents[1])}
+    )
 
 
 def test_public_names() -> None:

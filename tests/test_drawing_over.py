@@ -22,15 +22,29 @@ from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.service import Service
+from tests.families.tiny import TINY
 
 Json = dict[str, Any]
-MODEL = ("--model_version", "nano", "--num_threads", "1")
-PNG = (*MODEL, "--img_format", "png")
+Flags = tuple[str, ...]
+PNG = ("--img_format", "png")
+
+
+@pytest.fixture(scope="module", params=["nano", "janus"])
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """Which model, as everybody here asks for it."""
+    weights = {"model_version": "nano"} if request.param == "nano" else {"model_dir": str(TINY["janus"])}
+    return {**weights, "cache_dir": str(tmp_path_factory.mktemp("cache")), "num_threads": 1}
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[DalleModel]:
-    with DalleModel("nano", num_threads=1) as model:
+def flags(settings: Json) -> Flags:
+    return tuple(word for name, value in settings.items() for word in (f"--{name}", str(value)))
+
+
+@pytest.fixture(scope="module")
+def model(settings: Json) -> Iterator[DalleModel]:
+    version = settings.get("model_version", "mini")
+    with DalleModel(version, **{k: v for k, v in settings.items() if k != "model_version"}) as model:
         yield model
 
 
@@ -47,7 +61,7 @@ def app(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def files(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(flags: Flags, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A photo that is no square, a mask of it, and a picture of the model's own."""
     directory = tmp_path_factory.mktemp("files")
     noise = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -55,7 +69,7 @@ def files(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     mask = Image.new("L", (120, 80))
     mask.paste(255, (40, 20, 90, 50))
     mask.save(directory / "mask.png")
-    assert cli.main(["generate", "a red apple", "--seed", "7", *PNG, "-o", str(directory)]) == 0
+    assert cli.main(["generate", "a red apple", "--seed", "7", *flags, *PNG, "-o", str(directory)]) == 0
     return {name: directory / f"{name}.png" for name in ("photo", "mask")} | {"ours": directory / "a red apple-7-0.png"}
 
 
@@ -84,9 +98,9 @@ def by_http(client: FlaskClient, path: str, files: Json, **fields: Any) -> bytes
 
 
 @pytest.fixture
-def by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., bytes]:
+def by_command(flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., bytes]:
     def call(*words: object) -> bytes:
-        assert cli.main([*(str(word) for word in words), *PNG, "-o", str(tmp_path)]) == 0
+        assert cli.main([*(str(word) for word in words), *flags, *PNG, "-o", str(tmp_path)]) == 0
         return Path(capsys.readouterr().out.strip()).read_bytes()
 
     return call
@@ -140,20 +154,39 @@ def test_a_branch_has_the_same_bytes_everywhere(
     assert np.array_equal(pixels(again), pixels(ours.read_bytes()))
 
 
+def test_a_score_is_what_the_model_said_while_it_drew(app: Flask, files: dict[str, Path]) -> None:
+    client = app.test_client()
+
+    def post(path: str, **body: Any) -> Any:
+        reply = client.post(path, json=body)
+        assert reply.status_code == 200, reply.json
+        return reply.json
+
+    drawn = post("/v1/images/generations", prompt="a red apple", seed=7, logprobs=True, response_format="b64_json")
+    (picture,) = drawn["data"]
+    told = post("/v1/images/score", prompt="a red apple", image=data_url(files["ours"]))
+    assert np.allclose(told["logprobs"], picture["logprobs"], atol=1e-3)
+    assert told["logprobs"] != post("/v1/images/score", prompt="x", image=data_url(files["ours"]))["logprobs"]
+
+
 def test_strength_0_gives_our_own_picture_back(model: DalleModel, files: dict[str, Path]) -> None:
     (image,) = model.vary_image(files["ours"], seed=1, strength=0.0)
     assert np.array_equal(np.asarray(image), pixels(files["ours"].read_bytes()))
 
 
 def test_info_and_replay_know_what_was_drawn_over(
-    files: dict[str, Path], by_command: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: Flags,
+    files: dict[str, Path],
+    by_command: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     edited = tmp_path / "edited.png"
     edited.write_bytes(by_command("edit", files["photo"], "--mask", files["mask"], "--prompt", "x", "--seed", 3))
     assert cli.main(["info", str(edited)]) == 0
     assert "a picture of 120x80, at (25, 0) a square of 80, as a mask shows: strength 1" in capsys.readouterr().out
     for source in ("seed", "tokens"):
-        assert cli.main(["replay", str(edited), "--source", source, *MODEL]) == 0
+        assert cli.main(["replay", str(edited), "--source", source, *flags]) == 0
         assert "the same picture, bit for bit" in capsys.readouterr().out
 
 
@@ -165,19 +198,25 @@ def test_info_and_replay_know_what_was_drawn_over(
         (("edit", "{photo}", "--prompt", " "), "prompt must not be empty"),
         (("edit", "{photo}", "--prompt", "x", "--mask", "{ours}"), "must have the shape of the picture"),
         (("edit", "{photo}", "--prompt", "x", "--candidates", "17"), "candidates must lie between 1 and 16"),
-        (("branch", "{ours}", "--keep_rows", "8"), "keep_rows must lie between 1 and 7, not 8"),
-        (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and 7, not 0"),
+        (("branch", "{ours}", "--keep_rows", "8"), "keep_rows must lie between 1 and {last}, not 8"),
+        (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and {last}, not 0"),
         (("branch", "{ours}"), "the following arguments are required: --keep_rows"),
     ],
 )
 def test_mistakes_of_a_command_are_one_line(
-    files: dict[str, Path], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+    model: DalleModel,
+    flags: Flags,
+    files: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    says: str,
 ) -> None:
     try:
-        code = cli.main([*(word.format(**files) for word in words), *MODEL])
+        code = cli.main([*(word.format(**files) for word in words), *flags])
     except SystemExit as end:
         code = int(end.code or 0)
     error = capsys.readouterr().err.strip()
+    says = says.format(last=model.engine.config.picture.grid_height - 1)
     assert code == 2 and says in error and "\n" not in error
 
 

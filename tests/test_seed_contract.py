@@ -21,10 +21,10 @@ from dalle_server.config import Settings
 from dalle_server.request import GenerationRequest
 from dalle_server.web.app import create_app
 from dalle_server.web.service import Service
+from tests.families.tiny import TINY
 from tests.web.live import listening
 
-TINY = Path(__file__).parent / "data" / "parity" / "tiny-mini"
-NUM_REQUESTS, NUM_CLIENTS = 200, 8
+NUM_REQUESTS, NUM_CLIENTS = {"dalle-bart": 200, "janus": 50}, 8
 
 Body = dict[str, object]
 
@@ -34,9 +34,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module", params=TINY)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def model(cache_dir: Path) -> Iterator[DalleModel]:
-    with DalleModel(ModelSize.MINI, model_dir=TINY, cache_dir=cache_dir, num_threads=1, num_slots=6) as model:
+def model(family: str, cache_dir: Path) -> Iterator[DalleModel]:
+    with DalleModel(ModelSize.MINI, model_dir=TINY[family], cache_dir=cache_dir, num_threads=1, num_slots=6) as model:
         yield model
 
 
@@ -80,18 +85,18 @@ def pixels(file: bytes | str) -> np.ndarray:
 
 
 @pytest.mark.timeout(900)  # 800 requests, on a machine that may be busy
-def test_200_requests_in_three_orders_are_the_bytes_of_each_alone(model: DalleModel, url: str) -> None:
-    dice = random.Random(20210721)
-    bodies = [random_body(dice) for _ in range(NUM_REQUESTS)]
+def test_200_requests_in_three_orders_are_the_bytes_of_each_alone(family: str, model: DalleModel, url: str) -> None:
+    dice, num_requests = random.Random(20210721), NUM_REQUESTS[family]
+    bodies = [random_body(dice) for _ in range(num_requests)]
     alone = [pictures(url, body) for body in bodies]
-    assert len({pixels(file).tobytes() for answer in alone for file in answer}) > NUM_REQUESTS / 2
+    assert len({pixels(file).tobytes() for answer in alone for file in answer}) > num_requests / 2
 
     def in_company(index: int) -> list[bytes]:
         if index % 5 == 0:  # somebody who comes and leaves
             model.submit(GenerationRequest.of("gone", 2, seed=index)).cancel()
         return pictures(url, bodies[index])
 
-    for order in (range(NUM_REQUESTS), reversed(range(NUM_REQUESTS)), dice.sample(range(NUM_REQUESTS), NUM_REQUESTS)):
+    for order in (range(num_requests), reversed(range(num_requests)), dice.sample(range(num_requests), num_requests)):
         numbers = list(order)
         with ThreadPoolExecutor(NUM_CLIENTS) as clients:
             answers = dict(zip(numbers, clients.map(in_company, numbers), strict=True))
@@ -100,10 +105,10 @@ def test_200_requests_in_three_orders_are_the_bytes_of_each_alone(model: DalleMo
 
 
 def test_http_command_line_and_python_agree(
-    model: DalleModel, url: str, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, model: DalleModel, url: str, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_python = [np.asarray(image) for image in model.generate_images("a red apple", 2, seed=7)]
-    flags = ("--model_dir", TINY, "--cache_dir", cache_dir, "--num_threads", 1, "--img_format", "png")
+    flags = ("--model_dir", TINY[family], "--cache_dir", cache_dir, "--num_threads", 1, "--img_format", "png")
     words = ("generate", "a red apple", "-n", 2, "--seed", 7, "-o", tmp_path, *flags)
     assert cli.main([str(word) for word in words]) == 0
     from_command = [pixels(path) for path in capsys.readouterr().out.splitlines()]

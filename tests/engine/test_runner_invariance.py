@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.errors import ConfigError
-from dalle_server.generation import Done, GeneratedImage, Generation
+from dalle_server.generation import Cancelled, Done, GeneratedImage, Generation, Preview
 from dalle_server.request import FREE, GenerationRequest, SamplingParams
 from tests.engine.conftest import run, same
 from tests.fake_runner import FakeTokenizer
@@ -29,12 +30,19 @@ def torch_runner(dtype: str, **options: bool) -> Runner:
     return TorchRunner(open_golden("tiny-mega"), dtype=dtype, num_slots=NUM_SLOTS, **options)  # type: ignore[arg-type]
 
 
-def janus_runner() -> Runner:
+def torch_janus() -> Runner:
     pytest.importorskip("torch")
     from dalle_server.engine.runners.torch.runner import TorchRunner
     from tests.families.janus_goldens import opened
 
     return TorchRunner(opened(max_text_length=64), num_slots=NUM_SLOTS)
+
+
+def compiled_janus(dtype: str) -> Runner:
+    from dalle_server.engine.runners.cpu.load import load_cpu_runner
+    from tests.families.janus_goldens import opened
+
+    return load_cpu_runner(opened(max_text_length=64), dtype=dtype, num_slots=NUM_SLOTS, num_threads=1)
 
 
 def compiled_runner(dtype: str) -> Runner:
@@ -49,9 +57,11 @@ RUNNERS: dict[str, Callable[[], Runner]] = {
     "torch-fp32": lambda: torch_runner("fp32"),
     "torch-bf16": lambda: torch_runner("bf16"),
     "torch-fp32-sampled-on-device": lambda: torch_runner("fp32", on_device=True),
-    "torch-janus": janus_runner,
+    "torch-janus": torch_janus,
     "compiled-fp32": lambda: compiled_runner("fp32"),
     "compiled-int8": lambda: compiled_runner("int8"),
+    "compiled-janus-fp32": lambda: compiled_janus("fp32"),
+    "compiled-janus-int8": lambda: compiled_janus("int8"),
 }
 
 
@@ -113,6 +123,31 @@ def test_pictures_are_the_same_in_any_company(runner: Runner) -> None:
         for i, generation in generations.items():
             assert isinstance(generation.terminal, Done)
             assert same(generation.terminal.images, expected[i]), f"request {i}"
+
+
+def test_a_cancel_frees_its_slots_within_two_steps(runner: Runner) -> None:
+    engine = Engine(runner, FakeTokenizer())
+    doomed = engine.submit(GenerationRequest.of("a cat", NUM_SLOTS, seed=1))
+    waiting = engine.submit(GenerationRequest.of("two boats", 1, seed=2))
+    for _ in range(3):
+        engine.step()
+    doomed.cancel()
+    for _ in range(2):
+        engine.step()
+    assert isinstance(doomed.terminal, Cancelled) and engine.stats().running == 1
+    run(engine)
+    assert same(waiting.result(), pictures_alone(runner, GenerationRequest.of("two boats", 1, seed=2)))
+
+
+def test_previews_show_what_is_written_and_change_nothing(runner: Runner) -> None:
+    asked = GenerationRequest.of("a red apple", 2, seed=3)
+    engine = Engine(runner, FakeTokenizer())
+    watched = engine.submit(replace(asked, preview_every=runner.config.picture.grid_width))
+    run(engine)
+    previews = [event for event in watched.events() if isinstance(event, Preview)]
+    assert {preview.index for preview in previews} == {0, 1}
+    assert all(preview.pixels.shape == watched.result()[0].pixels.shape for preview in previews)
+    assert same(watched.result(), pictures_alone(runner, asked))
 
 
 def test_this_machine_is_exact(runner: Runner) -> None:
