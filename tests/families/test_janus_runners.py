@@ -11,9 +11,10 @@ import pytest
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import TOKENIZE, Runner, TextTokens
 from dalle_server.engine.runners.torch.runner import TorchRunner
+from dalle_server.models import janus
 from dalle_server.request import SamplingParams
 from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens, ids
-from tests.parity.decoding import Picture, decode
+from tests.parity.decoding import Picture, admit, decode, row
 from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
 from tests.runners.random_checkpoint import random_janus, random_text
 
@@ -63,6 +64,31 @@ def test_logits_along_forced_tokens(runner: Runner, scale: float, golden: str, t
     _, logits = decode(runner, batch)
     for prompt in range(NUM_PROMPTS):
         np.testing.assert_allclose(logits[prompt], goldens()[f"p{prompt}_forced_{golden}"], rtol=0, atol=tolerance)
+
+
+def test_torch_looks_no_farther_than_the_farthest_picture(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 675 positions: up to the longest prompt and the token that is written, in blocks of 32."""
+    windows: list[int] = []
+    attend = janus.attend
+    monkeypatch.setattr(janus, "attend", lambda q, k, v, mask: (windows.append(k.shape[2]), attend(q, k, v, mask))[1])
+    looks: dict[bool, tuple[set[int], np.ndarray]] = {}
+    for allowed in (False, True):
+        runner = TorchRunner(checkpoint, num_slots=2)
+        runner._windows_agree = allowed
+        batch = [picture(prompt, 5.0, goldens()[f"p{prompt}_forced"]) for prompt in range(2)]
+        for slot, one in enumerate(batch):
+            admit(runner, slot, one)
+        windows.clear()
+        logits = []
+        for position in range(3):
+            runner.step([row(slot, position, one) for slot, one in enumerate(batch)]).result()
+            logits.append(runner.guided_logits())
+        looks[allowed] = set(windows), np.stack(logits)
+    longest = len(ids(1, "cond")) - 1
+    assert looks[False][0] == {640 + 36 - 1} and looks[True][0] == {-(-(longest + 32) // 32) * 32}
+    np.testing.assert_allclose(looks[True][1], looks[False][1], rtol=0, atol=GUIDED)
 
 
 @pytest.mark.parametrize("prompt", range(NUM_PROMPTS))

@@ -16,6 +16,7 @@ from dalle_server.request import SamplingParams
 
 T = TypeVar("T")
 F = TypeVar("F", bound="FamilyConfig")
+WINDOW_BLOCK = 32  # cached positions; a sum over an odd number of them takes another path, with other last bits
 Shapes = dict[str, tuple[int, ...]]  # tensor → shape; linear weights are (out, in)
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_server.families.janus import JanusConfig
+from dalle_server.models.config import WINDOW_BLOCK
 
 INIT_STD = 0.02
 
@@ -142,6 +143,12 @@ class PrefixCache:
     def num_positions(self) -> int:
         return self.keys.shape[3]
 
+    def window(self, length: int | None) -> int:
+        """How many positions hold every prompt and the first `length` (None: all) tokens of every picture."""
+        if length is None:
+            return self.num_positions
+        return min(self.num_positions, -(-(int(self.offsets.max()) + length) // WINDOW_BLOCK) * WINDOW_BLOCK)
+
     def admit(self, slot: int, conditional: Prefix, unconditional: Prefix) -> None:
         for row, prefix in ((2 * slot, conditional), (2 * slot + 1, unconditional)):
             length = prefix.keys.shape[2]
@@ -200,15 +207,15 @@ class Janus(nn.Module):
         rows = torch.arange(len(ids), device=ids.device)
         places = cache.offsets[: len(ids)] + positions
         rotation = self._rotation(places[:, None])
-        seen = torch.arange(cache.num_positions, device=ids.device) <= places[:, None]
-        mask = seen[:, None, None]
+        window = cache.window(length)
+        mask = (torch.arange(window, device=ids.device) <= places[:, None])[:, None, None]
         x = self.image_embed(ids)[:, None]
         for index, layer in enumerate(self._layers()):
             q, k, v = layer.self_attn.queries_keys_values(layer.input_layernorm(x), rotation)
             keys, values = cache.keys[index, : len(ids)], cache.values[index, : len(ids)]
             keys[rows, :, places] = k[:, :, 0]
             values[rows, :, places] = v[:, :, 0]
-            x = layer.finish(x, attend(q, keys, values, mask))
+            x = layer.finish(x, attend(q, keys[:, :, :window], values[:, :, :window], mask))
         return F.gelu(self.head_proj(self.norm(x)[:, 0]))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -130,9 +130,9 @@ class TorchRunner:
 
     def _launch_sampled_by_host(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingStep:
         slots = [row.slot for row in rows]
-        length = self.config.picture.num_tokens
+        length = None
         if self._windows_agree:
-            length = window_length(inputs.positions[slots].numpy(), length)
+            length = window_length(inputs.positions[slots].numpy(), self.config.picture.num_tokens)
         inputs = inputs.to(self._device)
         wanted = any(LOGPROBS in row.wants for row in rows)
         conditional = self._states.logits(inputs.at_guidance_1(), length)[slots].cpu().numpy() if wanted else None

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dalle_server.engine.runners.torch.inputs import StepInputs
 from dalle_server.engine.runners.torch.sampling import sample
+from dalle_server.models.config import WINDOW_BLOCK
 
 # A matrix product of 1, 2–3, or ≥ 4 rows takes different paths on a CPU, with different last bits.
 # With never fewer than 4 rows a picture does not depend on its company.
 MIN_ROWS = 4
-WINDOW_BLOCK = 32  # positions; a sum over an odd number of them takes another path, with other last bits
 
 
 class SlotCache(Protocol):
@@ -58,7 +58,9 @@ class StepModel(Protocol):
         ...
 
     def step(self, ids: Tensor, positions: Tensor, cache: Any, length: int | None = None) -> Tensor:
-        """The tokens before `positions` (R,) of the picture → (R, d), what lm_head reads."""
+        """The tokens before `positions` (R,) of the picture → (R, d), what lm_head reads. No position of the rows that
+        count is beyond the first `length`, which are whole blocks of a window.
+        """
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
