@@ -136,8 +136,8 @@ def numpy_filter(logits: Tensor, sampling: SamplingParams) -> Tensor:
 
 def torch_filter(logits: Tensor, sampling: SamplingParams) -> Tensor:
     settings = (sampling.temperature, sampling.top_k, sampling.top_p)
-    rows = (torch.full((len(logits),), s) for s in settings)  # type: ignore[arg-type]
-    values, order, kept = sampling_on_torch.filter_logits(logits, *rows)
+    temperature, top_k, top_p = (torch.full((len(logits),), s) for s in settings)  # type: ignore[arg-type]
+    values, order, kept = sampling_on_torch.filter_logits(logits, temperature, top_k, top_p)
     return torch.full_like(logits, -torch.inf).scatter(1, order, values.masked_fill(~kept, -torch.inf))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from dalle_server.engine import rng, sampling
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
 from dalle_server.engine.runners.torch import sampling as torch_sampling
-from dalle_server.engine.runners.torch.inputs import StepInputs
+from dalle_server.engine.runners.torch.inputs import NARROW, StepInputs
 from dalle_server.request import MAX_SEED, ImageKey, SamplingParams
 
 SETTINGS = [
@@ -88,3 +90,46 @@ def test_forced_and_broken_rows():
 def test_probabilities_are_the_hosts_to_the_last_bit():
     x = -np.random.default_rng(1).uniform(0, 60, (4, 500))
     assert (sampling.exponential(torch.from_numpy(x)).numpy() == sampling.exponential(x)).all()
+
+
+NARROW_SETTINGS = [
+    SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=1.0)
+    for temperature, top_k, top_p in [
+        (1.0, 50, 1.0),
+        (0.7, NARROW, 0.9),
+        (2.5, 256, 0.5),
+        (1.0, 1, 1.0),
+        (1.0, 5, 1e-6),
+    ]
+]
+
+
+@pytest.mark.parametrize("codebook_size", [5, NARROW - 1, NARROW, NARROW + 1, 16384])
+@pytest.mark.parametrize("kind", ["spread", "ties", "zeros", "one is no number"])
+def test_few_candidates_are_the_first_of_all(codebook_size: int, kind: str) -> None:
+    """Where every picture of a step keeps at most NARROW, the codebook is not sorted: the tokens are the same."""
+    generator = np.random.default_rng(codebook_size)
+    for position in range(10):
+        logits = generator.normal(0, 3, (len(NARROW_SETTINGS), codebook_size)).astype(np.float32)
+        if kind == "ties":
+            logits = np.round(logits)  # some hundreds stand at the border of top_k; -0.0 among them
+        elif kind == "zeros":
+            logits = np.where(logits > 0, np.float32(0.0), np.float32(-0.0))
+        elif kind == "one is no number":
+            logits[2, 3] = np.nan
+        rows = [StepRow(slot, position, ImageKey(7 + slot, slot), each) for slot, each in enumerate(NARROW_SETTINGS)]
+        inputs = StepInputs.pack(rows, np.full(len(rows), position))
+        assert inputs.is_narrow and inputs.at_guidance_1().is_narrow
+        host, device = on_both(logits, rows)
+        np.testing.assert_array_equal(device, host)
+        whole = torch_sampling.sample(torch.from_numpy(logits), replace(inputs, is_narrow=False))
+        np.testing.assert_array_equal(device, whole.numpy())
+
+
+def test_one_picture_that_keeps_everything_makes_the_step_a_wide_one() -> None:
+    rows = [StepRow(0, 0, ImageKey(1, 0), NARROW_SETTINGS[0])]
+    for top_k in (0, None, NARROW + 1):
+        wide = StepRow(
+            1, 0, ImageKey(1, 0), SamplingParams(temperature=1.0, top_k=top_k, top_p=1.0, condition_scale=1.0)
+        )
+        assert not StepInputs.pack([*rows, wide], np.zeros(2, np.int64)).is_narrow

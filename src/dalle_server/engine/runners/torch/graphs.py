@@ -1,4 +1,4 @@
-"""SlotStates.advance as CUDA graphs, one per row bucket: a step is two small copies and one launch."""
+"""SlotStates.advance as CUDA graphs, two per row bucket: a step is two small copies and one launch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ class CudaGraphs:
     """Capture writes into the slots' caches: build it before the first image is admitted."""
 
     def __init__(self, states: SlotStates, buckets: tuple[int, ...]):
-        self._steps: dict[int, _CapturedStep] = {}
+        self._steps: dict[tuple[int, bool], _CapturedStep] = {}  # by bucket, and whether all of it draw from few
         pool = torch.cuda.graph_pool_handle()
         for bucket in sorted(buckets, reverse=True):  # the largest first: the smaller ones fit into its memory
-            self._steps[bucket] = _capture(states, bucket, pool)
+            for is_narrow in (False, True):
+                inputs = StepInputs.empty(bucket, states.device, is_narrow=is_narrow)
+                self._steps[bucket, is_narrow] = _capture(states, inputs, pool)
 
     def advance(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Launch and do not wait. The answers are overwritten by the next step."""
-        step = self._steps[inputs.integers.shape[1]]
+        step = self._steps[inputs.integers.shape[1], inputs.is_narrow]
         step.inputs.copy_from(inputs)
         with torch.cuda.device(step.tokens.device):
             step.graph.replay()
         return step.tokens, step.logits
 
 
-def _capture(states: SlotStates, bucket: int, pool: Any) -> _CapturedStep:
-    inputs = StepInputs.empty(bucket, states.device)
+def _capture(states: SlotStates, inputs: StepInputs, pool: Any) -> _CapturedStep:
     stream = torch.cuda.Stream(states.device)
     stream.wait_stream(torch.cuda.current_stream(states.device))
     with torch.cuda.stream(stream):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dalle_server.engine.runners.base import StepRow
 
+NARROW = 1024  # candidates: fewer are found faster than the whole codebook is sorted, and need less noise
+
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -19,10 +21,12 @@ class StepInputs:
 
     integers (6, B) int64: position, active, forced, top_k, seed, image index;
     floats (3, B) float32: temperature, top_p, condition_scale.
+    `is_narrow`: every picture of the step draws from at most NARROW candidates.
     """
 
     integers: Tensor
     floats: Tensor
+    is_narrow: bool = False
 
     @classmethod
     def pack(cls, rows: Sequence[StepRow], next_positions: NDArray[np.int64]) -> StepInputs:
@@ -35,21 +39,22 @@ class StepInputs:
             sampling = row.sampling
             integers[:, row.slot] = row.position, 1, row.forced, sampling.top_k or 0, row.key.seed, row.key.index
             floats[:, row.slot] = sampling.temperature or 1.0, sampling.top_p or 1.0, _scale(sampling.condition_scale)
-        return cls(torch.from_numpy(integers), torch.from_numpy(floats))
+        is_narrow = all(0 < (row.sampling.top_k or 0) <= NARROW for row in rows)
+        return cls(torch.from_numpy(integers), torch.from_numpy(floats), is_narrow)
 
     @classmethod
-    def empty(cls, num_images: int, device: torch.device) -> StepInputs:
+    def empty(cls, num_images: int, device: torch.device, *, is_narrow: bool) -> StepInputs:
         inputs = cls.pack([], np.zeros(num_images, np.int64))
-        return cls(inputs.integers.to(device), inputs.floats.to(device))
+        return replace(inputs.to(device), is_narrow=is_narrow)
 
     def at_guidance_1(self) -> StepInputs:
         """The same step without guidance, of which nothing is remembered."""
         integers, floats = self.integers.clone(), self.floats.clone()
         integers[1], floats[2] = 0, 1.0
-        return StepInputs(integers, floats)
+        return StepInputs(integers, floats, self.is_narrow)
 
     def to(self, device: torch.device) -> StepInputs:
-        return StepInputs(self.integers.to(device), self.floats.to(device))
+        return StepInputs(self.integers.to(device), self.floats.to(device), self.is_narrow)
 
     def copy_from(self, other: StepInputs) -> None:
         """Host to device without waiting; pinned, or the copy would wait after all."""

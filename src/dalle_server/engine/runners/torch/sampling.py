@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import NAN_TOKEN
-from dalle_server.engine.runners.torch.inputs import StepInputs
+from dalle_server.engine.runners.torch.inputs import NARROW, StepInputs
 from dalle_server.engine.sampling import WEIGHT_ONE, exponential
 
 
 def sample(logits: Tensor, inputs: StepInputs) -> Tensor:
     """(B, C) guided logits → (B,) int64 ids: the forced one, the drawn one, or NAN_TOKEN where not all are finite."""
-    values, ids, kept = filter_logits(logits, inputs.temperature, inputs.top_k, inputs.top_p)
+    most = NARROW if inputs.is_narrow else None
+    values, ids, kept = filter_logits(logits, inputs.temperature, inputs.top_k, inputs.top_p, most)
     scores = values.double() + gumbel(ids, inputs.positions, inputs.image_indices, inputs.seeds)
     best = scores.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)
     drawn = ids.gather(1, best).squeeze(1)
@@ -37,19 +38,39 @@ def log_probabilities(conditional: Tensor, guided: Tensor, tokens: Tensor, input
     return both.masked_fill(~finite[:, None], torch.nan).float()
 
 
-def filter_logits(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def filter_logits(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, most: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C) logits → scaled logits in descending order, their ids, and which of them may be drawn.
 
-    temperature, top_k and top_p are (B,); top_k 0 and top_p 1 keep everything.
+    temperature, top_k and top_p are (B,); top_k 0 and top_p 1 keep everything. With `most` only so many of each row
+    are looked at: the same answer, where every top_k lies within 1…most.
     """
-    # Stable: among equal logits the lowest id comes first, as the reference has it.
-    values, ids = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
+    scaled = logits / temperature[:, None]
+    if most is None or most >= scaled.shape[1]:
+        # Stable: among equal logits the lowest id comes first, as the reference has it.
+        values, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    else:
+        ids = _best(scaled, most)
+        values = scaled.gather(1, ids)
     rank = torch.arange(values.shape[1], device=values.device)
     kept = (rank < top_k[:, None]) | (top_k[:, None] <= 0)
     weights = (exponential(values.double() - values[:, :1].double()) * WEIGHT_ONE).long() * kept
     before = weights.cumsum(-1) - weights
     nucleus = (before < top_p[:, None].double() * weights.sum(-1, keepdim=True)) | (top_p[:, None] >= 1)
     return values, ids, kept & nucleus
+
+
+def _best(values: Tensor, most: int) -> Tensor:
+    """(B, C) float32 → (B, most) ids in the order of a stable descending sort. topk alone would break ties as it likes:
+    value and id are put into one whole number, of which no two are equal.
+    """
+    bits = (values + 0.0).view(torch.int32)  # −0 is 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # whole numbers that are ordered as the floats are
+    size = values.shape[1]
+    places = torch.arange(size - 1, -1, -1, device=values.device)
+    best = (ordered.long() * size + places).topk(most, dim=-1).values
+    return size - 1 - best % size
 
 
 def gumbel(token_ids: Tensor, steps: Tensor, image_indices: Tensor, seeds: Tensor) -> Tensor:
