@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.layers import Layers
-from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros
+from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros, sparse_zeros
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.parts import TextCache
 
@@ -17,12 +17,15 @@ Array = NDArray[Any]
 
 
 def cache_arrays(
-    heads: tuple[int, ...], head_size: int, positions: int, dtype: type[np.floating[Any]]
+    heads: tuple[int, ...],
+    head_size: int,
+    positions: int,
+    dtype: type[np.floating[Any]],
+    zeros: Callable[[tuple[int, ...], Any], Array] = aligned_zeros,
 ) -> tuple[Array, Array]:
     """Keys (…, blocks, D, 16) and values (…, positions, W), W = D rounded up to 16; … is `heads`."""
     blocks, width = -(-positions // LANES), -(-head_size // LANES) * LANES
-    keys = aligned_zeros((*heads, blocks, head_size, LANES), dtype)
-    return keys, aligned_zeros((*heads, positions, width), dtype)
+    return zeros((*heads, blocks, head_size, LANES), dtype), zeros((*heads, positions, width), dtype)
 
 
 class Caches:
@@ -36,10 +39,11 @@ class Caches:
     ):
         rows = 2 * num_slots
         shape = (layers.num_layers, rows, layers.kv_heads)
-        self.arrays = dict(
-            zip(("keys", "values"), cache_arrays(shape, layers.head_size, num_positions, dtype), strict=True)
-        )
         self.is_prefixed = text_length is None
+        # Room for the longest prompt, of which hardly any picture needs much.
+        zeros = sparse_zeros if self.is_prefixed else aligned_zeros
+        arrays = cache_arrays(shape, layers.head_size, num_positions, dtype, zeros)
+        self.arrays = dict(zip(("keys", "values"), arrays, strict=True))
         if text_length is not None:
             cross = cache_arrays(shape, layers.head_size, text_length, dtype)
             self.arrays |= zip(("cross_keys", "cross_values"), cross, strict=True)

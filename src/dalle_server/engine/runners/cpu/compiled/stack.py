@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,18 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     raw = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     zeros: NDArray[Any] = raw[start : start + num_bytes].view(dtype).reshape(shape)
+    return zeros
+
+
+def sparse_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """The same, of which only what is written takes memory: in large pages, which numpy asks for, a page would be
+    there as soon as a byte of it is.
+    """
+    memory = mmap.mmap(-1, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel that has no large pages knows no word for them
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: NDArray[Any] = np.frombuffer(memory, dtype)[: int(np.prod(shape))].reshape(shape)
     return zeros
 
 
