@@ -36,7 +36,7 @@ def idle(server: ServerProcess) -> bool:
 
 def test_answers_while_it_loads_and_says_its_lines(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, load_s=1.0) as server:
-        assert server.get("/health") == (200, {"status": "ok", "model": "loading", "version": "0.1.0"})
+        assert server.get("/health") == (200, {"status": "ok", "model": "loading", "models": [], "version": "0.1.0"})
         assert server.get("/ready")[0] == 503
         status, headers, _ = server.request("POST", "/v1/images/generations", {"prompt": "x"})
         assert status == 503 and "Retry-After" in headers

@@ -113,7 +113,7 @@ class Info(BaseModel):
 )
 def health() -> dict[str, Any]:
     service = current_service()
-    models = [ModelHealth(name=model.name, state=model.state) for model in service.pool.models]
+    models = [ModelHealth(name=model.name, state=model.state) for model in service.pool.models if model.name]
     return Health(model=service.state, models=models).model_dump()
 
 

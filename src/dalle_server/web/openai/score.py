@@ -50,10 +50,9 @@ def score() -> Response:
     )
     (image,) = draw(model, order, picture).images()
     assert image.logprobs is not None
-    config = model.engine.config
-    grid = config.picture
+    grid = model.engine.config.picture
     reply = ScoreReply(
-        model=config.name,
+        model=model.name,
         grid_width=grid.grid_width,
         grid_height=grid.grid_height,
         total=round(float(image.logprobs[:, 0].astype(np.float64).sum()), 4),

@@ -31,8 +31,8 @@ _REFUSED = "dalle_server.refused"
 
 def max_in_flight(settings: Settings) -> int:
     """Requests that may be open at the same time; the server has SPARE_THREADS more threads than that."""
-    wanted = (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images + settings.max_event_streams
-    return min(wanted, MAX_IN_FLIGHT)
+    of_a_model = (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images
+    return min(of_a_model * max(1, len(settings.models)) + settings.max_event_streams, MAX_IN_FLIGHT)
 
 
 class Admission:

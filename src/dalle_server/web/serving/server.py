@@ -118,6 +118,8 @@ class Process:
             self.stop(2 if isinstance(known, ConfigError) else 1)
             return
         model, *others = (each.name for each in self._service.pool.models)
+        if not self._settings.models and self._settings.model_dir is None:
+            model = self._settings.model_version
         self._terminal.say("--> DALL-E Server is up and running!")
         self._terminal.say(f"--> Model selected - DALL-E {model[:1].upper()}{model[1:]}")
         if others:
