@@ -169,6 +169,22 @@ def test_a_score_is_what_the_model_said_while_it_drew(app: Flask, files: dict[st
     assert told["logprobs"] != post("/v1/images/score", prompt="x", image=data_url(files["ours"]))["logprobs"]
 
 
+def test_a_branch_of_a_seamless_picture_is_seamless_everywhere(
+    model: DalleModel, app: Flask, by_command: Callable[..., bytes], tmp_path: Path
+) -> None:
+    ours, client = tmp_path / "ours.png", app.test_client()
+    ours.write_bytes(by_command("generate", "a red apple", "--seamless", "--seed", 7))
+    branch = by_command("branch", ours, "--keep_rows", 4, "--seed", 7)  # nothing new: the same picture
+    assert read_metadata(branch).seamless and np.array_equal(pixels(branch), pixels(ours.read_bytes()))
+    fields: Json = {"prompt": "a red apple", "seed": 7, "keep_tokens": 4 * model.engine.config.picture.grid_width}
+    assert branch == by_http(client, "edits", {"image": ours}, **fields)
+    assert branch == by_job(client, image=data_url(ours), **fields)
+    assert np.array_equal(np.asarray(model.branch_image(ours, 4, seed=7)[0]), pixels(branch))
+    varied = by_command("vary", ours, "--seed", 3, "--seamless")
+    assert varied == by_job(client, image=data_url(ours), seed=3, seamless=True)
+    assert np.array_equal(np.asarray(model.vary_image(ours, seed=3, seamless=True)[0]), pixels(varied))
+
+
 def test_strength_0_gives_our_own_picture_back(model: DalleModel, files: dict[str, Path]) -> None:
     (image,) = model.vary_image(files["ours"], seed=1, strength=0.0)
     assert np.array_equal(np.asarray(image), pixels(files["ours"].read_bytes()))

@@ -141,6 +141,7 @@ class DalleModel:
         strength: float | None = None,
         candidates: int | None = None,
         negative_prompt: str = "",
+        seamless: bool = False,
         **sampling: Any,
     ) -> list[Image.Image]:
         """The picture with a part of it painted anew: what `mask` (or the picture itself) has transparent, or white
@@ -154,7 +155,7 @@ class DalleModel:
         wanted = Repaint.read(
             _file(image), None if mask is None else _file(mask), strength=strength, candidates=candidates
         )
-        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
     def vary_image(
         self,
@@ -166,13 +167,14 @@ class DalleModel:
         strength: float | None = None,
         candidates: int | None = None,
         negative_prompt: str | None = None,
+        seamless: bool = False,
         **sampling: Any,
     ) -> list[Image.Image]:
         """The whole picture drawn anew, by half if no `strength` says otherwise. Its own text, if it is ours and no
         other is given. Raises as `edit_image` does.
         """
         wanted = Repaint.variation(_file(image), strength=strength, candidates=candidates)
-        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
     def branch_image(
         self,
@@ -183,6 +185,7 @@ class DalleModel:
         *,
         text: str | None = None,
         negative_prompt: str | None = None,
+        seamless: bool = False,
         **sampling: Any,
     ) -> list[Image.Image]:
         """The picture drawn again from below its first `keep_rows` rows of tokens. Text and sampling that are not
@@ -190,7 +193,7 @@ class DalleModel:
         """
         keep = keep_rows_of(self._engine.config.picture, keep_rows)
         wanted = Repaint.read(_file(image), keep_tokens=keep)
-        return self._draw_over(wanted, text, num_images, seed, negative_prompt, sampling)
+        return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
     def _draw_over(
         self,
@@ -199,6 +202,7 @@ class DalleModel:
         num_images: int,
         seed: int | None,
         negative_prompt: str | None,
+        seamless: bool,
         sampling: dict[str, Any],
     ) -> list[Image.Image]:
         drawn, plan = draw_over(
@@ -209,6 +213,7 @@ class DalleModel:
             seed=seed,
             negative_prompt=negative_prompt,
             sampling=SamplingParams(**sampling),
+            seamless=seamless,
         )
         return [Image.fromarray(plan.frame.finished(image.pixels)) for image in result_of(drawn)]
 

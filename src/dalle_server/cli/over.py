@@ -37,6 +37,7 @@ def draw(settings: Settings, arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             negative_prompt=arguments.negative_prompt,
             sampling=sampling,
+            seamless=arguments.seamless,
         )
         for each in commands.watch(drawn):
             told = describe_image(each, drawn, engine, plan.told)

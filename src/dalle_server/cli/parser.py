@@ -98,7 +98,6 @@ def _parser() -> Parser:
 
     generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
     generate.add_argument("prompt", help="what the pictures show")
-    generate.add_argument("--seamless", action="store_true", help="opposite edges meet: the pictures can be tiled")
     _add_drawing_flags(generate)
     generate.set_defaults(run=_generate)
 
@@ -161,6 +160,7 @@ def _add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--num_images", type=int, default=1, metavar="N", help="how many [1]")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same pictures [random]")
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to put them [here]")
+    parser.add_argument("--seamless", action="store_true", help="opposite edges meet: the pictures can be tiled")
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from")
     for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("condition_scale", float)):
         parser.add_argument(f"--{name}", type=kind, metavar="X", help="[the model's own]")

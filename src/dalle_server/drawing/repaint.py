@@ -101,6 +101,11 @@ class Repaint:
             candidates=checks.whole_number("candidates", candidates or 1, 1, MAX_CANDIDATES),
         )
 
+    @property
+    def is_seamless(self) -> bool:
+        """A branch of a picture whose edges meet is one too."""
+        return bool(self.keep_tokens and self.recipe and self.recipe.seamless)
+
     def words(
         self, prompt: str | None, negative_prompt: str | None, sampling: SamplingParams
     ) -> tuple[str, str, SamplingParams]:

@@ -146,6 +146,7 @@ def draw_over(
     seed: int | None = None,
     negative_prompt: str | None = None,
     sampling: SamplingParams,
+    seamless: bool = False,
 ) -> tuple[Repainting, Plan]:
     """Pictures over a given one, and the way from their pixels to the whole picture (`Plan.frame`).
 
@@ -159,6 +160,7 @@ def draw_over(
         images=tuple(ImageKey(seed, index) for index in range(count)),
         sampling=sampling,
         negative_prompt=negative_prompt,
+        seamless=seamless or wanted.is_seamless,
     )
     plan = Plan.of(wanted, engine)
     return repaint(engine.submit, plan.holes, request), plan

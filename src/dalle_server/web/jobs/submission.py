@@ -30,7 +30,7 @@ def submit() -> Job:
     limit = current_service().settings.max_images
     if body.num_images > limit:
         raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
-    model = chosen_model(body.model)
+    model, seamless = chosen_model(body.model), body.seamless
     if image is None:
         _refuse_lonely(body, mask)
         require_words(body.prompt)
@@ -42,6 +42,7 @@ def submit() -> Job:
             repaint = _repaint(body, given)
             over = given.over(Plan.of(repaint, model.engine))
         words = repaint.words(body.prompt, body.negative_prompt, body.sampling)
+        seamless = seamless or repaint.is_seamless
     prompt, negative_prompt, sampling = words
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     wanted = GenerationRequest(
@@ -49,7 +50,7 @@ def submit() -> Job:
         images=tuple(ImageKey(seed, index) for index in range(body.num_images)),
         sampling=sampling,
         negative_prompt=negative_prompt,
-        seamless=body.seamless,
+        seamless=seamless,
         client=client_id(),
     )
     return current_jobs().submit(

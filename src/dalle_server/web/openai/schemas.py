@@ -116,7 +116,8 @@ class RepaintBody(OutputBody):
         """The same of drawings over a picture, which may have words of its own."""
         prompt, negative_prompt, sampling = over.words(prompt, self.negative_prompt, self.sampling)
         order = self.order(prompt, num_tokens, format)
-        return replace(order, negative_prompt=negative_prompt, sampling=sampling)
+        seamless = order.seamless or over.is_seamless
+        return replace(order, negative_prompt=negative_prompt, sampling=sampling, seamless=seamless)
 
 
 class EditBody(RepaintBody):
