@@ -93,6 +93,22 @@ def test_what_needs_work_waits_for_those_who_need_a_word(server: HttpServer) -> 
         client.close()
 
 
+def test_who_wants_no_place_takes_none(server: HttpServer, engine: ScriptedEngine) -> None:
+    """A look at /v1/models in the same turn was counted as a picture, and the last free place refused."""
+    engine.stats = lambda: EngineStats(num_slots=4, running=4, waiting=63, step_s=0.5)
+    workers = server.listeners[0].task_dispatcher
+    clients = ask(server, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 3)
+    turn(server)
+    clients += ask(server, POST)
+    turn(server)
+    assert (workers.num_waiting, workers.num_entering) == (4, 1), "the drawing waits with them, and is not refused"
+    clients += ask(server, POST)
+    turn(server)
+    assert status_of(clients.pop()) == 503
+    for client in clients:
+        client.close()
+
+
 def test_nobody_waits_for_a_stream_of_others(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dalle_server.web.serving.workers.HOLD_S", 0.0)
     workers = server.listeners[0].task_dispatcher

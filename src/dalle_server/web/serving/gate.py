@@ -21,6 +21,7 @@ from dalle_server.web.access import security
 from dalle_server.web.routing import Route, route_of
 from dalle_server.web.service import EXTENSION, Service
 from dalle_server.web.serving import admission, forwarded
+from dalle_server.web.serving.workers import Workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -63,9 +64,9 @@ class Gate:
     def is_proxy(self, address: str) -> bool:
         return self._forwarded.trusts(address)
 
-    def judge(self, environ: WSGIEnvironment, *, has_body: bool, num_waiting: int) -> Verdict:
-        """`environ` has the method, path, address and headers, and may be changed. `num_waiting` requests passed
-        before and have not reached the application yet.
+    def judge(self, environ: WSGIEnvironment, *, has_body: bool, workers: Workers) -> Verdict:
+        """`environ` has the method, path, address and headers, and may be changed. What waits for `workers` passed
+        before and has not reached the application yet.
         """
         self.num_judged += 1
         self._forwarded.apply(environ)
@@ -75,10 +76,10 @@ class Gate:
         (rule, route), address = found, environ["REMOTE_ADDR"]
         try:
             if not route.vital:
-                self._admission.check(address, num_waiting)
+                self._admission.check(address, workers.num_waiting)
             if has_body:
                 self._guard.check(environ, route)
-                self._check_queue(route, num_waiting)
+                self._check_queue(route, workers)
         except DalleServerError as error:
             return Verdict(rule, address, refusal=error.with_traceback(None))
         enters = has_body and route.cost == "pictures"
@@ -98,12 +99,12 @@ class Gate:
             self._plain[asked] = found
         return found
 
-    def _check_queue(self, route: Route, num_waiting: int) -> None:
+    def _check_queue(self, route: Route, workers: Workers) -> None:
         if route.cost != "pictures":
             return
         now = time.monotonic()
         if now - self._full_at > FULL_S:
-            retry_after_s = self._service.full_for_s(num_waiting + self._admission.num_entering)
+            retry_after_s = self._service.full_for_s(workers.num_entering + self._admission.num_entering)
             if retry_after_s is None:
                 return
             self._full_at, self._retry_after_s = now, math.ceil(retry_after_s)

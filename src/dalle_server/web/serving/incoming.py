@@ -64,9 +64,7 @@ class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         self._check_framing()
         has_body = self.chunked or self.content_length > 0
         server = self._channel.server
-        self.verdict = server.gate.judge(
-            self._environ(), has_body=has_body, num_waiting=server.task_dispatcher.num_waiting
-        )
+        self.verdict = server.gate.judge(self._environ(), has_body=has_body, workers=server.task_dispatcher)
         if has_body and not self.verdict.reads_body:
             self.is_cut, self.expect_continue = True, False
             self.chunked, self.content_length, self.body_rcv = False, 0, None

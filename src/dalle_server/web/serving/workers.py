@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from waitress.task import ThreadedTaskDispatcher
 
@@ -30,7 +31,7 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
         super().__init__()
         self._most = most
         self._starting = 0  # of `threads`, those that have not yet looked at the queue
-        self._held: list[object] = []
+        self._held: list[Any] = []  # channels
         self._held_since = 0.0
         try:
             self.set_thread_count(min(FIRST_THREADS, most))
@@ -42,7 +43,13 @@ class Workers(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no 
         """Requests that no thread has taken yet."""
         return len(self.queue) + len(self._held)
 
-    def hold(self, task: object) -> None:
+    @property
+    def num_entering(self) -> int:
+        """Of those, the ones that will ask for a place in the engine's queue."""
+        waiting = (*self.queue, *self._held)  # copied at once: other threads take from the queue meanwhile
+        return sum(request.verdict.enters for channel in waiting for request in channel.requests[:1])
+
+    def hold(self, task: Any) -> None:
         """Add it at the next `release`. For the one thread that serves all connections, as these two are."""
         if not self._held:
             self._held_since = time.monotonic()
