@@ -10,6 +10,7 @@ DATA_DIR/set-aside/TIME/JOB/0.png  what could not be explained
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -109,19 +110,20 @@ class DirectoryFiles:
         return self.path(name).stat().st_mtime
 
     def jobs(self) -> Iterator[tuple[str, list[str]]]:
-        for directory in sorted(self.root.iterdir()):
-            if not JOB_ID.fullmatch(directory.name) or directory.is_symlink() or not directory.is_dir():
+        for directory in sorted(_entries(self.root), key=lambda entry: entry.name):  # a server may keep 10,000
+            if not JOB_ID.fullmatch(directory.name) or not directory.is_dir(follow_symlinks=False):
                 continue
+            entries = _entries(directory.path)
             found = []
-            for path in sorted(directory.iterdir()):
-                if _CUT_OFF.fullmatch(path.name):  # a write that a kill has cut: nobody was told of it
-                    path.unlink(missing_ok=True)
-                elif _STORED.fullmatch(f"{directory.name}/{path.name}") and path.is_file():
-                    found.append(f"{directory.name}/{path.name}")
+            for entry in entries:
+                if _CUT_OFF.fullmatch(entry.name):  # a write that a kill has cut: nobody was told of it
+                    Path(entry.path).unlink(missing_ok=True)
+                elif _STORED.fullmatch(f"{directory.name}/{entry.name}") and entry.is_file():
+                    found.append(f"{directory.name}/{entry.name}")
             if found:
-                yield directory.name, found
-            elif not any(directory.iterdir()):
-                directory.rmdir()
+                yield directory.name, sorted(found)
+            elif not any(Path(directory.path).iterdir()):
+                Path(directory.path).rmdir()
 
     def delete_job(self, job_id: str) -> None:
         """The name first, then the contents: from the first moment on it is known what this is."""
@@ -155,3 +157,8 @@ class DirectoryFiles:
     def _deleted(self, job_id: str) -> Path:
         directory = self._directory(job_id)
         return directory.with_name(directory.name + DELETED)
+
+
+def _entries(directory: Path | str) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return list(entries)
