@@ -107,6 +107,9 @@ def test_eviction_and_a_model_that_does_not_fit(tmp_path: Path) -> None:
         paint(server, "nano")
         assert states(server)["nano"] == "loaded"
         assert server.metric('dalle_model_unloads_total{model="nano",reason="evicted"}') == 1
+    with ServerProcess(tmp_path, "--model_version", "nano", "--memory_budget", "10MB", real=True) as server:
+        assert server.exit_code() == 2
+    assert any("model 'nano' takes about" in line and "--memory_budget" in line for line in server.errors)
     with server_of(tmp_path, "--memory_budget", "20MB", models=f"{BART},nano") as server:
         server.ready()
         status, _, body = server.request("POST", "/v1/images/generations", {"prompt": "x", "model": "nano"})

@@ -143,9 +143,10 @@ class Pool:
     def _does_not_fit(self, model: Model, budget_bytes: int) -> InvalidRequest:
         fitting = [f"{each.name} ({_shown(each.memory_bytes)})" for each in self.models if _fits(each, budget_bytes)]
         would = f"; {' or '.join(fitting)} would fit" if fitting else ""
+        name = model.name or (model.card.name if model.card else "")
         error = InvalidRequest(
-            f"model {model.name!r} takes about {_shown(model.memory_bytes)} of memory, and this server's memory_budget "
-            f"is {_shown(budget_bytes)}{would}",
+            f"model {name!r} takes about {_shown(model.memory_bytes)} of memory, and this server's memory_budget is "
+            f"{_shown(budget_bytes)}{would}",
             param="model",
         )
         error.code = "model_does_not_fit"
