@@ -50,9 +50,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m tests.setup_system
 	$(PYTEST) $(ARGS)
 
-coverage: $(VENV)/.dev
-	$(BIN)/python -m tests.setup_system
-	$(PYTEST) --cov
+coverage:
+	$(MAKE) test ARGS=--cov
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
