@@ -84,6 +84,16 @@ PROMPTS = st.builds("".join, st.lists(st.builds("{}{}".format, PIECES, st.sample
 LONG_PROMPTS = st.builds(lambda prompt, times: prompt * times, PROMPTS, st.sampled_from([1, 5, 200]))
 
 
+@pytest.mark.parametrize("gone", ["http://a.b/c ", "<b> ", "&lt;b&gt;,", "&lt;é&gt; ", "<b>\n", "&lt;b&gt; "])
+@pytest.mark.parametrize("shift", range(13))
+def test_of_what_goes_no_half_stays_at_the_cut(gone: str, shift: int) -> None:
+    assert TextNormalizer(SPLITTER)("fox" + " " * shift + gone * 5000) == " fox"
+
+
+def test_a_word_longer_than_any_is_cut_and_not_left_out() -> None:
+    assert TextNormalizer(SPLITTER)("fox " + "ab" * 5000).startswith(" fox abab")
+
+
 @settings(max_examples=300, deadline=None)
 @given(LONG_PROMPTS)
 def test_a_text_that_is_cut_becomes_the_ids_of_the_whole(prompt: str) -> None:

@@ -26,6 +26,8 @@ MAX_LINES = 32  # that ftfy judges one by one; it takes what follows for one lin
 MAX_HASHTAG_CHARS = 1024  # in all hashtags together: splitting looks sixty characters back from each
 MAX_NORMALIZED_CHARS = 2048  # 32 for each token: the longest words of a vocabulary are shorter
 
+_SHORT_WORD = 64
+_UP_TO_A_WORD = re.compile(r".*[\s,]", re.DOTALL)
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 _FOREIGN_RUN = re.compile(r"[^\x00-\x7f]+")
 _EMOJI_RUN = re.compile(r"[0-9#*]?[^\x00-\x7f]+")  # a keycap begins with an ASCII character
@@ -83,9 +85,9 @@ class TextNormalizer:
     def __call__(self, text: str) -> str:
         """At most MAX_NORMALIZED_CHARS. Takes any text of whole characters, and raises nothing."""
         text = _unescape(_unescape(_head(ftfy.fix_text(_head(text)))))
-        text = _EMOJI_RUN.sub(lambda match: emoji.demojize(match[0]), text)[:MAX_CHARS]
-        text = _FOREIGN_RUN.sub(lambda match: unidecode(match[0]), text)[:MAX_CHARS].lower()
-        text = self._split_hashtags(_apply(_BEFORE_HASHTAGS, text)[:MAX_CHARS])[:MAX_CHARS]
+        text = _EMOJI_RUN.sub(lambda match: emoji.demojize(match[0]), text)
+        text = _FOREIGN_RUN.sub(lambda match: unidecode(match[0]), _cut(text))
+        text = self._split_hashtags(_apply(_BEFORE_HASHTAGS, _cut(text).lower())[:MAX_CHARS])[:MAX_CHARS]
         text = _apply(_AFTER_HASHTAGS, text).strip()
         return f" {text.removesuffix(',').removeprefix(',').strip()}"[:MAX_NORMALIZED_CHARS]
 
@@ -103,10 +105,20 @@ class TextNormalizer:
 
 def _head(text: str) -> str:
     """The beginning that is looked at."""
-    text = text.lstrip()[:MAX_CHARS]
+    text = _cut(text.lstrip())
     beyond = next(islice(_FOREIGN.finditer(text), MAX_FOREIGN_CHARS, None), None)
-    *lines, rest = text[: beyond.start() if beyond else None].split("\n", MAX_LINES)
+    *lines, rest = (_cut(text, beyond.start()) if beyond else text).split("\n", MAX_LINES)
     return "\n".join([*lines, rest.replace("\n", " ")])
+
+
+def _cut(text: str, end: int = MAX_CHARS) -> str:
+    """At most `end` characters, without the beginning of a word: half a tag or address would stay where the whole one
+    goes. A word that is longer than any name is cut.
+    """
+    if len(text) <= end:
+        return text
+    found = _UP_TO_A_WORD.match(text, max(0, end - _SHORT_WORD), end)
+    return text[: found.end() if found else end]
 
 
 def _unescape(text: str) -> str:
