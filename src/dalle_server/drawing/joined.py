@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from dalle_server.generation import Cancelled, Done, Event, Failed
+from dalle_server.generation import Cancelled, Done, Event, Failed, Generation
 
 IDLE_S = 0.01
+
+
+def all_or_none(submitted: Iterable[Generation]) -> list[Generation]:
+    """Generations that are submitted as they are taken from `submitted`; where one is refused, those before it are
+    cancelled. Raises what submitting them raises.
+    """
+    generations: list[Generation] = []
+    try:
+        for generation in submitted:
+            generations.append(generation)
+    except Exception:
+        for generation in generations:
+            generation.cancel("the rest of the request was refused")
+        raise
+    return generations
+
+
+def said_by_now(reader: Iterator[Event | None]) -> Iterator[Event]:
+    """What a generation's events hold until it has nothing more to say; of `events(poll_s=0)`."""
+    for event in reader:
+        if event is None:
+            return
+        yield event
 
 
 class Joined(ABC):

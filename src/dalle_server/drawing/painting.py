@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.drawing.joined import Joined
+from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
 from dalle_server.generation import (
@@ -135,14 +135,7 @@ class Painting(Joined):
         self._begun = time.monotonic()
         self._queue_s = 0.0
         self._finished: dict[int, GeneratedImage] = {}
-        started: list[Generation] = []
-        try:
-            for picture in self._pictures:
-                started.append(self._start(picture))
-        except Exception:
-            for generation in started:
-                generation.cancel("the rest of the request was refused")
-            raise
+        started = all_or_none(self._start(picture) for picture in self._pictures)
         self.sampling, self.text_token_count = started[0].sampling, started[0].text_token_count
 
     def _blank(self, index: int, key: ImageKey) -> _Picture:
@@ -212,12 +205,7 @@ class Painting(Joined):
             return []
         if picture.generation is None and (end := self._resume(picture)) is not None:
             return [end]
-        told: list[Event] = []
-        for event in picture.reader:
-            if event is None:
-                break
-            told += self._translated(picture, event)
-        return told
+        return [told for event in said_by_now(picture.reader) for told in self._translated(picture, event)]
 
     def _resume(self, picture: _Picture) -> Failed | Cancelled | None:
         """The next window of a picture that was accepted must not fail because others came: it waits for a place."""

@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from dalle_server import checks
-from dalle_server.drawing.joined import Joined
+from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import Holes, Plan, ReadingEngine, Repaint, kept_behind
-from dalle_server.errors import DalleServerError
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -94,12 +93,7 @@ class Repainting(Joined):
 
     def _read(self, index: int, reader: Iterator[Event | None]) -> list[Event]:
         """What one generation has said by now, in the whole request's words."""
-        told: list[Event] = []
-        for event in reader:
-            if event is None:
-                break
-            told += self._translated(index, event)
-        return told
+        return [told for event in said_by_now(reader) for told in self._translated(index, event)]
 
     def _translated(self, index: int, event: Event) -> Iterator[Event]:
         match event:
@@ -126,15 +120,7 @@ class Repainting(Joined):
 
 def repaint(submit: Callable[[GenerationRequest], Generation], holes: Holes, request: GenerationRequest) -> Repainting:
     """Submit the pictures of `request`, drawn into `holes`; all of them or none. Raises what `submit` raises."""
-    generations: list[Generation] = []
-    try:
-        for each in holes.requests(request):
-            generations.append(submit(each))
-    except DalleServerError:
-        for generation in generations:
-            generation.cancel("the rest of the request was refused")
-        raise
-    return Repainting(request, generations)
+    return Repainting(request, all_or_none(submit(each) for each in holes.requests(request)))
 
 
 def draw_over(

@@ -11,7 +11,7 @@ from werkzeug.datastructures import FileStorage
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
 from dalle_server.web.drawing import draw, encoding, hold_place
-from dalle_server.web.openai.names import chosen_model
+from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.routes import answer, wants_file
 from dalle_server.web.openai.schemas import (
     MAX_EDIT_IMAGES,
@@ -49,12 +49,12 @@ def edits() -> ResponseReturnValue:
     hold_place()
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
-        model = _with_room(body)
+        model = model_with_room(body.model)
         image, mask = only_one(_files("image", "image[]")), _first(_files("mask"))
     else:
         read = read_json(EditJson)
         body = read
-        model = _with_room(body)
+        model = model_with_room(body.model)
         image = only_one([referred(each, f"images.{i}") for i, each in enumerate(read.images)])
         mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
@@ -64,19 +64,12 @@ def edits() -> ResponseReturnValue:
     return _answer(model, body, body.prompt, over)
 
 
-def _with_room(body: RepaintBody) -> Model:
-    """The model asked for, before a picture is looked at. Raises what chosen_model and hold_place raise."""
-    model = chosen_model(body.model)
-    hold_place(model)
-    return model
-
-
 @blueprint.post("/images/variations")
 @_over_a_picture("Variations of a picture", form=VariationForm)
 def variations() -> ResponseReturnValue:
     hold_place()
     body = validate(VariationForm, request.form.to_dict())
-    model = _with_room(body)
+    model = model_with_room(body.model)
     image = only_one(_files("image", "image[]"))
     with encoding():
         over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)

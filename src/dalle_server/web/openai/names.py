@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from dalle_server.web.drawing import hold_place
 from dalle_server.web.pool.model import Model
 from dalle_server.web.pool.using import find_model, use_model
 from dalle_server.web.service import current_service
@@ -37,6 +38,13 @@ def chosen_model(name: str | None) -> Model:
     """
     current_service().check_started()
     return use_model(find_model(name, is_alias))
+
+
+def model_with_room(name: str | None) -> Model:
+    """`chosen_model`, before a picture is looked at: with a place in its queue. Raises what hold_place raises, too."""
+    model = chosen_model(name)
+    hold_place(model)
+    return model
 
 
 def base64_only(name: str | None) -> bool:

@@ -25,7 +25,7 @@ from dalle_server.web import sse
 from dalle_server.web.drawing import Drawing, draw, encoding, hold_place
 from dalle_server.web.errors import openai_error
 from dalle_server.web.openai.edits import only_one, referred
-from dalle_server.web.openai.names import chosen_model
+from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
 from dalle_server.web.routing import describe
 from dalle_server.web.schemas import Body, read_json
@@ -197,8 +197,7 @@ def responses() -> ResponseReturnValue:
     hold_place()
     body = read_json(ResponsesBody)
     tool = body.tool
-    model = chosen_model(tool.model)
-    hold_place(model)
+    model = model_with_room(tool.model)
     config = model.engine.config
     tool = tool.model_copy(update={"stream": body.stream})
     prompt, over = body.prompt, body.picture()

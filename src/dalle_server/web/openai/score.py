@@ -11,7 +11,7 @@ from dalle_server.drawing.repaint import Repaint, own_recipe
 from dalle_server.pictures.canvas import read_picture
 from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Order, draw, encoding, hold_place
-from dalle_server.web.openai.names import chosen_model
+from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.routes import rounded
 from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
 from dalle_server.web.routing import describe
@@ -34,8 +34,7 @@ blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
 def score() -> Response:
     hold_place()
     body = read_json(ScoreBody)
-    model = chosen_model(body.model)
-    hold_place(model)
+    model = model_with_room(body.model)
     file = decode_base64(body.image, "image")
     with encoding():
         picture = Repaint(picture=read_picture(file), recipe=own_recipe(file), strength=0.0)
