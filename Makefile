@@ -62,10 +62,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m tests.web.soak $(ARGS)
+	$(BIN)/python -m tests.web.serving.soak $(ARGS)
 
 wheels: $(VENV)/.dev
-	$(BIN)/python -m tests.wheels dist $(ARGS)
+	$(BIN)/python -m tests.packaging.wheels dist $(ARGS)
 
 train-nano: $(VENV)/.train
 	$(BIN)/python -m training --preset $(PRESET) $(ARGS)

@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import describe
-from benchmarks.prepared import WORK
-from benchmarks.random_checkpoint import write_random_flax
-from benchmarks.sizes import SIZES
+from benchmarks.checkpoints.dalle_bart import write_random_flax
+from benchmarks.checkpoints.prepared import WORK
+from benchmarks.checkpoints.sizes import SIZES
+from benchmarks.measuring.machine import describe
 
 CONVERT = "from dalle_server.checkpoints import convert; convert({source!r}, {target!r}, overwrite=True)"
 OPEN = "from dalle_server.checkpoints import open_checkpoint; open_checkpoint({target!r})"

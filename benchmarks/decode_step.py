@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.contestants import SAMPLING, padded, text_ids
-from benchmarks.prepared import WORK, random_model
+from benchmarks.checkpoints.prepared import WORK, random_model
+from benchmarks.measuring import machine
+from benchmarks.measuring.contestants import SAMPLING, padded, text_ids
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import machine
+from benchmarks.measuring import machine
 from dalle_server import assets
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine
-from benchmarks.contestants import SAMPLING, MinDalleContestant, padded, text_ids
-from benchmarks.random_checkpoint import draw
-from benchmarks.sizes import SIZES
+from benchmarks.checkpoints.dalle_bart import draw
+from benchmarks.checkpoints.sizes import SIZES
+from benchmarks.measuring import machine
+from benchmarks.measuring.contestants import SAMPLING, MinDalleContestant, padded, text_ids
 from dalle_server.checkpoints import Checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
 from dalle_server.engine.runners.base import PendingStep, StepRow

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.checkpoints.janus import SIZES, write_published
+from benchmarks.checkpoints.prepared import WORK
 from benchmarks.conversion import CONVERT, measure
 from benchmarks.decode_step import reader, step_bytes
-from benchmarks.janus_checkpoint import SIZES, write_published
-from benchmarks.prepared import WORK
+from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow, TextTokens
 from dalle_server.engine.runners.select import choose_runner

@@ -19,9 +19,9 @@ import time
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.checkpoints.prepared import WORK, random_model
 from benchmarks.continuous_batching import Clients
-from benchmarks.prepared import WORK, random_model
+from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.select import choose_runner

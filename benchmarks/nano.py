@@ -21,7 +21,7 @@ from pathlib import Path
 
 from waitress import create_server
 
-from benchmarks import machine
+from benchmarks.measuring import machine
 from benchmarks.start_up import start
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.config import Settings

@@ -21,8 +21,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.prepared import random_model
+from benchmarks.checkpoints.prepared import random_model
+from benchmarks.measuring import machine
 
 GROUP_V1, GROUP_V2 = Path("/sys/fs/cgroup/cpu/dalle-neighbours"), Path("/sys/fs/cgroup/dalle-neighbours")
 PERIOD_US = 100_000
@@ -56,7 +56,7 @@ def main() -> None:
 def draw(steps: int, servers: int, prepare: Callable[[], None] | None = None) -> list[Times]:
     """So many processes at once, each drawing one picture; `prepare` runs in each before it starts."""
     how = ("compiled int8", str(random_model("mini")), "1", str(steps), "wall")
-    command = [sys.executable, "-m", "benchmarks.contestants", *how]
+    command = [sys.executable, "-m", "benchmarks.measuring.contestants", *how]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=prepare) for _ in range(servers)]
     answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
     return [

@@ -23,10 +23,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.contestants import CLOCKS, CONTESTANTS, NUM_STEPS
-from benchmarks.random_checkpoint import write_random_native
-from benchmarks.sizes import SIZES
+from benchmarks.checkpoints.dalle_bart import write_random_native
+from benchmarks.checkpoints.sizes import SIZES
+from benchmarks.measuring import machine
+from benchmarks.measuring.contestants import CLOCKS, CONTESTANTS, NUM_STEPS
 
 WORK = Path(__file__).parent / "work"
 PEER = "min-dalle fp32"
@@ -75,14 +75,14 @@ def race(names: list[str], num_images: int, rounds: int, num_steps: int, clock: 
 def turn(name: str, num_images: int, num_steps: int, clock: str) -> dict[str, Any]:
     """One process, nothing warmed up: a call to warm up would cost the peer a minute, and medians forgive it."""
     how = (name, str(MINI_DIR), str(num_images), str(num_steps), clock)
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.contestants", *how]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measuring.contestants", *how]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     answer: dict[str, Any] = json.loads(output.splitlines()[-1])
     return answer
 
 
 def summary(runs: list[dict[str, Any]], num_images: int) -> dict[str, float]:
-    """`runs`: what benchmarks.contestants printed, one for each turn."""
+    """`runs`: what benchmarks.measuring.contestants printed, one for each turn."""
 
     def call_s(run: dict[str, Any]) -> float:
         steps_s: list[float] = run["steps_s"]

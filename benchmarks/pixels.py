@@ -17,8 +17,8 @@ import time
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.prepared import WORK, random_model
+from benchmarks.checkpoints.prepared import WORK, random_model
+from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.select import choose_runner

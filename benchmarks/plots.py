@@ -17,7 +17,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.prepared import WORK
+from benchmarks.checkpoints.prepared import WORK
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.prepared import random_model
+from benchmarks.checkpoints.prepared import random_model
+from benchmarks.measuring import machine
 
 MODELS = ("mini int8", "mini fp32", "mega int8")
 
@@ -42,7 +42,8 @@ def main() -> None:
 
 
 def start(directory: Path, dtype: str, cache: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.start_up_once", str(directory), dtype, cache, str(time.time())]
+    once = "benchmarks.measuring.start_up_once"
+    command = [sys.executable, "-m", once, str(directory), dtype, cache, str(time.time())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     answer: dict[str, Any] = json.loads(output.splitlines()[-1])
     return answer

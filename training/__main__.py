@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch.distributed.run import main as torchrun
 
-from training import parallel
-from training.compare import compare
-from training.formats import compare_formats
+from training.judging.compare import compare
+from training.judging.formats import compare_formats
+from training.learning import parallel
 from training.preset import load_preset
 from training.recipe import EXTRA_STAGES, LEARNING_STAGES, PARALLEL_STAGES, STAGES, Recipe
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import VQGANConfig
-from training.grow import grown
-from training.scenes import Variety
+from training.learning.grow import grown
+from training.scenes.spec import Variety
 
 PRESETS = Path(__file__).with_name("presets")
 BOS, PAD, EOS, UNK, MASK = range(5)  # ids of <s> <pad> </s> <unk> <mask>, as in BART

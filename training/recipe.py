@@ -16,26 +16,35 @@ from dalle_server import assets
 from dalle_server.models.dalle_bart import DalleBart
 from dalle_server.models.vqgan import VQGAN
 from dalle_server.request import SamplingParams
-from training.artwork import Atlas, load_atlas
-from training.captions import Captioner
-from training.classifier import Classifier, train_classifier
-from training.composer import Composer
-from training.concepts import Concept, load_concepts
-from training.evaluate import Generate, Question, questions, reconstruction, report, sampling_grid, score, seeds_differ
 from training.export import export
-from training.held_out import HeldOut, load_held_out
-from training.judge import Judge
-from training.loop import load_average, placed
-from training.painter import load_painted, train_painter
+from training.judging.classifier import Classifier, train_classifier
+from training.judging.evaluate import (
+    Generate,
+    Question,
+    questions,
+    reconstruction,
+    report,
+    sampling_grid,
+    score,
+    seeds_differ,
+)
+from training.judging.judge import Judge
+from training.judging.sample import decode_images, sample_tokens
+from training.judging.sheets import SHEETS, save_sheet
+from training.learning.loop import load_average, placed
+from training.learning.painter import load_painted, train_painter
+from training.learning.tokenizer import train_tokenizer
+from training.learning.tokens import load_tokens, tokenize_scenes
+from training.learning.transformer import train_transformer
+from training.learning.vqgan import train_vqgan
 from training.preset import Preset
 from training.restore import restore
-from training.sample import decode_images, sample_tokens
-from training.scenes import Mixture, SceneSampler
-from training.sheets import SHEETS, save_sheet
-from training.tokenizer import train_tokenizer
-from training.tokens import load_tokens, tokenize_scenes
-from training.transformer import train_transformer
-from training.vqgan import train_vqgan
+from training.scenes.artwork import Atlas, load_atlas
+from training.scenes.captions import Captioner
+from training.scenes.composer import Composer
+from training.scenes.concepts import Concept, load_concepts
+from training.scenes.held_out import HeldOut, load_held_out
+from training.scenes.spec import Mixture, SceneSampler
 
 NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"

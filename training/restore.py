@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle_server.checkpoints import open_checkpoint
-from training.loop import new_state
+from training.learning.loop import new_state
 
 
 def restore(checkpoint: Path, work_dir: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.checkpoints.sizes import MEGA, MINI, SIZES, VQGAN_F16_16384
 from benchmarks.gpu import bytes_per_step, measure, random_checkpoint
-from benchmarks.sizes import MEGA, MINI, SIZES, VQGAN_F16_16384
 from dalle_server.engine.runners.torch.runner import TorchRunner
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.janus_checkpoint import SIZES, VQGAN, published_tensors, write_published
+from benchmarks.checkpoints.janus import SIZES, VQGAN, published_tensors, write_published
 from dalle_server import DalleModel, ModelSize
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.published.janus_names import is_left_out

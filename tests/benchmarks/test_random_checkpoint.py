@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.random_checkpoint import transformer_leaves, vqgan_leaves, write_random_flax, write_random_native
-from benchmarks.sizes import MEGA, MINI, VQGAN_F16_16384
+from benchmarks.checkpoints.dalle_bart import transformer_leaves, vqgan_leaves, write_random_flax, write_random_native
+from benchmarks.checkpoints.sizes import MEGA, MINI, VQGAN_F16_16384
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
 from dalle_server.families.dalle_bart import DalleBartConfig

@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/images: every state of the playground, from a real server with the embedded model.
+"""Takes the pictures of docs/images/playground: every state of it, from a real server with the embedded model.
 
 python -m tests.playground.take_screenshots [STATE …]
 """
@@ -23,7 +23,7 @@ from tests.playground.conftest import FLAGS
 from tests.playground.server import Server
 from tests.setup_system import find_browser
 
-DIRECTORY = Path(__file__).parents[2] / "docs" / "images"
+DIRECTORY = Path(__file__).parents[2] / "docs" / "images" / "playground"
 MAX_BYTES = 150_000
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
@@ -64,7 +64,7 @@ def main(states: list[str]) -> None:
 
 def save(name: str, screenshot: bytes) -> None:
     """As PNG, in true colour where that is small enough."""
-    image, path = Image.open(io.BytesIO(screenshot)).convert("RGB"), DIRECTORY / f"playground-{name}.png"
+    image, path = Image.open(io.BytesIO(screenshot)).convert("RGB"), DIRECTORY / f"{name}.png"
     image.save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
         image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(path, optimize=True)

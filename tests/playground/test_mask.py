@@ -182,7 +182,7 @@ def test_the_mask_has_the_pictures_size_and_is_white_where_it_is_drawn_anew(page
     button(page, "Use this mask")
     mask = pixels_of(bytes(page.evaluate(
         """async () => {
-        const { Mask } = await import("/playground/static/mask.js");
+        const { Mask } = await import("/playground/static/composer/mask.js");
         const mask = new Mask(2100, 90, [{ kind: "area", x: 1050, y: 0, width: 1050, height: 90 }]);
         return [...new Uint8Array(await (await mask.file()).arrayBuffer())];
       }"""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sizes import SIZES
+from benchmarks.checkpoints.sizes import SIZES
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners import choice as choosing
 from dalle_server.engine.runners import select, sizing

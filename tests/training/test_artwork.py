@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import artwork
+from training.scenes import artwork
 
 
 def test_processes_of_a_parallel_stage_do_not_render_side_by_side(

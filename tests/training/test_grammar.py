@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from training.captions import STYLE_PHRASES, Captioner
-from training.concepts import Concept, load_concepts, plural, with_article
-from training.held_out import load_held_out
-from training.palette import COLOUR_NAMES, SPELLINGS
-from training.scenes import Mixture, SceneSampler, SceneSpec, Thing
+from training.scenes.captions import STYLE_PHRASES, Captioner
+from training.scenes.concepts import Concept, load_concepts, plural, with_article
+from training.scenes.held_out import load_held_out
+from training.scenes.palette import COLOUR_NAMES, SPELLINGS
+from training.scenes.spec import Mixture, SceneSampler, SceneSpec, Thing
 
 CONCEPTS = load_concepts(include_extra=False)
 HELD_OUT = load_held_out(CONCEPTS)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.test_stages import PRESET, make_recipe
-from training import loop
-from training.classifier import SIDE_PX, Classifier
-from training.composer import Composer
-from training.judge import Judge
+from training.judging.classifier import SIDE_PX, Classifier
+from training.judging.judge import Judge
+from training.learning import loop
 from training.recipe import Recipe, learn_to_judge
-from training.scenes import POSITIONS, SceneSpec, Thing
+from training.scenes.composer import Composer
+from training.scenes.spec import POSITIONS, SceneSpec, Thing
 
 
 class ByColour(nn.Module):

@@ -13,20 +13,22 @@ import torch
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.request import SamplingParams
 from dalle_server.text import TextTokenizer
-from training import formats, fsq, loop, recipe, tokenizer
-from training.artwork import STYLES, Atlas
-from training.compiled import Doubled, compiled_loss
-from training.composer import Composer
-from training.critic import Critic, critic_losses
-from training.evaluate import Question
+from training import recipe
 from training.export import export
-from training.loop import load_average
+from training.judging import formats
+from training.judging.evaluate import Question
+from training.judging.sample import decode_images, sample_tokens
+from training.learning import fsq, loop, tokenizer
+from training.learning.compiled import Doubled, compiled_loss
+from training.learning.critic import Critic, critic_losses
+from training.learning.loop import load_average
+from training.learning.transformer import TEXT_TABLE, build_model, encode_captions
 from training.preset import Schedule, load_preset
 from training.recipe import Recipe
 from training.restore import restore
-from training.sample import decode_images, sample_tokens
-from training.scenes import Placement, SceneSpec, Thing, Variety
-from training.transformer import TEXT_TABLE, build_model, encode_captions
+from training.scenes.artwork import STYLES, Atlas
+from training.scenes.composer import Composer
+from training.scenes.spec import Placement, SceneSpec, Thing, Variety
 
 PRESET = """
 [run]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.web import errors, logging, operations, original, picture_urls, playground
+from dalle_server.web import errors, logging, original, picture_urls, playground
 from dalle_server.web.access import security
 from dalle_server.web.automatic1111 import empty as automatic1111_empty
 from dalle_server.web.automatic1111 import extras as automatic1111_extras
@@ -18,6 +18,7 @@ from dalle_server.web.openai import models as openai_models
 from dalle_server.web.openai import responses as openai_responses
 from dalle_server.web.openai import routes as openai
 from dalle_server.web.openai import score as openai_score
+from dalle_server.web.operations import routes as operations
 from dalle_server.web.service import EXTENSION, Service
 from dalle_server.web.serving import admission, forwarded
 

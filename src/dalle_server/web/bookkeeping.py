@@ -19,7 +19,7 @@ from dalle_server.errors import Overloaded, RateLimited
 from dalle_server.generation import Cancelled, Done, Failed, Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.logging import fields, request_id
-from dalle_server.web.metrics import Metrics
+from dalle_server.web.operations.metrics import Metrics
 
 logger = logging.getLogger("dalle_server.generation")
 

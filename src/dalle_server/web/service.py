@@ -15,7 +15,7 @@ from dalle_server.errors import DalleServerError, NotReady, Overloaded
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping
-from dalle_server.web.metrics import Metrics
+from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.pool.metrics import PoolCollector
 from dalle_server.web.pool.model import Engine, Model, Source
 from dalle_server.web.pool.pool import Pool

@@ -14,7 +14,7 @@ from dalle_server.engine.stats import EngineStats, Observer
 from dalle_server.errors import CheckpointError, ConfigError, InvalidRequest, NotReady
 from dalle_server.models.card import ModelCard
 from dalle_server.web.bookkeeping import Bookkeeping
-from dalle_server.web.metrics import Metrics
+from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.pool import pool as pool_module
 from dalle_server.web.pool.model import Engine, Model, Source
 from dalle_server.web.pool.pool import Hold, Pool

@@ -25,8 +25,8 @@ from waitress.task import WSGITask
 from waitress.utilities import BadRequest
 
 from dalle_server.web.access.security import REFUSAL
-from dalle_server.web.error_task import RefusalTask
 from dalle_server.web.serving.admission import ENTERS
+from dalle_server.web.serving.error_task import RefusalTask
 from dalle_server.web.serving.gate import Gate
 from dalle_server.web.serving.incoming import Request
 from dalle_server.web.serving.workers import Workers

@@ -1,19 +1,19 @@
 // Puts the page together.
 
 import { ApiError, getKey, host } from "./api.js";
-import { Composer } from "./composer.js";
+import { Composer } from "./composer/composer.js";
 import { Connection } from "./connection.js";
 import { $, announce } from "./dom.js";
-import { announceEnd, Feed } from "./feed.js";
+import { announceEnd, Feed } from "./feed/feed.js";
 import { plural } from "./format.js";
-import { Given } from "./given.js";
-import { ideasFor } from "./ideas.js";
-import { listenForPictures } from "./incoming.js";
-import { Jobs } from "./jobs.js";
+import { Given } from "./composer/given.js";
+import { ideasFor } from "./composer/ideas.js";
+import { listenForPictures } from "./composer/incoming.js";
+import { Jobs } from "./feed/jobs.js";
 import { installNotifications, notifyEnd } from "./notify.js";
 import { Status } from "./status.js";
 import { installTheme } from "./theme-button.js";
-import { Viewer } from "./viewer.js";
+import { Viewer } from "./viewer/viewer.js";
 
 const jobs = new Jobs();
 let feed;

@@ -1,0 +1,135 @@
+// The pictures: running jobs and past ones in one list, newest first, with search and paging.
+
+import { forgetPicture } from "../api.js";
+import { Card } from "./card.js";
+import { $, announce, h } from "../dom.js";
+import { emptyPicture } from "./empty.js";
+import { plural } from "../format.js";
+import { isOver } from "./jobs.js";
+
+const PAGE = 24;
+
+export class Feed {
+  #cards = new Map();
+  #search = "";
+  #last = "";
+  #load = 0;
+
+  constructor(jobs, models, actions) {
+    Object.assign(this, { jobs, models, actions });
+    this.element = $("feed");
+    jobs.addEventListener("added", ({ detail }) => this.#add(detail.job));
+    jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
+    jobs.addEventListener("removed", ({ detail }) => this.#remove(detail.job));
+    $("more-pictures").addEventListener("click", () => this.#more());
+    this.#listenToSearch();
+    new ResizeObserver(() => this.#cards.forEach((card) => card.chooseScaling())).observe(this.element);
+    setInterval(() => this.jobs.running.forEach((job) => this.#cards.get(job.id)?.tick()), 500);
+  }
+
+  /** The first page again. Rejects with an ApiError. */
+  async load() {
+    const load = ++this.#load;
+    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, limit: PAGE });
+    if (load !== this.#load) return; // a newer search has overtaken this one
+    this.#cards.clear();
+    this.element.replaceChildren();
+    jobs.forEach((job) => this.#append(job));
+    this.#paged(jobs, hasMore);
+  }
+
+  /** Finished pictures in the order they are shown: [{ job, index }]. */
+  pictures() {
+    return [...this.element.children].flatMap((element) => {
+      const job = this.jobs.get(element.dataset.job);
+      return job ? job.images.map((image) => ({ job, index: image.index })) : [];
+    });
+  }
+
+  focusCard(job) {
+    this.#cards.get(job.id)?.cells[0].element.focus();
+  }
+
+  async #more() {
+    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, after: this.#last, limit: PAGE });
+    const before = this.element.children.length;
+    jobs.forEach((job) => this.#append(job));
+    this.#paged(jobs, hasMore);
+    announce(`${plural(jobs.length, "older request")} shown`);
+    this.element.children[before]?.querySelector("button:enabled")?.focus();
+  }
+
+  #paged(jobs, hasMore) {
+    this.#last = jobs.at(-1)?.id ?? this.#last;
+    $("more-pictures").hidden = !hasMore;
+    this.#showEmpty();
+  }
+
+  #makeCard(job) {
+    const card = new Card(job, this.models.for(job), this.actions);
+    this.#cards.set(job.id, card);
+    return card;
+  }
+
+  #append(job) {
+    if (this.#cards.has(job.id)) return;
+    this.element.append(this.#makeCard(job).element);
+    this.#cards.get(job.id).chooseScaling();
+  }
+
+  #add(job) {
+    if (this.#cards.has(job.id)) return;
+    const { element } = this.#makeCard(job);
+    element.classList.add("arriving");
+    this.element.prepend(element);
+    this.#cards.get(job.id).chooseScaling();
+    this.#showEmpty();
+  }
+
+  #change({ job, index }) {
+    this.#cards.get(job.id)?.update(index);
+  }
+
+  #remove(job) {
+    [...job.images.map((image) => image.url), job.over?.image_url].forEach(forgetPicture);
+    const card = this.#cards.get(job.id);
+    this.#cards.delete(job.id);
+    card?.element.remove();
+    this.#showEmpty();
+  }
+
+  #listenToSearch() {
+    let timer;
+    $("search").addEventListener("input", ({ target }) => {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        this.#search = target.value.trim();
+        this.load().then(() => announce(`${plural(this.#cards.size, "request")} found`), this.actions.onError);
+      }, 200);
+    });
+    document.addEventListener("keydown", (event) => {
+      const typing = event.target.closest?.("input, textarea, select, dialog");
+      if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      $("search").focus();
+    });
+  }
+
+  #showEmpty() {
+    const empty = this.#cards.size === 0;
+    $("empty").hidden = !empty;
+    this.element.hidden = empty;
+    if (!empty) return;
+    const [title, text] = this.#search
+      ? [`Nothing for “${this.#search}”`, "Search looks for every word in prompts and seeds."]
+      : ["Nothing drawn yet", "Type what you would like to see, or take one of the ideas. Each picture appears row by row while it is written. Or begin with a picture of your own: drop it onto the prompt, paste it, or choose it."];
+    $("empty").replaceChildren(...(this.#search ? [] : [emptyPicture()]), h("p", { class: "empty-title" }, title), h("p", {}, text));
+  }
+}
+
+/** Says to a screen reader what just happened to a job. */
+export function announceEnd(job) {
+  const what = `“${job.prompt.slice(0, 60)}”`;
+  if (job.status === "done") announce(`${plural(job.images.length, "picture")} finished: ${what}`);
+  else if (isOver(job)) announce(`${job.status}: ${what}`);
+}

@@ -1,0 +1,54 @@
+"""The checkpoint in the package and this run's, asked the same questions by this run's judge, as clients of the server.
+
+The questions are about the everyday concepts, which both know; the judge chooses among all concepts of this run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from dalle_server.checkpoints import open_checkpoint
+from dalle_server.engine.runners.select import choose_runner
+from training.judging.evaluate import Generate, questions, score, seeds_differ
+from training.judging.formats import NUM_SLOTS, start_engine, through
+from training.judging.judge import Judge
+from training.judging.sheets import SHEETS, save_sheet
+from training.recipe import NUM_SEEDS, SHIPPED, Recipe
+
+SHEET_PX = 256  # as a page shows them
+
+
+def compare(recipe: Recipe) -> None:
+    """Print both scores, write compare.json, and draw every sheet of both at the size of a page."""
+    contestants = {"shipped": SHIPPED, "this run": recipe.preset.work_dir / "checkpoint"}
+    results = {name: _judged(recipe, path, name) for name, path in contestants.items()}
+    (recipe.preset.work_dir / "compare.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _enlarged(draw: Generate, side_px: int) -> Generate:
+    return lambda captions, seed: F.interpolate(draw(captions, seed), (side_px, side_px), mode="bilinear")
+
+
+def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
+    judge = Judge(recipe.small_composer, recipe.classifier)
+    runner = choose_runner(open_checkpoint(path), "auto", "fp32", device="cpu", num_slots=NUM_SLOTS)
+    engine = start_engine(path, runner)
+    try:
+        draw = _enlarged(through(engine), recipe.pictures.image_px)
+        for sheet, prompts in SHEETS.items():
+            target = recipe.preset.work_dir / f"{sheet} {name}.png"
+            save_sheet(draw(prompts, 0), target, columns=8, side_px=SHEET_PX)
+        rows: list[dict[str, object]] = []
+        asked = questions(recipe.sampler, judge, everyday=True)
+        for question in asked:
+            found = score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS)
+            print(name, found, flush=True)
+            rows.append(asdict(found))
+        rows.append({"name": "seeds differ", "score": seeds_differ(draw, asked[0].prompts, recipe.pictures)})
+        return rows
+    finally:
+        engine.stop()

@@ -1,0 +1,153 @@
+"""Stage 6: scores. Fixed prompts → pictures → the judge; beside every score its ceiling and its control.
+
+ceiling (renders)      the judge on true pictures of the same scenes
+ceiling (recon.)       the same after a trip through the VQGAN: what a perfect transformer would get
+control                the judge on the generated pictures of another prompt: what the score is without the text
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dalle_server.models.vqgan import VQGAN
+from dalle_server.request import SamplingParams
+from training.judging.judge import Judge
+from training.judging.prompts import Prompter, Prompts
+from training.judging.sample import decode_images
+from training.learning.vqgan import psnr, tokenize_images, used_codes
+from training.scenes.artwork import STYLES
+from training.scenes.composer import Composer
+from training.scenes.spec import POSITIONS, Placement, SceneSampler, SceneSpec
+
+Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
+Generate = Callable[[list[str], int], Tensor]  # (captions, seed) → pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One score: prompts with the scenes they describe, and what counts as right."""
+
+    name: str
+    prompts: Prompts
+    right: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    name: str
+    prompts: int
+    seeds: int
+    score: float
+    low: float  # 95 % Wilson interval
+    high: float
+    ceiling_renders: float
+    ceiling_reconstructions: float
+    control: float
+
+
+def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026, everyday: bool = False) -> list[Question]:
+    """What is asked (of all concepts, or of the everyday ones), and who says whether the answer is right."""
+
+    def top(places: int) -> Judgement:
+        return lambda images, spec: judge.concept_rank(images, spec) < places
+
+    def in_place(images: Tensor, spec: SceneSpec) -> Tensor:
+        return judge.position_right(images, spec, list(POSITIONS))
+
+    ask = Prompter(sampler, seed, everyday=everyday)
+    singles, synonyms, colours, unseen = ask.singles(), ask.synonyms(), ask.colours(), ask.unseen_colours()
+    return [
+        Question("single object, top-1", singles, top(1)),
+        Question("single object, top-5", singles, top(5)),
+        Question("synonym, top-1", synonyms, top(1)),
+        Question("unseen caption form, top-1", ask.unseen_forms(), top(1)),
+        Question("coloured object: object, top-1", colours, top(1)),
+        Question("coloured object: colour", colours, judge.colour_right),
+        Question("unseen colour of object: object, top-1", unseen, top(1)),
+        Question("unseen colour of object: colour", unseen, judge.colour_right),
+        Question("background colour", ask.backgrounds(), judge.background_right),
+        Question("thing on a scene: thing, top-1", ask.scenes(), top(1)),
+        Question("position", ask.positions(), in_place),
+        Question("count", ask.counts(), judge.count_right),
+        Question("pair: both right and in order", ask.pairs(), judge.pair_right),
+        Question("unseen pair: both right and in order", ask.unseen_pairs(), judge.pair_right),
+    ]
+
+
+def score(question: Question, generate: Generate, vqgan: VQGAN, composer: Composer, *, seeds: int) -> Score:
+    """Ask one question with several seeds."""
+    specs = [spec for spec, _ in question.prompts]
+    true = composer.compose(specs, random.Random("ceiling"))
+    reconstructed = decode_images(vqgan, tokenize_images(vqgan, true))
+    drawn = [generate([text for _, text in question.prompts], seed) for seed in range(seeds)]
+    control = drawn[0].roll(len(specs) // 2 + 1, 0)  # the pictures of other prompts
+    # One judgement for each prompt: its pictures side by side, (prompts, 3 + seeds)
+    columns = torch.stack([true, reconstructed, control, *drawn], 1)
+    right = torch.stack([question.right(row, spec) for row, spec in zip(columns, specs, strict=True)]).float()
+    renders, reconstructions, chance = (float(share) for share in right[:, :3].mean(0))
+    value = float(right[:, 3:].mean())
+    low, high = wilson(value, len(specs) * seeds)
+    return Score(question.name, len(specs), seeds, value, low, high, renders, reconstructions, chance)
+
+
+def reconstruction(
+    vqgan: VQGAN, sampler: SceneSampler, composer: Composer, *, num_scenes: int = 512
+) -> dict[str, float]:
+    """PSNR in dB of fresh scenes after a trip through the tokens, and how many codes are in effective use."""
+    rng = random.Random("reconstruction")
+    images = composer.compose([sampler.sample(rng) for _ in range(num_scenes)], rng)
+    tokens = tokenize_images(vqgan, images)
+    return {
+        "psnr_db": round(psnr(images, decode_images(vqgan, tokens)), 2),
+        "codes_used": round(used_codes(tokens, vqgan.config.n_embed)),
+    }
+
+
+def seeds_differ(generate: Generate, prompts: Prompts, composer: Composer) -> float:
+    """Mean distance of the pixels of two seeds, over that of two artworks of the thing in one place: 1 is as far."""
+    texts, specs = [text for _, text in prompts], [spec for spec, _ in prompts]
+    apart = (generate(texts, 0) - generate(texts, 1)).abs().mean()
+    centre = Placement(0.0, 0.0, 0.75)
+    rng = random.Random(0)
+    artworks = [composer.compose_at(specs, [replace(centre, style=s)] * len(specs), rng) for s in STYLES[:2]]
+    return round(float(apart / (artworks[0] - artworks[1]).abs().mean()), 2)
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a binomial share (Wilson 1927)."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return centre - half, centre + half
+
+
+def report(scores: list[Score], quality: dict[str, float], target: Path) -> str:
+    """Write the scores as JSON and return them as a Markdown table."""
+    results = {"reconstruction": quality, "scores": [asdict(row) for row in scores]}
+    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        "| question | score (95 % interval) | prompts × seeds | ceiling: renders | ceiling: recon. | control |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in scores:
+        lines.append(
+            f"| {row.name} | **{row.score:.0%}** ({row.low:.0%}–{row.high:.0%}) | {row.prompts} × {row.seeds}"
+            f" | {row.ceiling_renders:.0%} | {row.ceiling_reconstructions:.0%} | {row.control:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def sampling_grid() -> list[SamplingParams]:
+    """The settings among which the defaults are chosen."""
+    return [
+        SamplingParams(condition_scale=scale, temperature=temperature, top_k=top_k, top_p=1.0)
+        for scale in (1.0, 1.5, 2.0)
+        for temperature, top_k in ((1.0, 50), (0.7, 50), (0.4, 50))
+    ]

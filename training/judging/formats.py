@@ -1,0 +1,138 @@
+"""What number formats do to the trained model, through the runner that serves it: fp32 and int8 of the compiled
+runner, and bf16 of torch, side by side.
+
+Two views. Along the same tokens: how far the guided logits move, how often the best and the sampled token stay the
+same, and how far the pixels of the same grids move. And by the judge: the scores of the evaluation, with pictures
+drawn by the server's own engine.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dalle_server.checkpoints import open_checkpoint
+from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.base import Runner, StepRow
+from dalle_server.engine.runners.cpu import load as cpu_load
+from dalle_server.engine.runners.select import choose_runner
+from dalle_server.engine.sampling import sample
+from dalle_server.request import GenerationRequest, ImageKey
+from dalle_server.text import TextTokenizer
+from training.judging.evaluate import Generate, Question, score
+from training.recipe import NUM_SEEDS, Recipe
+
+FORMATS = {  # name → runner and dtype
+    "fp32": ("compiled", "fp32"),
+    "int8": ("compiled", "int8"),
+    "bf16": ("torch", "bf16"),
+}
+ASKED = ("single object, top-1", "single object, top-5", "background colour", "count")
+PROMPTS = (
+    "a red apple", "two cats", "a blue car on a green background", "a house", "three stars", "a robot",
+    "a dog to the left of a tree", "a rocket in space",
+)  # fmt: skip
+NUM_SLOTS = 16
+
+
+def compare_formats(recipe: Recipe) -> None:
+    """Print both views, and write formats.json."""
+    # As a large model is served: packed weights and ranges are kept, and int8 paints in int8, too.
+    cpu_load.WORTH_KEEPING_BYTES = 0
+    path = recipe.preset.work_dir / "checkpoint"
+    grids = _grids(path)
+    truth = _along(path, _runner(path, "fp32"), grids)
+    results: dict[str, object] = {}
+    for name in FORMATS:
+        runner = _runner(path, name)
+        found: dict[str, object] = _difference(truth, _along(path, runner, grids))
+        found["scores"] = _scores(recipe, path, runner)
+        results[name] = found
+        print(name, json.dumps(found), flush=True)
+    (recipe.preset.work_dir / "formats.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _runner(path: Path, name: str) -> Runner:
+    cache = path.parent / "packed"
+    return choose_runner(open_checkpoint(path), *FORMATS[name], device="cpu", num_slots=NUM_SLOTS, cache_dir=cache)
+
+
+def _grids(path: Path) -> NDArray[np.int32]:
+    """The token grids (N, I) of PROMPTS, as fp32 draws them."""
+    engine = start_engine(path, _runner(path, "fp32"))
+    try:
+        drawn = [engine.submit(GenerationRequest.of(prompt, seed=7)) for prompt in PROMPTS]
+        return np.stack([generation.result()[0].tokens for generation in drawn])
+    finally:
+        engine.stop()  # and closes its runner
+
+
+def _along(path: Path, runner: Runner, grids: NDArray[np.int32]) -> tuple[NDArray[np.float32], Tensor, Tensor]:
+    """Guided logits (I, N, C), sampled tokens (I, N) and pixels, when every token is forced to be the grid's."""
+    tokenizer = TextTokenizer.from_checkpoint(open_checkpoint(path))
+    empty = tokenizer.unconditional()
+    for slot, prompt in enumerate(PROMPTS):
+        runner.admit(slot, *runner.encode([tokenizer.encode(prompt), empty]))
+    logits, sampled = [], []
+    for position in range(runner.config.picture.num_tokens):
+        free = [StepRow(n, position, ImageKey(7, 0), runner.config.sampling) for n in range(len(PROMPTS))]
+        forced = [
+            StepRow(row.slot, position, row.key, row.sampling, int(grids[row.slot, position])) for row in free
+        ]  # fmt: skip
+        runner.step(forced).result()
+        logits.append(runner.guided_logits())
+        sampled.append(sample(logits[-1], free))
+    return np.stack(logits), torch.from_numpy(np.stack(sampled)), torch.from_numpy(runner.detokenize(grids))
+
+
+def _difference(
+    truth: tuple[NDArray[np.float32], Tensor, Tensor], found: tuple[NDArray[np.float32], Tensor, Tensor]
+) -> dict[str, object]:
+    error = found[0] - truth[0]
+    mse = float((found[2].float() - truth[2].float()).square().mean())
+    return {
+        "logits_rms_error": round(float(np.sqrt((error**2).mean()) / truth[0].std()), 4),
+        "same_best": round(float((found[0].argmax(2) == truth[0].argmax(2)).mean()), 4),
+        "same_sampled": round(float((found[1] == truth[1]).float().mean()), 4),
+        "pixels_psnr_db": round(10 * float(np.log10(255**2 / mse)), 1) if mse else None,
+    }
+
+
+def _scores(recipe: Recipe, path: Path, runner: Runner) -> list[dict[str, object]]:
+    engine = start_engine(path, runner)
+    try:
+        asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
+        return [
+            asdict(score(question, through(engine), recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
+            for question in asked
+        ]
+    finally:
+        engine.stop()
+
+
+def through(engine: Engine) -> Generate:
+    """Captions and a seed to pictures, as a client of the engine gets them."""
+
+    def draw(captions: list[str], seed: int) -> Tensor:
+        parts = []
+        for start in range(0, len(captions), NUM_SLOTS):
+            drawn = [
+                engine.submit(GenerationRequest.of(caption, seed=1000 * seed + start + n))
+                for n, caption in enumerate(captions[start : start + NUM_SLOTS])
+            ]
+            parts += [torch.from_numpy(generation.result()[0].pixels) for generation in drawn]
+        return torch.stack(parts).permute(0, 3, 1, 2).float() / 255
+
+    return draw
+
+
+def start_engine(path: Path, runner: Runner) -> Engine:
+    engine = Engine(runner, TextTokenizer.from_checkpoint(open_checkpoint(path)))
+    engine.start()
+    return engine

@@ -1,0 +1,60 @@
+"""Stage 3: scenes as image tokens, once for all: to compose and encode a scene costs more than to learn from it.
+
+A scene is a function of the run's seed and its number, so that only its tokens are kept; the transformer sees every
+scene several times, in new words each time.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dalle_server.models.vqgan import VQGAN
+from training.learning import parallel
+from training.learning.vqgan import tokenize_images
+from training.scenes.composer import Composer
+from training.scenes.spec import SceneSampler, SceneSpec
+
+_SHARD = 1024  # scenes of one file: what an interruption may cost
+_BATCH = 16
+
+
+def scene(sampler: SceneSampler, seed: int, number: int) -> SceneSpec:
+    return sampler.sample(random.Random(f"{seed} scene {number}"))
+
+
+def tokenize_scenes(
+    seed: int, num_scenes: int, sampler: SceneSampler, composer: Composer, vqgan: VQGAN, folder: Path
+) -> None:
+    """Write (or go on writing) the tokens of `num_scenes` scenes into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = range(-(-num_scenes // _SHARD))
+    for shard in shards[parallel.rank() :: parallel.world_size()]:
+        target = _file(folder, shard)
+        if target.exists():
+            continue
+        rng = random.Random(f"{seed} shard {shard}")
+        numbers = range(shard * _SHARD, min(num_scenes, (shard + 1) * _SHARD))
+        specs = [scene(sampler, seed, number) for number in numbers]
+        batches = [specs[start : start + _BATCH] for start in range(0, len(specs), _BATCH)]
+        tokens = torch.cat([tokenize_images(vqgan, composer.compose(batch, rng)) for batch in batches])
+        partial = target.with_suffix(".partial.npy")
+        np.save(partial, tokens.cpu().numpy().astype(np.uint16))
+        partial.replace(target)
+        if shard % 8 == 0:
+            print(f"tokens: file {shard} of {len(shards)}", flush=True)
+    parallel.barrier()
+
+
+def load_tokens(num_scenes: int, folder: Path) -> Tensor:
+    """(scenes, I) int32. Raises FileNotFoundError if the stage `tokens` has not finished."""
+    files = [_file(folder, shard) for shard in range(-(-num_scenes // _SHARD))]
+    return torch.from_numpy(np.concatenate([np.load(file) for file in files]).astype(np.int32))
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05}.npy"

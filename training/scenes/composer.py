@@ -1,0 +1,85 @@
+"""Pixels of scenes: artwork pasted on backgrounds, in batches."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.scenes.artwork import Atlas
+from training.scenes.palette import COLOURS, backgrounds, tint
+from training.scenes.spec import Layer, Placement, SceneSpec, Variety, layout
+
+
+class Composer:
+    """Turns batches of layers into pictures with torch, on whatever device it is moved to."""
+
+    def __init__(self, atlas: Atlas, image_px: int, variety: Variety, device: torch.device | str = "cpu"):
+        self.atlas = atlas
+        self.variety = variety
+        self.image_px = image_px
+        self.device = torch.device(device)
+        # Mip levels: each is reduced at most 2× further by the bilinear sampler, so nothing aliases.
+        self.levels = [atlas.sprites.to(self.device)]
+        while self.levels[-1].shape[1] > image_px // 4:
+            smaller = F.avg_pool2d(_premultiplied(self.levels[-1]), 2)
+            straight = torch.cat([smaller[:, :3] / smaller[:, 3:].clamp(min=1 / 255), smaller[:, 3:]], 1)
+            self.levels.append((straight.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1))
+        self.backgrounds = {name: image.to(self.device) for name, image in backgrounds(image_px).items()}
+
+    def compose(self, specs: list[SceneSpec], rng: random.Random) -> Tensor:
+        """Pictures of `specs`, with placements drawn at random: (B,3,image_px,image_px) in [0,1]."""
+        return self.compose_at(specs, [self.variety.draw(spec, rng) for spec in specs], rng)
+
+    def compose_at(self, specs: list[SceneSpec], where: list[Placement], rng: random.Random) -> Tensor:
+        """Pictures of `specs` at given placements; `rng` only chooses among the variants of a background."""
+        layouts = [layout(spec, self.atlas, placement) for spec, placement in zip(specs, where, strict=True)]
+        canvas = torch.stack([rng.choice(list(self.backgrounds[spec.background])) for spec in specs])
+        for depth in range(max(map(len, layouts))):
+            rows = [(row, layers[depth]) for row, layers in enumerate(layouts) if depth < len(layers)]
+            for level in range(len(self.levels)):
+                at_level = [(row, layer) for row, layer in rows if self._level(layer.side) == level]
+                if at_level:
+                    index = torch.tensor([row for row, _ in at_level], device=self.device)
+                    canvas[index] = self._paste(canvas[index], [layer for _, layer in at_level], level)
+        return canvas
+
+    def _level(self, side: float) -> int:
+        """The smallest mip level that still has at least one texel per pixel."""
+        needed_px = side * self.image_px
+        return max(level for level, sprites in enumerate(self.levels) if level == 0 or sprites.shape[1] >= needed_px)
+
+    def _paste(self, canvas: Tensor, layers: list[Layer], level: int) -> Tensor:
+        sprite = torch.tensor([layer.sprite for layer in layers], device=self.device)
+        straight = self.levels[level][sprite].permute(0, 3, 1, 2).float() / 255
+        rgb, alpha = straight[:, :3], straight[:, 3:]
+        tinted = [row for row, layer in enumerate(layers) if layer.colour is not None]
+        if tinted:
+            row = torch.tensor(tinted, device=self.device)
+            target = torch.tensor([COLOURS[layers[i].colour or ""] for i in tinted], device=self.device)
+            which = sprite[row]
+            mid, colourful = self.atlas.mid.to(self.device)[which], self.atlas.colourful.to(self.device)[which]
+            rgb = rgb.index_copy(0, row, tint(rgb[row], alpha[row], target, colourful, mid))
+        premultiplied = torch.cat([rgb * alpha, alpha], 1)
+        theta = torch.tensor([_to_sprite(layer) for layer in layers], device=self.device)
+        grid = F.affine_grid(theta, [len(layers), 4, self.image_px, self.image_px], align_corners=False)
+        placed = F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return canvas * (1 - placed[:, 3:]) + placed[:, :3]
+
+
+def _premultiplied(sprites: Tensor) -> Tensor:
+    """(N,S,S,4) uint8 straight alpha → (N,4,S,S) float premultiplied."""
+    image = sprites.permute(0, 3, 1, 2).float() / 255
+    return torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)
+
+
+def _to_sprite(layer: Layer) -> list[list[float]]:
+    """The affine map (2, 3) from picture coordinates (−1…1) to the layer's sprite coordinates."""
+    turn = math.radians(layer.turn_degrees)
+    flip = -1.0 if layer.mirrored else 1.0
+    cos, sin = math.cos(turn) / layer.side, math.sin(turn) / layer.side
+    dx, dy = 1 - 2 * layer.x, 1 - 2 * layer.y
+    return [[flip * cos, flip * sin, flip * (cos * dx + sin * dy)], [-sin, cos, cos * dy - sin * dx]]

@@ -1,0 +1,219 @@
+"""Scenes: what is in a picture (SceneSpec) and where it goes (Variety, layout).
+
+A spec is drawn at random, or written down for the evaluation. `composer.py` paints it and `captions.py` puts the
+same spec into words, so that text and picture cannot disagree.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from functools import partial
+
+from training.scenes.artwork import STYLES, Atlas
+from training.scenes.concepts import Concept
+from training.scenes.held_out import HeldOut
+from training.scenes.palette import COLOUR_NAMES, SCENES
+
+RELATIONS = ("left of", "right of", "above", "below", "beside")
+
+# The whole world in one table: name → (x, y) of the centre, in units of the picture's side.
+POSITIONS = {
+    "left": (0.25, 0.5),
+    "right": (0.75, 0.5),
+    "top": (0.5, 0.25),
+    "bottom": (0.5, 0.75),
+    "top left": (0.25, 0.25),
+    "top right": (0.75, 0.25),
+    "bottom left": (0.25, 0.75),
+    "bottom right": (0.75, 0.75),
+}
+SIZES = {"small": 0.375, "big": 0.9375}
+GRIDS = {
+    2: (0.44, ((0.25, 0.5), (0.75, 0.5))),
+    3: (0.44, ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75))),
+    4: (0.44, ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))),
+    5: (0.34, ((0.1875, 0.1875), (0.8125, 0.1875), (0.5, 0.5), (0.1875, 0.8125), (0.8125, 0.8125))),
+    6: (0.32, ((0.1875, 0.25), (0.5, 0.25), (0.8125, 0.25), (0.1875, 0.75), (0.5, 0.75), (0.8125, 0.75))),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One kind of object in a scene. `colour` is a tint; None is the artwork as drawn."""
+
+    concept: int
+    colour: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneSpec:
+    """One thing (alone or `count` times), or two things in a relation, on a background, in a style."""
+
+    things: tuple[Thing, ...]
+    relation: str | None = None  # one of RELATIONS: things[0] is … things[1]
+    count: int = 1
+    position: str | None = None
+    size: str | None = None
+    background: str = "plain"
+    style: str | None = None  # named by the caption; None leaves it to the seed
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One sprite to paste: atlas row, tint, centre and side in units of the picture's side."""
+
+    sprite: int
+    colour: str | None
+    x: float
+    y: float
+    side: float
+    mirrored: bool = False
+    turn_degrees: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Shares of the kinds of scene, and of the details within a kind."""
+
+    pairs: float = 0.25
+    counts: float = 0.13
+    colour: float = 0.4
+    colour_background: float = 0.22
+    scene_background: float = 0.08
+    position: float = 0.1
+    size: float = 0.08
+    named_style: float = 0.06
+
+
+class SceneSampler:
+    """Draws specs that contain no held-out combination. One `random.Random` decides everything."""
+
+    def __init__(self, concepts: list[Concept], held_out: HeldOut, mixture: Mixture):
+        self.concepts = concepts
+        self.mixture = mixture
+        self.held_out = held_out
+        self.all = [i for i, concept in enumerate(concepts) for _ in range(concept.weight)]
+        self.countable = [i for i in self.all if concepts[i].countable]
+
+    def sample(self, rng: random.Random) -> SceneSpec:
+        while True:
+            spec = self._draw(rng)
+            if not self.held_out.contains(spec):
+                return spec
+
+    def _draw(self, rng: random.Random) -> SceneSpec:
+        mix = self.mixture
+        kind = rng.random()
+        spec = partial(SceneSpec, background=self._background(rng), style=self._style(rng))
+        if kind < mix.pairs:
+            things = tuple(self._thing(rng, self.all, mix.colour / 2) for _ in range(2))
+            return spec(things=things, relation=rng.choice(RELATIONS))
+        if kind < mix.pairs + mix.counts:
+            thing = self._thing(rng, self.countable, mix.colour / 2)
+            count = rng.choices((2, 3, 4, 5, 6), weights=(4, 4, 3, 2, 2))[0]
+            return spec(things=(thing,), count=count)
+        thing = self._thing(rng, self.all, mix.colour)
+        placed = rng.random()
+        if placed < mix.position:
+            return spec(things=(thing,), position=rng.choice(list(POSITIONS)))
+        size = rng.choice(list(SIZES)) if placed < mix.position + mix.size else None
+        return spec(things=(thing,), size=size)
+
+    def _thing(self, rng: random.Random, choices: list[int], share: float) -> Thing:
+        concept = rng.choice(choices)
+        tinted = self.concepts[concept].tintable and rng.random() < share
+        return Thing(concept, rng.choice(COLOUR_NAMES) if tinted else None)
+
+    def _style(self, rng: random.Random) -> str | None:
+        return rng.choice(STYLES) if rng.random() < self.mixture.named_style else None
+
+    def _background(self, rng: random.Random) -> str:
+        drawn = rng.random()
+        if drawn < self.mixture.colour_background:
+            return rng.choice(COLOUR_NAMES)
+        if drawn < self.mixture.colour_background + self.mixture.scene_background:
+            return rng.choice(list(SCENES))
+        return "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The play that a spec leaves: an offset, the side of a thing whose size nobody asked for, the artwork, a turn."""
+
+    dx: float
+    dy: float
+    side: float
+    style: str = "3d"
+    mirrored: bool = False
+    turn_degrees: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variety:
+    """What a seed may change beside places: the styles of scenes that name none, a share mirrored, a slight turn."""
+
+    styles: tuple[str, ...] = ("3d",)
+    mirrored: float = 0.0
+    turn_degrees: float = 0.0
+
+    def draw(self, spec: SceneSpec, rng: random.Random) -> Placement:
+        """One placement, as likely as a training example has it."""
+        return replace(
+            rng.choice(_places(spec)),
+            style=spec.style or rng.choice(self.styles),
+            mirrored=rng.random() < self.mirrored,
+            turn_degrees=rng.uniform(-self.turn_degrees, self.turn_degrees),
+        )
+
+    def every(self, spec: SceneSpec) -> list[Placement]:
+        """Every different placement, upright."""
+        styles = (spec.style,) if spec.style else self.styles
+        sides = (False, True) if self.mirrored else (False,)
+        places = dict.fromkeys(_places(spec))
+        return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
+
+
+# Steps of a whole token (1/8 of the side) and one size, not a continuum: a thing moved by a token is nearly the same
+# tokens moved, so that every example teaches all placements. The middle is as likely as both sides together.
+_OFFSETS = (-1 / 8, 0.0, 0.0, 1 / 8)
+_SIDES = (0.75,)
+
+
+def _places(spec: SceneSpec) -> list[Placement]:
+    """Every offset that leaves the caption true, each listed as often as it is likely."""
+    if spec.relation in ("above", "below"):
+        return [Placement(dx, 0.0, 0.46) for dx in _OFFSETS]
+    if spec.relation is not None:
+        return [Placement(0.0, dy, 0.46) for dy in _OFFSETS]
+    if spec.count > 1 or spec.position is not None:
+        return [Placement(0.0, 0.0, 0.46)]
+    if spec.size == "big":
+        return [Placement(0.0, 0.0, SIZES["big"])]
+    if spec.size == "small":
+        return [Placement(dx, 0.0, SIZES["small"]) for dx in _OFFSETS]
+    return [Placement(dx, dy, side) for side in _SIDES for dx in _OFFSETS for dy in _OFFSETS]
+
+
+def layout(spec: SceneSpec, atlas: Atlas, placement: Placement) -> list[Layer]:
+    """Where a spec's things go."""
+
+    def layer(thing: Thing, x: float, y: float, side: float = placement.side) -> Layer:
+        mirrored = placement.mirrored and bool(atlas.mirrorable[thing.concept])
+        sprite = atlas.index(placement.style, thing.concept)
+        return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees)
+
+    thing = spec.things[0]
+    x, y = 0.5 + placement.dx, 0.5 + placement.dy
+    if spec.relation in ("above", "below"):
+        upper, lower = spec.things if spec.relation == "above" else spec.things[::-1]
+        return [layer(upper, x, 0.25), layer(lower, x, 0.75)]
+    if spec.relation is not None:
+        left, right = spec.things[::-1] if spec.relation == "right of" else spec.things
+        return [layer(left, 0.25, y), layer(right, 0.75, y)]
+    if spec.count > 1:
+        side, places = GRIDS[spec.count]
+        return [layer(thing, *place, side) for place in places]
+    if spec.position is not None:
+        return [layer(thing, *POSITIONS[spec.position])]
+    return [layer(thing, x, y)]
