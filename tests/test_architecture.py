@@ -11,7 +11,19 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 PACKAGE = SRC / "dalle_server"
 ASSEMBLERS = {"cli", "dalle_model", "cluster", "__main__"}
-LEAVES = {"request", "generation", "drawn", "snapshot", "checks", "errors", "config", "variants", "assets"}
+LEAVES = {
+    "request",
+    "generation",
+    "drawn",
+    "snapshot",
+    "wire",
+    "checks",
+    "errors",
+    "words",
+    "config",
+    "variants",
+    "assets",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package, beyond itself and the leaves.
@@ -73,6 +85,13 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
             continue
         rooms = ONLY_IN[library] | (TORCH_RUNNERS if library == "torch" else set())
         assert any(name_of(path).startswith(room) for room in rooms), f"{name_of(path)} must not import {library}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_command_knows_the_cluster(path: Path) -> None:
+    """So that everything else runs where ray is not installed."""
+    if not name_of(path).startswith(("cluster/", "cli/")):
+        assert not [module for module in imports(path) if module.startswith("dalle_server.cluster")]
 
 
 # What is inside a transformer is its family's business: the others ask config.picture and config.text.

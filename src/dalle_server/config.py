@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, get_args
 from platformdirs import user_cache_path, user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dalle_server import words
 from dalle_server.errors import ConfigError
+from dalle_server.words import parse_arg_boolean as parse_arg_boolean
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +32,6 @@ _SERVICE_LINK = re.compile(
     r"DALLE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?|NAME|ENV_\w+)"
 )
 
-_TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
-_FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
-
-
-def parse_arg_boolean(value: object) -> bool:
-    """A boolean word, any case. Raises ValueError for anything else (the original read it as false)."""
-    word = str(value).strip().lower()
-    if word not in _TRUE | _FALSE:
-        raise ValueError(f"expected a boolean word such as true or false, not {value!r}")
-    return word in _TRUE
-
 
 def parse_arg_dalle_version(value: object) -> str:
     """The name of a model size, any case, dashes or underscores. Raises ValueError for an unknown one."""
@@ -48,40 +39,6 @@ def parse_arg_dalle_version(value: object) -> str:
     if version not in get_args(ModelVersion):
         raise ValueError(f"expected one of {', '.join(get_args(ModelVersion))}, not {value!r}")
     return version
-
-
-def _split_list(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _not_nothing(value: tuple[str, ...]) -> tuple[str, ...]:
-    """A setting that protects, once given, must not come to nothing: --api_keys "$KEYS" where KEYS is empty."""
-    if not value:
-        raise ValueError("expected at least one key; leave it out to ask for none")
-    return value
-
-
-def _none_if_auto(value: object) -> object:
-    return None if isinstance(value, str) and value.strip().lower() == "auto" else value
-
-
-def _refuse_boolean(value: object) -> object:
-    """pydantic would take TOML's true for 1."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    return value
-
-
-def _lower(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _runner(value: object) -> object:
-    """0.1.0 called the compiled runner native, and had another, whose work that one does now."""
-    value = _lower(value)
-    return "compiled" if value in ("native", "openvino") else value
 
 
 _WORDINGS = (  # so that they follow "expected"
@@ -93,19 +50,6 @@ _WORDINGS = (  # so that they follow "expected"
     ("Input is not a valid path for <class 'pathlib.Path'>", "a path"),
 )
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?")
-
-
-def _bytes(value: object) -> object:
-    """12GB, 800 MiB, 2000000000."""
-    if not isinstance(value, str) or value.strip().lower() == "auto":
-        return _none_if_auto(value)
-    found = _BYTES.fullmatch(value.strip().upper())
-    if found is None:
-        raise ValueError("expected a number of bytes such as 12GB or 800MB, or auto")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
 
 def _model_entries(value: tuple[str, ...]) -> tuple[str, ...]:
     """Each is a known name, or tells by its form that it is a directory. `all` stands alone."""
@@ -114,18 +58,6 @@ def _model_entries(value: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError("expected all to stand alone")
         if not (entry == ALL_MODELS or known_model(entry) or "=" in entry or Path(entry).expanduser().is_dir()):
             raise ValueError(f"expected {', '.join(get_args(ModelVersion))}, directories, or NAME=DIRECTORY")
-    return value
-
-
-def _database_url(value: str) -> str:
-    if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
-        raise ValueError("expected sqlite:///PATH or postgresql://USER@HOST/NAME")
-    return value
-
-
-def _store_url(value: str) -> str:
-    if not value.startswith(("file:///", "s3://")):
-        raise ValueError("expected file:///PATH or s3://BUCKET/PREFIX")
     return value
 
 
@@ -140,12 +72,12 @@ def known_model(name: str) -> str | None:
 ALL_MODELS = "all"
 ModelVersion = Literal["nano", "mini", "mega", "mega_full", "janus_pro_1b", "janus_pro_7b"]
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
-Protection = Annotated[Words, AfterValidator(_not_nothing)]
+Words = Annotated[tuple[str, ...], BeforeValidator(words.split_list)]
+Protection = Annotated[Words, AfterValidator(words.not_nothing)]
 Directory = Annotated[Path, AfterValidator(Path.expanduser)]  # no shell does that in a file, or after --data_dir=
-Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
-Number = Annotated[float, BeforeValidator(_refuse_boolean)]
-Count = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_none_if_auto)]
+Integer = Annotated[int, BeforeValidator(words.refuse_boolean)]
+Number = Annotated[float, BeforeValidator(words.refuse_boolean)]
+Count = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(words.none_if_auto)]
 
 
 class Settings(BaseModel):
@@ -168,7 +100,7 @@ class Settings(BaseModel):
     models: Annotated[Words, AfterValidator(_model_entries)] = Field((),
         description="Several models in one server, the first as the default: names, directories, NAME=DIRECTORY; or "
             "all, which is every one on this machine. In place of model_version and model_dir.")
-    memory_budget: Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(_bytes)] = Field(None,
+    memory_budget: Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(words.num_bytes)] = Field(None,
         description="Memory that loaded models may take together: 12GB, 800MB. One that needs room has others "
             "unloaded, the longest unused first. auto: of several models, three quarters of what there is.")
     idle_unload_s: Number = Field(0.0, ge=0, allow_inf_nan=False,
@@ -187,17 +119,17 @@ class Settings(BaseModel):
     max_images: Integer = Field(16, ge=1, le=1024,
         description="Most pictures that one request may ask for.")
 
-    runner: Annotated[Literal["auto", "compiled", "torch"], BeforeValidator(_runner)] = Field("auto",
+    runner: Annotated[Literal["auto", "compiled", "torch"], BeforeValidator(words.runner_name)] = Field("auto",
         json_schema_extra={"group": "Engine"},
         description="What does the arithmetic; auto takes torch on a GPU, and compiled on a CPU.")
-    device: Annotated[str, BeforeValidator(_lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+    device: Annotated[str, BeforeValidator(words.lower)] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:1, mps.")
-    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(_lower)] = Field("auto",
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], BeforeValidator(words.lower)] = Field("auto",
         description="Number format of the weights; auto takes the fastest that is faithful on the device.")
     num_threads: Count = Field(None,
         description="CPU threads of the engine; auto takes one for each physical core that it may use all the time.")
     cpu_build: Annotated[Literal["auto", "avx512vnni", "avxvnni", "avx2", "x86-64-v2", "dotprod", "aarch64"],
-        BeforeValidator(_lower)] = Field("auto",
+        BeforeValidator(words.lower)] = Field("auto",
         description="Instruction set of the compiled runner; auto takes the best that the CPU has. All draw the same.")
     num_slots: Count = Field(None,
         description="Pictures written at the same time; auto follows the device's memory.")
@@ -231,10 +163,10 @@ class Settings(BaseModel):
     data_dir: Directory = Field(default_factory=lambda: user_data_path("dalle-server", appauthor=False),
         json_schema_extra={"group": "Jobs and results"},
         description="Where jobs and their pictures are kept.")
-    database: Annotated[str, AfterValidator(_database_url)] | None = Field(None, repr=False,
+    database: Annotated[str, AfterValidator(words.database_url)] | None = Field(None, repr=False,
         description="Where the rows of jobs are: sqlite:///PATH, or postgresql://USER@HOST/NAME, which several servers "
             "may share. None: a file in data_dir.")
-    picture_store: Annotated[str, AfterValidator(_store_url)] | None = Field(None, repr=False,
+    picture_store: Annotated[str, AfterValidator(words.store_url)] | None = Field(None, repr=False,
         description="Where the pictures of jobs are: file:///PATH or s3://BUCKET/PREFIX, which servers may share. "
             "None: data_dir.")
     job_lease_s: Number = Field(30.0, ge=2, le=3_600, allow_inf_nan=False,
@@ -252,7 +184,16 @@ class Settings(BaseModel):
     max_urls_bytes: Integer = Field(1024**3, ge=2**20,
         description="Bytes of pictures kept for urls; beyond it the oldest go. A key (or address) may fill a quarter.")
 
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field("info",
+    cluster: str | None = Field(None, min_length=1, json_schema_extra={"group": "Cluster"},
+        description="Draw on the replicas of a Ray cluster (docs/deploying-on-ray.md): its ADDRESS (10.0.0.1:6379), or "
+            "auto: that of RAY_ADDRESS, or on this machine, or else one that is started for this server.")
+    replicas: Annotated[str, BeforeValidator(words.replica_range)] | None = Field(None,
+        description="Engines that the cluster runs, N or MIN:MAX, as many as the pictures that are asked for want. "
+            "None: those that run there already.")
+    replica_resources: Annotated[str, AfterValidator(words.checked_resources)] = Field("CPU=2",
+        description="What each of them takes of the cluster: CPU=N (it computes in so many threads), GPU=1, or both.")
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(words.lower)] = Field("info",
         json_schema_extra={"group": "Logs"},
         description="Least severe level that is logged (to standard error).")
     log_prompts: Flag = Field(False,

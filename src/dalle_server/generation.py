@@ -30,6 +30,7 @@ class GeneratedImage:
     pixels: Pixels
     tokens: Tokens
     logprobs: LogProbs | None = None  # when the request asked for them
+    weights: str = ""  # digest of those that drew it, where they may be changed below the engine; "": the engine's own
 
 
 # -- events: queued → started → (progress | preview | image)* → exactly one of done, failed, cancelled
@@ -115,6 +116,7 @@ class Generation:
         self._lock = threading.Lock()
         self._wake: Callable[[], None] = lambda: None
         self._on_previews: Callable[[int], None] = lambda every: None
+        self._on_event: Callable[[], None] = lambda: None
 
     @property
     def num_drawn(self) -> int:
@@ -146,6 +148,12 @@ class Generation:
         """Engine side: called when a cancel arrives, to wake a sleeping loop."""
         self._wake = wake
 
+    def on_event(self, wake: Callable[[], None]) -> None:
+        """Consumer side, for one that cannot wait in a thread: called, in the engine's, when there is something to read
+        with `events(poll_s=0)`. Must not block.
+        """
+        self._on_event = wake
+
     @property
     def deadline(self) -> float | None:
         """time.monotonic() value after which the request fails with DeadlineExceeded."""
@@ -164,7 +172,8 @@ class Generation:
             if isinstance(event, TERMINAL):
                 self.terminal = event
             self._events.put(event)
-            return True
+        self._on_event()
+        return True
 
     def events(self, poll_s: float | None = None) -> Iterator[Event | None]:
         """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""

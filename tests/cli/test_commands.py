@@ -1,5 +1,6 @@
 """The command, on a tiny model of the reference's own making."""
 
+import importlib.util
 import io
 import os
 import socket
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image
 
 from dalle_server import cli
-from dalle_server.errors import WeightsNotFound
+from dalle_server.cli.parser import cluster_load
+from dalle_server.config import Settings
+from dalle_server.errors import ConfigError, WeightsNotFound
 from dalle_server.pictures.codec import ImageFormat, encode_image
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.variants import ModelSize
@@ -137,6 +140,9 @@ def test_models_lists_what_there_is(run: Run) -> None:
         (("serve", "--host", "no.such.host.invalid"), 2, "host 'no.such.host.invalid' is no address of this machine"),
         (("serve", "--port", "x"), 2, "--port: expected a valid integer, not 'x'"),
         (("serve", "--save-to-disk", "perhaps"), 2, "--save_to_disk: expected a boolean word"),
+        (("serve", "--replicas", "3:1"), 2, "--replicas: expected a number such as 2, or MIN:MAX"),
+        (("serve", "--replicas", "2"), 2, "--replicas runs on a cluster: say which with --cluster"),
+        (("serve", "--replica_resources", "CPU"), 2, "--replica_resources: expected CPU=2, GPU=1"),
         (("serve", "--api_keys", "short"), 2, "has fewer than 8 characters"),
         (("serve", "--config", "/nowhere.toml"), 2, "cannot read the configuration file"),
         (("generate", ""), 2, "prompt must not be empty"),
@@ -152,6 +158,12 @@ def test_mistakes_are_one_line_and_an_exit_code(run: Run, words: tuple[str, ...]
     lines = [line for line in errors.splitlines() if line.startswith("error:")]
     assert found == code and len(lines) == 1 and says in lines[0], errors
     assert "Traceback" not in errors
+
+
+def test_a_cluster_without_ray_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'dalle-server\[cluster\]'"):
+        cluster_load(Settings(cluster="auto"))
 
 
 def test_every_command_explains_itself(run: Run) -> None:

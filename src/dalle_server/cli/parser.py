@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it failed, 2 it was called or set up wrongly, 130 interrup
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
     from dalle_server.engine.stats import Observer
     from dalle_server.models.card import ModelCard
+    from dalle_server.web.serving.server import LoadEngine
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +186,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    if settings.replicas is not None and settings.cluster is None:
+        raise ConfigError("--replicas runs on a cluster: say which with --cluster", param="replicas")
     from dalle_server.web.serving.server import serve
 
     def load(settings: Settings, observer: Observer, on_fatal: Callable[[], None]) -> Engine:
@@ -200,10 +204,19 @@ def _serve(arguments: argparse.Namespace) -> int:
         from dalle_server.catalogue import prepared
 
         settings = prepared(settings)
-    code = serve(settings, load, describe)
+    code = serve(settings, *((load, describe) if settings.cluster is None else (cluster_load(settings), None)))
     # Nothing is left to flush: the server writes its lines itself, and one of these streams may be closed or unread.
     # Not sys.exit: threads inside native code (a load, a step) cannot be joined, and die badly at finalisation.
     os._exit(code)
+
+
+def cluster_load(settings: Settings) -> LoadEngine:
+    """What loads engines that draw on a Ray cluster. Raises ConfigError where ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--cluster needs Ray Serve: pip install 'dalle-server[cluster]'", param="cluster")
+    from dalle_server.cluster.load import Cluster
+
+    return Cluster(settings).load
 
 
 def _logged_progress() -> Callable[[str, int, int], None]:

@@ -44,8 +44,11 @@ VARIATION_STRENGTH = 0.5
 class ReadingEngine(Protocol):
     """What drawing over needs of an engine."""
 
-    config: ModelConfig
-    digest: str
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 

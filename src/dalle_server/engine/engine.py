@@ -15,15 +15,16 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.checking import check_pixels, check_request
 from dalle_server.engine.decode_loop import DecodeLoop
-from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, SEAMLESS, TOKENIZE, Runner, TextTokens
+from dalle_server.engine.runners.base import Runner, TextTokens
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import ImageGroup
 from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import Place, RequestTracker
-from dalle_server.errors import EngineFault, InvalidRequest, NotReady, NotSupported, Overloaded
+from dalle_server.errors import EngineFault, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Failed, Generation
-from dalle_server.request import FREE, GenerationRequest
+from dalle_server.request import GenerationRequest
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 
@@ -69,7 +70,7 @@ class Engine:
         self.determinism = ""
         self.observer = observer or Observer()
         self.on_fatal = on_fatal
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._max_waiting_images = max_waiting_images
         # On a CPU a batch takes as long as its pictures one by one, and the first would wait for the last.
         self._detokenize_batch = detokenize_batch or (1 if runner.info.device == "cpu" else 8)
@@ -119,10 +120,11 @@ class Engine:
 
         Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while stopping or down.
         """
-        self._check(request)
+        most = self._counters.num_slots + self._max_waiting_images
+        check_request(request, self.config, self.info, most)
         loop = self._loop
         with loop.room_for(len(request.images), held):  # first: reading a text is work, which a full queue must not do
-            conditional, unconditional = self._tokenizer.pair(request.prompt, request.negative_prompt)
+            conditional, unconditional = self.tokenizer.pair(request.prompt, request.negative_prompt)
             handle = Generation(request, request.sampling.with_defaults(self.config.sampling), conditional.length)
             group = ImageGroup.of(handle, conditional, unconditional, self.config.picture.num_tokens)
             with self._lifecycle:
@@ -132,42 +134,12 @@ class Engine:
                 loop.submit(group)
         return handle
 
-    def _check(self, request: GenerationRequest) -> None:
-        most = self._counters.num_slots + self._max_waiting_images
-        if len(request.images) > most:
-            given = len(request.images)
-            raise InvalidRequest(f"num_images must be at most {most} on this server, not {given}", param="num_images")
-        tokens, size = request.forced_tokens, self.config.picture.num_tokens
-        if tokens and len(tokens) != size:
-            raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
-        if request.logprobs and LOGPROBS not in self.info.features:
-            raise NotSupported(
-                f"the {self.info.runner} runner does not tell logprobs; leave them out", param="logprobs"
-            )
-        if request.seamless and SEAMLESS not in self.info.features:
-            raise NotSupported(
-                f"the {self.info.runner} runner cannot make edges meet; leave seamless out", param="seamless"
-            )
-        for token in tokens:
-            if token != FREE and not 0 <= token < self.config.picture.codebook_size:
-                ids = f"0…{self.config.picture.codebook_size - 1}, or {FREE} where the model chooses"
-                raise InvalidRequest(f"forced_tokens: {token} is no codebook id; use {ids}", param="forced_tokens")
-
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
         """(N, height, width, 3) pixels of the model's own size → (N, I) ids. Any thread; drawing goes on beside it.
 
         Raises InvalidRequest for another shape, NotSupported for a checkpoint that cannot read pictures, NotReady.
         """
-        picture = self.config.picture
-        expected = (picture.height_px, picture.width_px, 3)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
-            raise InvalidRequest(
-                f"pictures for this model are N × {' × '.join(map(str, expected))} bytes, not {pixels.dtype}"
-                f" {pixels.shape}; resize them first",
-                param="image",
-            )
-        if TOKENIZE not in self.info.features:
-            raise NotSupported(NO_ENCODER, param="image")
+        check_pixels(pixels, self.config, self.info)
         with self._tokenizing:  # a runner reads for one thread at a time
             if self._state != "ready":
                 raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)

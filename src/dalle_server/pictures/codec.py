@@ -25,8 +25,13 @@ Fit = Literal["stretch", "crop"]  # how another shape is reached: crop cuts off 
 class Model(Protocol):
     """What a picture says of the model that painted it."""
 
-    config: ModelConfig
-    digest: str  # of the weights
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def digest(self) -> str:
+        """Of the weights."""
+        ...
 
 
 class ImageFormat(StrEnum):
@@ -99,7 +104,7 @@ def describe_image(image: GeneratedImage, drawn: Drawn, model: Model, over: Draw
         drawn.sampling,
         image,
         model=model.config.name,
-        digest=model.digest,
+        digest=image.weights or model.digest,
         over=over,
         grid_width=drawn.grid_width,
     )

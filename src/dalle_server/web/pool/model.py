@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,24 @@ ModelState = Literal["absent", "on_disk", "loading", "loaded", "failed"]
 class Engine(Protocol):
     """What the web layer needs of `engine.Engine`: so much may a test's stand-in or a cluster's proxy offer instead."""
 
-    config: ModelConfig
-    info: RunnerInfo
-    digest: str  # of the weights
-    determinism: str
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    @property
+    def digest(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def determinism(self) -> str: ...
 
     @property
     def state(self) -> str: ...
+
+    def start(self) -> None: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -43,6 +54,30 @@ class Engine(Protocol):
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
     def stop(self, drain_s: float = 0.0) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """One of the processes that draw for an engine, as it last said; `running` and `waiting` are pictures."""
+
+    replica: str
+    state: str
+    weights: str  # their digest
+    runner: str
+    device_name: str
+    dtype: str
+    build: str | None
+    num_slots: int
+    running: int
+    waiting: int
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine whose pictures several processes draw."""
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]: ...
 
 
 @dataclass(frozen=True, slots=True)

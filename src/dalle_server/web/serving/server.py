@@ -21,7 +21,6 @@ from types import FrameType
 from flask import Flask
 
 from dalle_server.config import Settings
-from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.pictures.saving import sweep_leftovers
@@ -30,6 +29,7 @@ from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
+from dalle_server.web.pool.model import Engine
 from dalle_server.web.pool.sources import Describe, sources
 from dalle_server.web.service import Service
 from dalle_server.web.serving import admission

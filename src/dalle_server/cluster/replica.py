@@ -1,0 +1,178 @@
+"""One replica: an engine in a process of its own, which fronts ask for pictures and which tells what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+
+from dalle_server.cluster.agreement import agree, drawn_as
+from dalle_server.config import Settings
+from dalle_server.engine.engine import Engine
+from dalle_server.errors import DalleServerError
+from dalle_server.generation import TERMINAL, Event, Failed, Generation, Progress
+from dalle_server.request import GenerationRequest
+from dalle_server.wire import error_to_dict, event_to_dict
+
+PROGRESS_EVERY_S = 0.2  # a message costs both ends about a millisecond; progress by itself is not worth more
+FRONT_GONE = "the front that asked is silent"
+
+Load = Callable[[Settings], Engine]  # returns an engine that is not started
+
+logger = logging.getLogger(__name__)
+
+
+def load_replica_engine(settings: Settings) -> Engine:
+    from dalle_server.dalle_model import load_engine
+
+    return load_engine(settings)
+
+
+class EngineReplica:
+    """A Ray Serve deployment. Serve calls `check_health` and, when it ends this replica, `__del__`."""
+
+    def __init__(self, settings: Mapping[str, Any], revision: str, front_lease_s: float, load: Load):
+        """Raises DalleServerError for weights that cannot be loaded, or that draw other bytes than the others'."""
+        context = serve.get_replica_context()
+        self._front_lease_s = front_lease_s
+        self._id: str = context.replica_tag
+        self._engine = load(Settings.model_validate(dict(settings)))
+        self._agreed = agree(context.app_name, settings, revision, drawn_as(self._engine.digest, self._engine.info))
+        self._engine.start()
+        self._engine.submit(GenerationRequest.of("warm-up", seed=0)).result()
+        self._heard: dict[str, float] = {}  # front → time.monotonic()
+        self._parts: dict[str, Generation] = {}
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "_engine", None):
+            engine.stop()
+
+    def check_health(self) -> None:
+        """Raises for an engine that its watchdog gave up: Serve then replaces this replica."""
+        if self._engine.state in ("failed", "stopped"):
+            raise RuntimeError(f"the engine is {self._engine.state}")
+
+    # -- drawing
+
+    async def submit(self, request: Mapping[str, Any], front: str) -> AsyncIterator[dict[str, Any]]:
+        """Messages {"replica", "weights", "events"}, until the terminal event. Cancelled, it cancels the drawing."""
+        self._heard[front] = time.monotonic()
+        try:
+            wanted = GenerationRequest.from_dict(request)
+            generation = self._engine.submit(wanted)
+        except DalleServerError as error:
+            yield self._message([Failed(error)])
+            return
+        self._parts[wanted.id] = generation
+        try:
+            async for events in self._events(generation, front):
+                yield self._message(events)
+        finally:
+            self._parts.pop(wanted.id, None)
+            generation.cancel()
+
+    def _message(self, events: Iterable[Event]) -> dict[str, Any]:
+        told = [event_to_dict(event) for event in events]
+        return {"replica": self._id, "weights": self._engine.digest, "events": told}
+
+    async def _events(self, generation: Generation, front: str) -> AsyncIterator[list[Event]]:
+        """What there is to tell, in as few messages as nobody minds."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        generation.on_event(lambda: _wake(loop, changed))
+        held: list[Event] = []
+        told_at = 0.0
+        while True:
+            events = _newest([*held, *(event for event in _available(generation))])
+            if events and isinstance(events[-1], TERMINAL):
+                yield events
+                return
+            now = time.monotonic()
+            is_minor = all(isinstance(event, Progress) for event in events) and now - told_at < PROGRESS_EVERY_S
+            if not events or is_minor:
+                held = events
+            else:
+                held, told_at = [], now
+                yield events
+            if now - self._heard.get(front, 0.0) > self._front_lease_s:
+                generation.cancel(FRONT_GONE)
+            try:
+                await asyncio.wait_for(changed.wait(), PROGRESS_EVERY_S if held else self._front_lease_s / 5)
+            except TimeoutError:
+                continue
+            changed.clear()
+
+    async def tokenize(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        """{"tokens": (N, I)} or {"error": …}."""
+        try:
+            return {"tokens": await asyncio.to_thread(self._engine.tokenize, pixels)}
+        except DalleServerError as error:
+            return {"error": error_to_dict(error)}
+
+    # -- telling
+
+    async def tell(self, front: str, previews: Mapping[str, int]) -> dict[str, Any]:
+        """A front says that it lives, and of which parts it wants previews how often; it hears how this replica is."""
+        now = time.monotonic()
+        self._heard = {name: at for name, at in self._heard.items() if now - at < 2 * self._front_lease_s} | {
+            front: now
+        }
+        for part, every in previews.items():
+            if part in self._parts:
+                self._parts[part].want_previews(every)
+        stats, info = self._engine.stats(), self._engine.info
+        return {
+            "replica": self._id,
+            "weights": self._engine.digest,
+            "drawn_as": self._agreed.drawn_as,
+            "since": self._agreed.since,
+            "state": self._engine.state,
+            "runner": info.runner,
+            "device_name": info.device_name,
+            "dtype": info.dtype,
+            "build": info.build,
+            "num_slots": stats.num_slots,
+            "running": stats.running,
+            "waiting": stats.waiting + stats.detokenizing,
+            "image_tokens": stats.image_tokens,
+            "step_s": stats.step_s,
+            "faults": stats.faults,
+        }
+
+    async def introduce(self) -> dict[str, Any]:
+        """What does not change while it lives: the model, what runs it, and what reads its texts."""
+        return {
+            "drawn_as": self._agreed.drawn_as,
+            "weights": self._engine.digest,
+            "config": self._engine.config.to_dict(),
+            "info": dataclasses.asdict(self._engine.info),
+            "determinism": self._engine.determinism,
+            "tokenizer": self._engine.tokenizer,
+        }
+
+
+def _available(generation: Generation) -> Iterable[Event]:
+    for event in generation.events(poll_s=0):
+        if event is None:
+            return
+        yield event
+
+
+def _newest(events: list[Event]) -> list[Event]:
+    """Without progress that later progress replaces."""
+    last = max((place for place, event in enumerate(events) if isinstance(event, Progress)), default=-1)
+    return [event for place, event in enumerate(events) if not isinstance(event, Progress) or place == last]
+
+
+def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    """In the engine's thread."""
+    try:
+        loop.call_soon_threadsafe(changed.set)
+    except RuntimeError:  # the loop is closed: the replica ends
+        logger.debug("nobody reads the events any more")

@@ -1,0 +1,114 @@
+"""Asks replicas for the pictures of a request, one stream for each, and asks again for what was lost with a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from dalle_server.cluster.parts import Assembly
+from dalle_server.errors import (
+    DalleServerError,
+    DeadlineExceeded,
+    EngineFault,
+    GenerationFailed,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+)
+from dalle_server.generation import TERMINAL, Cancelled, Failed
+from dalle_server.request import GenerationRequest
+from dalle_server.wire import EventReader
+
+ATTEMPTS = 2
+GRACE_S = 2.0  # that a replica has to say itself that the time limit has passed
+
+logger = logging.getLogger(__name__)
+
+
+class PartLost(Exception):
+    """Whoever drew the picture died, or gave it up: another may draw it."""
+
+
+class Streams:
+    """Runs in the loop's thread."""
+
+    def __init__(self, handle: DeploymentHandle[Any], front: str):
+        self._handle = handle.options(stream=True)
+        self._front = front
+        self._tasks: dict[Assembly, list[asyncio.Task[None]]] = {}
+
+    def begin(self, assembly: Assembly) -> None:
+        indices = range(len(assembly.parts))
+        self._tasks[assembly] = [asyncio.ensure_future(self._draw(assembly, index)) for index in indices]
+
+    def end(self, assembly: Assembly) -> None:
+        """Nobody wants it any more: what still runs is cancelled, at the replicas too."""
+        for task in self._tasks.pop(assembly, ()):
+            task.cancel()
+
+    async def _draw(self, assembly: Assembly, index: int) -> None:
+        deadline = assembly.generation.deadline
+        left_s = None if deadline is None else assembly.request_of(index).timeout_s
+        try:
+            async with asyncio.timeout(None if left_s is None else left_s + GRACE_S):
+                await self._try(assembly, index)
+        except TimeoutError:
+            seconds = assembly.generation.request.timeout_s or 0.0
+            assembly.lose(index, DeadlineExceeded(f"not done within its time limit of {seconds:g} s"))
+        except DalleServerError as error:
+            assembly.lose(index, error)
+        except Exception:
+            logger.exception("a picture could not be drawn on the cluster")
+            assembly.lose(
+                index, GenerationFailed("the cluster could not draw this picture; the server's log says more")
+            )
+
+    async def _try(self, assembly: Assembly, index: int) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._stream(assembly, index, assembly.request_of(index))
+                return
+            except (PartLost, RayActorError, TaskCancelledError, RequestCancelledError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                logger.warning("%s: lost at attempt %d: %s", assembly.part_id(index), attempt, reason)
+            except BackPressureError as error:
+                raise Overloaded("all replicas are busy; try again later", retry_after_s=2) from error
+            except (DeploymentUnavailableError, RayServeException, RayError) as error:
+                logger.warning("%s: %s: %s", assembly.part_id(index), type(error).__name__, error)
+                raise NotReady("the cluster cannot draw now; try again shortly", retry_after_s=5) from error
+        raise EngineFault("two replicas failed while drawing this picture; try again")
+
+    async def _stream(self, assembly: Assembly, index: int, request: GenerationRequest) -> None:
+        response = self._handle.submit.remote(request.to_dict(), self._front)
+        assert isinstance(response, DeploymentResponseGenerator)
+        reader, is_over = EventReader(request), False
+        try:
+            async for message in response:
+                for wire in message["events"]:
+                    event = _read(reader, wire)
+                    is_over = isinstance(event, TERMINAL)
+                    if isinstance(event, Cancelled) or (isinstance(event, Failed) and _another_may(event.error)):
+                        raise PartLost(f"{message['replica']} gave it up")
+                    assembly.take(index, event, message["weights"])
+            if not is_over:
+                raise PartLost("the stream ended early")
+        finally:
+            if not is_over:  # in a thread: Ray's cancel may wait
+                asyncio.get_running_loop().run_in_executor(None, response.cancel)
+
+
+def _read(reader: EventReader, wire: Any) -> Any:
+    try:
+        return reader.read(wire)
+    except InvalidRequest as error:
+        raise GenerationFailed(f"a replica answered in another form: {error.message}") from error
+
+
+def _another_may(error: DalleServerError) -> bool:
+    """An engine that has crashed or is stopping says nothing of the picture."""
+    return isinstance(error, EngineFault | NotReady)

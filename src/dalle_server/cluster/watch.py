@@ -1,0 +1,120 @@
+"""What a front knows of the replicas: all are asked about once a second, and so hear that it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from dalle_server.engine.engine import Tokenizer
+from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.families import model_config
+from dalle_server.models.config import ModelConfig
+from dalle_server.web.pool.model import ReplicaStatus
+
+ASK_EVERY_S = 1.0
+SETTLE_S = 0.05  # changes of what previews are wanted, of so long, go in one message
+ANSWER_S = 5.0  # a replica's answer may take so long
+SILENT_S = 20.0  # no word from Ray for so long: the front says that it is not ready
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What the replicas draw with, until their weights are changed."""
+
+    drawn_as: str
+    digest: str
+    config: ModelConfig
+    info: RunnerInfo
+    determinism: str
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Introduction:
+        return cls(
+            told["drawn_as"],
+            told["weights"],
+            model_config(told["config"]),
+            RunnerInfo(**told["info"]),
+            told["determinism"],
+            told["tokenizer"],
+        )
+
+
+@dataclass(slots=True)
+class Watch:
+    """`adopt` is called, in the loop, when the replicas' weights were changed. Runs in the loop's thread; what it has
+    found may be read by any.
+    """
+
+    handle: DeploymentHandle[Any]
+    adopt: Callable[[Introduction], Awaitable[None]]
+    front: str = field(default_factory=lambda: f"front-{secrets.token_hex(6)}")
+    replicas: tuple[ReplicaStatus, ...] = ()
+    step_s: float | None = None  # of the replicas' engines, on average
+    heard_at: float = field(default_factory=time.monotonic)
+    known: Introduction | None = None
+    _since: float = 0.0  # when the replicas agreed on what is known
+    _previews: dict[str, int] = field(default_factory=dict)  # by part: wanted since the last message
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_silent(self) -> bool:
+        return time.monotonic() - self.heard_at > SILENT_S
+
+    def want_previews(self, part: str, every: int) -> None:
+        self._previews[part] = every
+        self._changed.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.ask()
+            except Exception as error:  # Serve's own, and Ray's: a broken connection, an application that is deleted
+                logger.warning("the replicas do not answer: %s: %s", type(error).__name__, error)
+            try:
+                await asyncio.wait_for(self._changed.wait(), ASK_EVERY_S)
+                await asyncio.sleep(SETTLE_S)
+            except TimeoutError:
+                continue
+
+    async def ask(self) -> None:
+        """Once. Raises what Ray raises when nobody is there to ask."""
+        previews, self._previews = self._previews, {}
+        self._changed.clear()
+        answers = await self.handle.broadcast("tell", self.front, previews).results_async(
+            timeout_s=ANSWER_S, return_exceptions=True
+        )
+        told = [answer for answer in answers if isinstance(answer, Mapping)]  # the others are dying
+        names = [each.name for each in fields(ReplicaStatus)]
+        self.replicas = tuple(ReplicaStatus(**{name: each[name] for name in names}) for each in told)
+        steps = [each["step_s"] for each in told if each["step_s"] is not None]
+        self.step_s = sum(steps) / len(steps) if steps else None
+        if told:
+            self.heard_at = time.monotonic()
+            newest = max(told, key=lambda each: float(each["since"]))
+            if newest["since"] > self._since:
+                await self._introduce(newest["drawn_as"], newest["since"])
+
+    async def introduce(self) -> Introduction:
+        """The first. Waits for a replica."""
+        self.known = Introduction.of(await self.handle.introduce.remote())
+        return self.known
+
+    async def _introduce(self, drawn_as: str, since: float) -> None:
+        if self.known is None or self.known.drawn_as != drawn_as:
+            found = Introduction.of(await self.handle.introduce.remote())
+            if found.drawn_as != drawn_as:  # one of the old ones answered: asked again with the next message
+                return
+            self.known = found
+            logger.warning("the cluster's weights were changed: they are %s now", found.digest[:12])
+            await self.adopt(found)
+        self._since = since

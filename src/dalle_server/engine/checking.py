@@ -1,0 +1,42 @@
+"""What a model and its runner can be asked for: checked before anything that costs, by whoever accepts a request."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, SEAMLESS, TOKENIZE, RunnerInfo
+from dalle_server.errors import InvalidRequest, NotSupported
+from dalle_server.models.config import ModelConfig
+from dalle_server.request import FREE, GenerationRequest
+
+
+def check_request(request: GenerationRequest, config: ModelConfig, info: RunnerInfo, most_images: int) -> None:
+    """Raises InvalidRequest, or NotSupported for what this runner cannot do."""
+    if len(request.images) > most_images:
+        message = f"num_images must be at most {most_images} on this server, not {len(request.images)}"
+        raise InvalidRequest(message, param="num_images")
+    tokens, size = request.forced_tokens, config.picture.num_tokens
+    if tokens and len(tokens) != size:
+        raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
+    if request.logprobs and LOGPROBS not in info.features:
+        raise NotSupported(f"the {info.runner} runner does not tell logprobs; leave them out", param="logprobs")
+    if request.seamless and SEAMLESS not in info.features:
+        raise NotSupported(f"the {info.runner} runner cannot make edges meet; leave seamless out", param="seamless")
+    for token in tokens:
+        if token != FREE and not 0 <= token < config.picture.codebook_size:
+            ids = f"0…{config.picture.codebook_size - 1}, or {FREE} where the model chooses"
+            raise InvalidRequest(f"forced_tokens: {token} is no codebook id; use {ids}", param="forced_tokens")
+
+
+def check_pixels(pixels: NDArray[np.uint8], config: ModelConfig, info: RunnerInfo) -> None:
+    """Before they are tokenised. Raises InvalidRequest for another shape, NotSupported without an encoder."""
+    expected = (config.picture.height_px, config.picture.width_px, 3)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+        raise InvalidRequest(
+            f"pictures for this model are N × {' × '.join(map(str, expected))} bytes, not {pixels.dtype}"
+            f" {pixels.shape}; resize them first",
+            param="image",
+        )
+    if TOKENIZE not in info.features:
+        raise NotSupported(NO_ENCODER, param="image")
