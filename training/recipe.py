@@ -144,8 +144,8 @@ class Recipe:
     def trunk(self) -> VQGAN:
         """The VQGAN that makes the tokens, as far as it has come. Restored from a checkpoint it is the one served."""
         weights = load_average(self.preset.work_dir / "vqgan.pt")
-        fits = len(weights["encoder.conv_in.bias"]) == self.preset.vqgan.ch
-        model = VQGAN(self.preset.vqgan if fits else self.preset.picture_vqgan)
+        grown = any(name.startswith(f"encoder.down.{len(self.preset.vqgan.ch_mult)}.") for name in weights)
+        model = VQGAN(self.preset.picture_vqgan if grown else self.preset.vqgan)
         model.load_state_dict(weights)
         return placed(model, self.device).eval()
 

@@ -17,12 +17,11 @@ from dalle_server.models.vqgan import VQGAN, PixelEncoder
 
 
 def grown(config: VQGANConfig, doublings: int) -> VQGANConfig:
-    """Levels of half the channels, a quarter, … in front of those of `config`, which keep their widths."""
+    """Further levels in front of those of `config`, as wide as its first: fewer channels cannot hold a sharp edge."""
     return replace(
         config,
         resolution=config.resolution << doublings,
-        ch=config.ch >> doublings,
-        ch_mult=(*(1 << level for level in range(doublings)), *(width << doublings for width in config.ch_mult)),
+        ch_mult=(*(1 for _ in range(doublings)), *config.ch_mult),
     )
 
 
