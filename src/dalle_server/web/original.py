@@ -13,7 +13,7 @@ from dalle_server.pictures.saving import save_pictures
 from dalle_server.request import require_words
 from dalle_server.web.drawing import Form, Order, draw
 from dalle_server.web.pool.using import find_model, use_model, wait_until_started
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_anyone, makes_pictures
 from dalle_server.web.schemas import Body, Whole, read_json
 from dalle_server.web.service import current_service
 
@@ -33,10 +33,8 @@ class DalleReply(BaseModel):
 
 
 @blueprint.get("/")
-@describe(
+@for_anyone(
     "Says hello; browsers are pointed to the playground",
-    access="anyone",
-    cost="little",
     owned=False,
     vital=True,
     reply_type="text/plain",
@@ -53,14 +51,7 @@ def hello() -> Response:
 
 @blueprint.post("/dalle")
 @blueprint.post("/generate")
-@describe(
-    "Makes pictures of a text, as the original server did",
-    access="key",
-    cost="pictures",
-    owned=False,
-    body=DalleBody,
-    reply=DalleReply,
-)
+@makes_pictures("Makes pictures of a text, as the original server did", body=DalleBody, reply=DalleReply)
 def dalle() -> dict[str, object]:
     settings = current_service().settings
     body = read_json(DalleBody)

@@ -18,7 +18,7 @@ from dalle_server.errors import NotFound, StorageError
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.saving import write_whole
 from dalle_server.web.access.security import client_id
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_anyone
 from dalle_server.web.service import EXTENSION
 from dalle_server.web.serving.forwarded import root_url
 
@@ -143,7 +143,7 @@ def keep(data: bytes, format: ImageFormat) -> str:
 
 
 @blueprint.get("/pictures/<name>")
-@describe("A kept picture, until its time is over", access="anyone", cost="little", owned=False, reply_type="image/png")
+@for_anyone("A kept picture, until its time is over", owned=False, reply_type="image/png")
 def picture(name: str) -> Response:
     path = current_pictures().find(name)
     response = send_file(path, mimetype=ImageFormat(path.suffix[1:]).media_type)

@@ -1,4 +1,4 @@
-"""What holds for a route is said on the route: `@describe` below @blueprint.route.
+"""What holds for a route is said on the route: `@describe`, or one of its kinds, below @blueprint.route.
 
 Security, CORS, admission, body limits and the OpenAPI document read it from the application's url map, and nothing
 decides by looking at a path. A route that says nothing stops start-up.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Literal, TypeVar
 
 from flask import Flask, current_app, request
@@ -49,6 +50,11 @@ class Route:
 
 
 describe = Route  # so that it reads as what it does, above a view
+# What most routes decide, by name.
+makes_pictures = partial(Route, access="key", cost="pictures", owned=False)
+for_keys = partial(Route, access="key", cost="little", owned=False)
+for_its_owner = partial(Route, access="key", cost="little", owned=True)
+for_anyone = partial(Route, access="anyone", cost="little", owned=True)
 
 # Where there is no route, or not for this method, the answer is 404 or 405: nothing to guard, nothing to read.
 NO_ROUTE = Route("", access="anyone", cost="little", owned=True)

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 
 from dalle_server.web.automatic1111.schemas import Empty, EmptyList, Nothing
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_keys
 
 blueprint = Blueprint("automatic1111_empty", __name__, url_prefix="/sdapi/v1")
 
@@ -40,7 +40,7 @@ DONE: dict[str, Any] = {
 def _add(name: str, method: str, answer: Any, summary: str) -> None:
     reply = EmptyList if isinstance(answer, list) else Empty if isinstance(answer, dict) else Nothing
 
-    @describe(summary, access="key", cost="little", owned=False, reply=reply)
+    @for_keys(summary, reply=reply)
     def view() -> Response:
         return jsonify(answer)
 
@@ -54,7 +54,7 @@ for _name, _answer in DONE.items():
 
 
 @blueprint.get("/memory")
-@describe("The machine's memory, in bytes", access="key", cost="little", owned=False)
+@for_keys("The machine's memory, in bytes")
 def memory() -> Response:
     return jsonify({"ram": _ram(), "cuda": {"error": "unavailable"}})
 

@@ -13,7 +13,7 @@ from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import read_picture
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
 from dalle_server.web.drawing import MAX_PIXELS, encoding
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import LenientBody, Whole, read_json
 from dalle_server.web.sizes import MAX_SIDE_PX
 from dalle_server.web.uploads import decode_base64
@@ -69,15 +69,7 @@ class BatchReply(BaseModel):
 
 
 @blueprint.post("/extra-single-image")
-@describe(
-    "Make a picture larger",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=SingleBody,
-    reply=SingleReply,
-)
+@makes_pictures("Make a picture larger", takes="pictures", body=SingleBody, reply=SingleReply)
 def single() -> Response:
     with encoding():
         body = read_json(SingleBody)
@@ -85,15 +77,7 @@ def single() -> Response:
 
 
 @blueprint.post("/extra-batch-images")
-@describe(
-    "Make pictures larger",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=BatchBody,
-    reply=BatchReply,
-)
+@makes_pictures("Make pictures larger", takes="pictures", body=BatchBody, reply=BatchReply)
 def batch() -> Response:
     with encoding():
         body = read_json(BatchBody)

@@ -14,7 +14,7 @@ from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.routes import answer, order
 from dalle_server.web.automatic1111.schemas import Img2ImgBody, Txt2ImgReply
 from dalle_server.web.drawing import Form, draw, encoding, hold_place
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json
 from dalle_server.web.uploads import decode_base64
 
@@ -26,15 +26,7 @@ CUT = 1  # the resize_mode that keeps the shape
 
 
 @blueprint.post("/img2img")
-@describe(
-    "Makes pictures from a picture",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=Img2ImgBody,
-    reply=Txt2ImgReply,
-)
+@makes_pictures("Makes pictures from a picture", takes="pictures", body=Img2ImgBody, reply=Txt2ImgReply)
 def img2img() -> Response:
     hold_place()
     body = read_json(Img2ImgBody)

@@ -23,7 +23,7 @@ from dalle_server.web.automatic1111.schemas import (
     VaeItem,
 )
 from dalle_server.web.pool.using import use_model
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_keys
 from dalle_server.web.schemas import read_json
 from dalle_server.web.service import current_service
 
@@ -68,7 +68,7 @@ def _listed(items: Sequence[BaseModel]) -> Response:
 
 
 @blueprint.get("/options")
-@describe("The checkpoint that this client draws with", access="key", cost="little", owned=False, reply=OptionsReply)
+@for_keys("The checkpoint that this client draws with", reply=OptionsReply)
 def options() -> Response:
     current_service().check_started()
     model = current_checkpoint(current_choices())
@@ -76,11 +76,8 @@ def options() -> Response:
 
 
 @blueprint.post("/options")
-@describe(
+@for_keys(
     "Chooses the checkpoint that this client draws with from now on, and loads it; other options are ignored",
-    access="key",
-    cost="little",
-    owned=False,
     body=OptionsBody,
     reply=Empty,
 )
@@ -94,7 +91,7 @@ def set_options() -> Response:
 
 
 @blueprint.get("/sd-models")
-@describe("The checkpoints", access="key", cost="little", owned=False, reply=ModelItems)
+@for_keys("The checkpoints", reply=ModelItems)
 def sd_models() -> Response:
     service = current_service()
     service.check_started()
@@ -115,30 +112,24 @@ def sd_models() -> Response:
 
 
 @blueprint.get("/sd-vae")
-@describe("The decoder from tokens to pixels", access="key", cost="little", owned=False, reply=VaeItems)
+@for_keys("The decoder from tokens to pixels", reply=VaeItems)
 def sd_vae() -> Response:
     return _listed([VaeItem(model_name="VQGAN", filename="VQGAN")])
 
 
 @blueprint.get("/samplers")
-@describe("How tokens are drawn", access="key", cost="little", owned=False, reply=SamplerItems)
+@for_keys("How tokens are drawn", reply=SamplerItems)
 def samplers() -> Response:
     return _listed([SamplerItem(name=SAMPLER, aliases=[], options={})])
 
 
 @blueprint.get("/schedulers")
-@describe(
-    "Noise schedules: an autoregressive model has none to choose",
-    access="key",
-    cost="little",
-    owned=False,
-    reply=SchedulerItems,
-)
+@for_keys("Noise schedules: an autoregressive model has none to choose", reply=SchedulerItems)
 def schedulers() -> Response:
     return _listed([SchedulerItem(name="automatic", label="Automatic")])
 
 
 @blueprint.get("/upscalers")
-@describe("How a picture reaches the asked size", access="key", cost="little", owned=False, reply=UpscalerItems)
+@for_keys("How a picture reaches the asked size", reply=UpscalerItems)
 def upscalers() -> Response:
     return _listed([UpscalerItem(name=name) for name in UPSCALERS])

@@ -40,7 +40,7 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgReply,
 )
 from dalle_server.web.drawing import Drawing, Form, Order, draw, encoding, hold_place
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_its_owner, for_keys, makes_pictures
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64
 
@@ -59,15 +59,7 @@ def _paintings() -> Paintings:
 
 
 @blueprint.post("/txt2img")
-@describe(
-    "Makes pictures of a prompt",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=Txt2ImgBody,
-    reply=Txt2ImgReply,
-)
+@makes_pictures("Makes pictures of a prompt", takes="pictures", body=Txt2ImgBody, reply=Txt2ImgReply)
 def txt2img() -> Response:
     hold_place()
     body = read_json(Txt2ImgBody)
@@ -162,14 +154,7 @@ def _info(painting: Painting, told: list[Told]) -> dict[str, Any]:
 
 
 @blueprint.get("/progress")
-@describe(
-    "How far the oldest txt2img request of this client is",
-    access="key",
-    cost="little",
-    owned=True,
-    reply=ProgressReply,
-    query=ProgressQuery,
-)
+@for_its_owner("How far the oldest txt2img request of this client is", reply=ProgressReply, query=ProgressQuery)
 def progress() -> Response:
     query = validate(ProgressQuery, request.args.to_dict())
     paintings = _paintings().of(client_id())
@@ -181,20 +166,14 @@ def progress() -> Response:
 
 
 @blueprint.post("/interrupt")
-@describe("Stops this client's txt2img requests", access="key", cost="little", owned=True, reply=Empty)
+@for_its_owner("Stops this client's txt2img requests", reply=Empty)
 def interrupt() -> Response:
     _stop()
     return jsonify({})
 
 
 @blueprint.post("/skip")
-@describe(
-    "The same: a request is one run, which ends with what is finished",
-    access="key",
-    cost="little",
-    owned=True,
-    reply=Nothing,
-)
+@for_its_owner("The same: a request is one run, which ends with what is finished", reply=Nothing)
 def skip() -> Response:
     _stop()
     return jsonify(None)
@@ -206,15 +185,7 @@ def _stop() -> None:
 
 
 @blueprint.post("/png-info")
-@describe(
-    "What a picture says about how it was made",
-    access="key",
-    cost="little",
-    owned=False,
-    takes="pictures",
-    body=PngInfoBody,
-    reply=PngInfoReply,
-)
+@for_keys("What a picture says about how it was made", takes="pictures", body=PngInfoBody, reply=PngInfoReply)
 def png_info() -> Response:
     with encoding():
         data = decode_base64(read_json(PngInfoBody).image, "image")

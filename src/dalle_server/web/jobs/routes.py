@@ -22,7 +22,7 @@ from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.jobs.schemas import JobBody, JobForm, JobList, JobQuery, JobReply, reply_of
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.rows import Query
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_its_owner, makes_pictures
 from dalle_server.web.schemas import validate
 from dalle_server.web.service import Service
 from dalle_server.web.sse import event_stream, format_event
@@ -45,10 +45,8 @@ def install(app: Flask, settings: Settings, service: Service) -> Jobs:
 
 
 @blueprint.post("")
-@describe(
+@makes_pictures(
     "Submit a job: new pictures, or drawings over a given one",
-    access="key",
-    cost="pictures",
     owned=True,
     takes="pictures",
     body=JobBody,
@@ -62,7 +60,7 @@ def submit() -> tuple[Response, int, dict[str, str]]:
 
 
 @blueprint.get("")
-@describe("List your jobs, newest first", access="key", cost="little", owned=True, reply=JobList, query=JobQuery)
+@for_its_owner("List your jobs, newest first", reply=JobList, query=JobQuery)
 def list_jobs() -> Response:
     query = validate(JobQuery, request.args.to_dict())
     wanted = Query(
@@ -78,31 +76,19 @@ def list_jobs() -> Response:
 
 
 @blueprint.get("/events")
-@describe(
-    "Watch all your running jobs as server-sent events",
-    access="key",
-    cost="little",
-    owned=True,
-    reply_type="text/event-stream",
-)
+@for_its_owner("Watch all your running jobs as server-sent events", reply_type="text/event-stream")
 def watch_all() -> Response:
     return _watch(current_jobs().feed.join(owner(), client=client_id(), after=_last_event_id()))
 
 
 @blueprint.get("/<job_id>")
-@describe("A job's state, and its finished pictures", access="key", cost="little", owned=True, reply=JobReply)
+@for_its_owner("A job's state, and its finished pictures", reply=JobReply)
 def show(job_id: str) -> Response:
     return _reply(find_job(job_id))
 
 
 @blueprint.get("/<job_id>/events")
-@describe(
-    "Watch a job as server-sent events; Last-Event-ID resumes",
-    access="key",
-    cost="little",
-    owned=True,
-    reply_type="text/event-stream",
-)
+@for_its_owner("Watch a job as server-sent events; Last-Event-ID resumes", reply_type="text/event-stream")
 def watch(job_id: str) -> Response:
     job, feed, after = find_job(job_id), current_jobs().feed, _last_event_id()
     if feed.relay is not None and not job.is_finished:
@@ -116,13 +102,7 @@ def watch(job_id: str) -> Response:
 
 
 @blueprint.post("/<job_id>/cancel")
-@describe(
-    "Cancel a job within a token, if it has not ended; its pictures stay",
-    access="key",
-    cost="little",
-    owned=True,
-    reply=JobReply,
-)
+@for_its_owner("Cancel a job within a token, if it has not ended; its pictures stay", reply=JobReply)
 def cancel(job_id: str) -> Response:
     job = find_job(job_id)
     if not job.is_finished:
@@ -131,12 +111,7 @@ def cancel(job_id: str) -> Response:
 
 
 @blueprint.delete("/<job_id>")
-@describe(
-    "Cancel an unfinished job within a token; delete a finished one with its pictures",
-    access="key",
-    cost="little",
-    owned=True,
-)
+@for_its_owner("Cancel an unfinished job within a token; delete a finished one with its pictures")
 def delete(job_id: str) -> Response | tuple[Response, int]:
     job = find_job(job_id)
     if job.is_finished:
@@ -147,7 +122,7 @@ def delete(job_id: str) -> Response | tuple[Response, int]:
 
 
 @blueprint.get("/<job_id>/pictures/<int:index>")
-@describe("One finished picture", access="key", cost="little", owned=True, reply_type="image/png")
+@for_its_owner("One finished picture", reply_type="image/png")
 def picture(job_id: str, index: int) -> Response:
     job = find_job(job_id)
     kind = ImageFormat(job.format)
@@ -155,13 +130,7 @@ def picture(job_id: str, index: int) -> Response:
 
 
 @blueprint.get("/<job_id>/given/<name>")
-@describe(
-    "The picture that a job draws over, or its mask: given/image, given/mask",
-    access="key",
-    cost="little",
-    owned=True,
-    reply_type="image/png",
-)
+@for_its_owner("The picture that a job draws over, or its mask: given/image, given/mask", reply_type="image/png")
 def given(job_id: str, name: str) -> Response:
     files = current_jobs().store.given(find_job(job_id))
     data = {} if files is None else {"image": files.image, "mask": files.mask}

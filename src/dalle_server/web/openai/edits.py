@@ -24,23 +24,14 @@ from dalle_server.web.openai.schemas import (
     VariationForm,
 )
 from dalle_server.web.pool.model import Model
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
 
 
-_over_a_picture = partial(
-    describe,
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    reply=ImagesReply,
-    streams=True,
-    bare=True,
-)
+_over_a_picture = partial(makes_pictures, takes="pictures", reply=ImagesReply, streams=True, bare=True)
 
 
 @blueprint.post("/images/edits")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from dalle_server.web.openai.names import ALIASES, is_alias
 from dalle_server.web.pool.model import Model, ModelState
 from dalle_server.web.pool.using import find_model
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_keys
 from dalle_server.web.service import current_service
 
 blueprint = Blueprint("openai_models", __name__, url_prefix="/v1")
@@ -61,13 +61,7 @@ def item_of(model: Model, name: str) -> ModelItem:
 
 
 @blueprint.get("/models")
-@describe(
-    "The models, and the names that the first also answers to",
-    access="key",
-    cost="little",
-    owned=False,
-    reply=ModelItems,
-)
+@for_keys("The models, and the names that the first also answers to", reply=ModelItems)
 def models() -> Response:
     service = current_service()
     service.check_started()
@@ -77,7 +71,7 @@ def models() -> Response:
 
 
 @blueprint.get("/models/<name>")
-@describe("One model", access="key", cost="little", owned=False, reply=ModelItem)
+@for_keys("One model", reply=ModelItem)
 def model(name: str) -> Response:
     current_service().check_started()
     found = find_model(name, is_alias)

@@ -27,7 +27,7 @@ from dalle_server.web.errors import openai_error
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import Body, read_json
 
 blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
@@ -183,11 +183,8 @@ class _Response:
 
 
 @blueprint.post("/responses")
-@describe(
+@makes_pictures(
     "Make a picture with the tool image_generation, or draw over the input's",
-    access="key",
-    cost="pictures",
-    owned=False,
     takes="pictures",
     body=ResponsesBody,
     reply=ResponseReply,

@@ -24,23 +24,14 @@ from dalle_server.web.openai.schemas import (
     OutputBody,
     Usage,
 )
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 
 
 @blueprint.post("/images/generations")
-@describe(
-    "Make pictures from a prompt",
-    access="key",
-    cost="pictures",
-    owned=False,
-    body=ImageGenerationBody,
-    reply=ImagesReply,
-    streams=True,
-    bare=True,
-)
+@makes_pictures("Make pictures from a prompt", body=ImageGenerationBody, reply=ImagesReply, streams=True, bare=True)
 def generations() -> ResponseReturnValue:
     body = read_json(ImageGenerationBody)
     model = chosen_model(body.model)

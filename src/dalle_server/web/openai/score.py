@@ -14,7 +14,7 @@ from dalle_server.web.drawing import Order, draw, encoding, hold_place
 from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.routes import rounded
 from dalle_server.web.openai.schemas import ScoreBody, ScoreReply
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json
 from dalle_server.web.uploads import decode_base64
 
@@ -22,14 +22,8 @@ blueprint = Blueprint("openai_score", __name__, url_prefix="/v1")
 
 
 @blueprint.post("/images/score")
-@describe(
-    "How likely each token of a picture is, given a prompt",
-    access="key",
-    cost="pictures",
-    owned=False,
-    takes="pictures",
-    body=ScoreBody,
-    reply=ScoreReply,
+@makes_pictures(
+    "How likely each token of a picture is, given a prompt", takes="pictures", body=ScoreBody, reply=ScoreReply
 )
 def score() -> Response:
     hold_place()

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dalle_server import __version__
 from dalle_server.web.operations.openapi import document
 from dalle_server.web.pool.model import Known, Model, ModelState, Replicated
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_anyone, for_its_owner
 from dalle_server.web.service import Service, State, current_service
 
 blueprint = Blueprint("operations", __name__, template_folder="templates")
@@ -120,14 +120,7 @@ class Info(BaseModel):
 
 
 @blueprint.get("/health")
-@describe(
-    "Is the process alive? Says whether the model is still loading",
-    access="anyone",
-    cost="little",
-    owned=True,
-    vital=True,
-    reply=Health,
-)
+@for_anyone("Is the process alive? Says whether the model is still loading", vital=True, reply=Health)
 def health() -> dict[str, Any]:
     service = current_service()
     models = [ModelHealth(name=model.name, state=model.state) for model in service.pool.models if model.name]
@@ -135,11 +128,8 @@ def health() -> dict[str, Any]:
 
 
 @blueprint.get("/ready")
-@describe(
+@for_anyone(
     "May requests be sent here? 503 while loading, restarting or draining",
-    access="anyone",
-    cost="little",
-    owned=True,
     vital=True,
     reply=Readiness,
     also={503: Readiness},
@@ -163,20 +153,13 @@ def _reason(service: Service, state: State) -> str | None:
 
 
 @blueprint.get("/metrics")
-@describe(
-    "Counters and histograms for Prometheus",
-    access="key",
-    cost="little",
-    owned=True,
-    vital=True,
-    reply_type="text/plain",
-)
+@for_its_owner("Counters and histograms for Prometheus", vital=True, reply_type="text/plain")
 def metrics() -> Response:
     return Response(current_service().metrics.text(), content_type=CONTENT_TYPE_LATEST)
 
 
 @blueprint.get("/v1/info")
-@describe("The model, what it runs on and why, versions, limits", access="key", cost="little", owned=True, reply=Info)
+@for_its_owner("The model, what it runs on and why, versions, limits", reply=Info)
 def info() -> dict[str, Any]:
     service = current_service()
     service.check_started()
@@ -224,13 +207,13 @@ def _described(model: Model, known: Known) -> ModelOnRunner:
 
 
 @blueprint.get("/openapi.json")
-@describe("This document", access="anyone", cost="little", owned=True, listed=False)
+@for_anyone("This document", listed=False)
 def openapi() -> Response:
     return jsonify(_document())
 
 
 @blueprint.get("/docs")
-@describe("This document, for people", access="anyone", cost="little", owned=True, listed=False)
+@for_anyone("This document, for people", listed=False)
 def docs() -> str:
     """A page that needs nothing from elsewhere: an offline machine shows it too."""
     return _once("docs", lambda: render_template("docs.html", api=_document()))

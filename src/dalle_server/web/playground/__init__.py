@@ -14,7 +14,7 @@ from pydantic import HttpUrl
 
 from dalle_server import __version__
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.routing import describe
+from dalle_server.web.routing import for_anyone
 
 STATIC = Path(__file__).parent / "static"
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -29,7 +29,7 @@ blueprint = Blueprint(
 
 
 @blueprint.get("")
-@describe("The playground, for people", access="anyone", cost="little", owned=True, reply_type="text/html")
+@for_anyone("The playground, for people", reply_type="text/html")
 def page() -> Response:
     backend = backend_origin(request.args.get("backendUrl", ""))
     response = make_response(render_template("playground/index.html", backend=backend, version=__version__))
@@ -41,7 +41,7 @@ def page() -> Response:
 
 
 @blueprint.get("/static/<path:filename>")
-@describe("The page's files", access="anyone", cost="little", owned=True, listed=False)
+@for_anyone("The page's files", listed=False)
 def static(filename: str) -> Response:
     return send_from_directory(STATIC, filename)
 
