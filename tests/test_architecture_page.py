@@ -46,3 +46,10 @@ def test_the_places_where_a_line_belongs_exist(place):
 def test_the_page_follows_a_request_in_eight_steps():
     assert re.findall(r"^(\d)\. \*\*", PAGE, re.MULTILINE) == [str(n) for n in range(1, 9)]
     assert len(REFERENCES) > 20
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "http-api.md"])
+def test_the_tests_that_a_page_names_exist(page):
+    named = set(re.findall(r"`([\w/]*test_\w+\.py)", (ROOT / "docs" / page).read_text(encoding="utf-8")))
+    assert named
+    assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()

@@ -44,7 +44,7 @@ def test_the_newest_word_of_each_kind_counts() -> None:
     snapshot = folded(Queued(3), Queued(1))
     assert snapshot.position == 1
     snapshot = snapshot.fold(Started(0.5)).fold(Progress(2, 8, None)).fold(Progress(6, 8, 1.5))
-    assert (snapshot.position, snapshot.queue_s, snapshot.tokens_done, snapshot.eta_s) == (None, 0.5, 6, 1.5)
+    assert (snapshot.position, snapshot.queue_s, snapshot.tokens_done, snapshot.eta_s) == (0, 0.5, 6, 1.5)
 
 
 def test_a_finished_picture_replaces_its_preview_and_takes_its_place() -> None:
@@ -54,6 +54,7 @@ def test_a_finished_picture_replaces_its_preview_and_takes_its_place() -> None:
     assert [each.index for each in after.images] == [0, 1]
     assert after.shown is after.images[0].pixels
     assert [each.index for each in before.images] == [1], "a snapshot that someone looks at does not change"
+    assert [each.index for each in after.fold(ImageReady(image(0))).images] == [0, 1], "told twice, it is there once"
 
 
 @pytest.mark.parametrize("end", [Done((image(0),), 0.1, 0.2), Failed(GenerationFailed("no")), Cancelled("left")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from dalle_server.checkpoints.cache import is_ready, variant_dir
-from dalle_server.checkpoints.convert import Form, detect_form
+from dalle_server.checkpoints.convert import CheckpointForm, detect_form
 from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
 from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE
@@ -50,7 +50,7 @@ def describe(settings: Settings) -> ModelCard:
     directory = settings.model_dir
     if not directory.is_dir():
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="models")
-    if detect_form(directory) is Form.NATIVE:
+    if detect_form(directory) is CheckpointForm.NATIVE:
         return _of_native(directory, settings, None)
     size_bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
     # Until it is converted: as if it were served as it lies there.

@@ -31,7 +31,7 @@ class Snapshot:
         snapshot = snapshot.fold(event)
     """
 
-    position: int | None = None  # images ahead in the queue; None before the first word, and once it is painted
+    position: int | None = None  # images ahead of its first one; None before the first word
     queue_s: float | None = None
     progress: Progress | None = None
     previews: Mapping[int, Preview] = field(default_factory=dict)  # by position in the request; of unfinished pictures
@@ -44,14 +44,15 @@ class Snapshot:
             case Queued(position):
                 return replace(self, position=position)
             case Started(queue_s):
-                return replace(self, position=None, queue_s=queue_s)
+                return replace(self, position=0, queue_s=queue_s)
             case Progress():
                 return replace(self, progress=event)
             case Preview(index, _, pixels):
                 return replace(self, previews={**self.previews, index: event}, shown=pixels)
             case ImageReady(image):
                 previews = {index: preview for index, preview in self.previews.items() if index != image.index}
-                images = sorted((*self.images, image), key=lambda each: each.index)
+                others = (each for each in self.images if each.index != image.index)  # the same event may be told again
+                images = sorted((*others, image), key=lambda each: each.index)
                 return replace(self, previews=previews, images=tuple(images), shown=image.pixels)
         assert isinstance(event, TERMINAL)
         return replace(self, end=event)

@@ -13,7 +13,7 @@ import pytest
 from dalle_server.drawing.best_of import BestOf, score
 from dalle_server.drawing.painting import Painting, Shape, paint
 from dalle_server.drawing.repaint import INDEX_BITS
-from dalle_server.drawing.replay import Source, info_text, replay
+from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded
@@ -213,7 +213,7 @@ def test_the_file_makes_it_again(engine: Engine, format: ImageFormat) -> None:
     (image,) = result_of(painting)
     told = read_metadata(encode_image(image.pixels, format, metadata=describe_image(image, painting, engine)))
     assert (told.grid_width, told.num_tokens) == (4, 24)
-    for source in Source:
+    for source in ReplaySource:
         again = replay(told, engine, source)
         assert again.same_pixels and again.same_tokens and again.same_recipe
     assert "24, painted by windows over 4 columns" in info_text(told)
@@ -244,4 +244,4 @@ def test_a_grid_that_no_window_fits_is_not_replayed(engine: Engine) -> None:
     (image,) = result_of(painting)
     told = describe_image(image, painting, engine).model_copy(update={"grid_width": 8})
     with pytest.raises(InvalidRequest, match="load the model that made it"):
-        replay(told, engine, Source.TOKENS)
+        replay(told, engine, ReplaySource.TOKENS)

@@ -5,7 +5,7 @@ from dataclasses import replace as changed
 import numpy as np
 import pytest
 
-from dalle_server.drawing.replay import Source, info_text, replay
+from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.errors import InvalidRequest
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.generation import GeneratedImage
@@ -14,7 +14,7 @@ from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.request import FREE, GenerationRequest
 from tests.web.scripted_engine import ScriptedEngine
 
-BOTH = pytest.mark.parametrize("source", list(Source))
+BOTH = pytest.mark.parametrize("source", list(ReplaySource))
 
 
 def saved(engine: ScriptedEngine, **request: object) -> PictureMetadata:
@@ -26,7 +26,7 @@ def saved(engine: ScriptedEngine, **request: object) -> PictureMetadata:
 
 
 @BOTH
-def test_a_file_makes_its_picture_again_bit_for_bit(source: Source) -> None:
+def test_a_file_makes_its_picture_again_bit_for_bit(source: ReplaySource) -> None:
     engine = ScriptedEngine()
     metadata = saved(engine)
     made = replay(metadata, engine, source)
@@ -38,8 +38,8 @@ def test_a_file_makes_its_picture_again_bit_for_bit(source: Source) -> None:
 def test_from_tokens_the_whole_grid_is_given_and_from_the_seed_nothing() -> None:
     engine = ScriptedEngine()
     metadata = saved(engine)
-    replay(metadata, engine, Source.TOKENS)
-    replay(metadata, engine, Source.SEED)
+    replay(metadata, engine, ReplaySource.TOKENS)
+    replay(metadata, engine, ReplaySource.SEED)
     from_tokens, from_seed = engine.requests[1:]
     assert from_tokens.forced_tokens == tuple(metadata.token_grid().tolist())
     assert from_seed.forced_tokens == ()
@@ -49,13 +49,13 @@ def test_from_tokens_the_whole_grid_is_given_and_from_the_seed_nothing() -> None
 def test_a_completed_picture_is_completed_again() -> None:
     engine = ScriptedEngine()
     forced = (5,) * 4 + (FREE,) * 12
-    made = replay(saved(engine, forced_tokens=forced), engine, Source.SEED)
+    made = replay(saved(engine, forced_tokens=forced), engine, ReplaySource.SEED)
     assert engine.requests[1].forced_tokens == forced
     assert made.same_tokens
 
 
 @BOTH
-def test_other_weights_are_named(source: Source) -> None:
+def test_other_weights_are_named(source: ReplaySource) -> None:
     metadata = saved(ScriptedEngine())
     made = replay(metadata, ScriptedEngine(digest="f" * 64), source)
     assert not made.same_weights
@@ -65,14 +65,14 @@ def test_other_weights_are_named(source: Source) -> None:
 
 def test_a_changed_seed_is_seen_in_the_tokens() -> None:
     engine = ScriptedEngine()
-    made = replay(saved(engine).model_copy(update={"seed": 12}), engine, Source.SEED)
+    made = replay(saved(engine).model_copy(update={"seed": 12}), engine, ReplaySource.SEED)
     assert not made.same_tokens
     assert "DIFFERENT tokens" in made.verdict
 
 
 def test_pixels_that_differ_in_rounding_are_told_from_tokens_that_differ() -> None:
     engine = ScriptedEngine()
-    made = replay(saved(engine).model_copy(update={"pixels_sha256": "0" * 64}), engine, Source.TOKENS)
+    made = replay(saved(engine).model_copy(update={"pixels_sha256": "0" * 64}), engine, ReplaySource.TOKENS)
     assert made.same_tokens
     assert "differ in rounding" in made.verdict
 
@@ -82,10 +82,10 @@ def test_a_model_of_another_size_is_refused_with_the_remedy() -> None:
     metadata = saved(engine)
     transformer = changed(engine.config.sizes(DalleBartConfig), image_length=64)
     with pytest.raises(InvalidRequest, match=r"16 tokens .* paints 64 tokens .*--model_version"):
-        replay(metadata, ScriptedEngine(config=changed(engine.config, transformer=transformer)), Source.TOKENS)
+        replay(metadata, ScriptedEngine(config=changed(engine.config, transformer=transformer)), ReplaySource.TOKENS)
     vqgan = changed(engine.config.vqgan, n_embed=4)
     with pytest.raises(InvalidRequest, match="of 4 codes"):
-        replay(metadata, ScriptedEngine(config=changed(engine.config, vqgan=vqgan)), Source.TOKENS)
+        replay(metadata, ScriptedEngine(config=changed(engine.config, vqgan=vqgan)), ReplaySource.TOKENS)
 
 
 def test_info_tells_everything() -> None:

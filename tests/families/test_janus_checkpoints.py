@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dalle_server.checkpoints import open_checkpoint
-from dalle_server.checkpoints.convert import Form, convert, detect_form
+from dalle_server.checkpoints.convert import CheckpointForm, convert, detect_form
 from dalle_server.checkpoints.licence import tell_licence
 from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
 from dalle_server.checkpoints.tensor_file import open_tensors, write_tensors
@@ -49,7 +49,7 @@ def with_tensors(directory: Path, change: Mapping[str, np.ndarray | None]) -> Pa
 
 @pytest.mark.parametrize("form", ["deepseek-tiny", "hf-tiny"])
 def test_a_published_folder_is_known_by_its_config(form: str) -> None:
-    assert detect_form(DATA / form) is Form.JANUS
+    assert detect_form(DATA / form) is CheckpointForm.JANUS
 
 
 def test_all_forms_are_the_same_weights(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from dalle_server.checkpoints.hub.damage import missing
 from dalle_server.checkpoints.native import CONFIG, TRANSFORMER, write_native
 from dalle_server.checkpoints.published import flax, janus, min_dalle
-from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.source import PublishedSource
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig
@@ -22,7 +22,7 @@ from dalle_server.families.dalle_bart import DalleBartConfig
 logger = logging.getLogger(__name__)
 
 
-class Form(Enum):
+class CheckpointForm(Enum):
     """The forms a checkpoint folder can have."""
 
     NATIVE = "native"
@@ -31,16 +31,16 @@ class Form(Enum):
     JANUS = "Janus-Pro"
 
 
-def detect_form(directory: Path) -> Form:
+def detect_form(directory: Path) -> CheckpointForm:
     """Raises CheckpointError for a folder that is none of them, saying what was looked for."""
     if (directory / TRANSFORMER).is_file() and (directory / CONFIG).is_file():
-        return Form.NATIVE
+        return CheckpointForm.NATIVE
     if flax.is_flax_dalle(directory):
-        return Form.FLAX
+        return CheckpointForm.FLAX
     if janus.is_janus(directory):
-        return Form.JANUS
+        return CheckpointForm.JANUS
     if min_dalle.is_min_dalle(directory):
-        return Form.MIN_DALLE
+        return CheckpointForm.MIN_DALLE
     for path in sorted(directory.iterdir()):
         if path.is_symlink() and not path.exists():
             raise CheckpointError(f"{directory} is no whole checkpoint: {missing(path)}")
@@ -72,7 +72,7 @@ def convert(
     """
     source = Path(source)
     form = detect_form(source)
-    if form is Form.NATIVE:
+    if form is CheckpointForm.NATIVE:
         raise CheckpointError(f"{source} is native already")
     name = name or source.resolve().name
     target = Path(target)
@@ -92,7 +92,7 @@ def convert(
         )
 
 
-def _warn_of_foreign_codebook(read: Source) -> None:
+def _warn_of_foreign_codebook(read: PublishedSource) -> None:
     if not isinstance(read.config.transformer, DalleBartConfig):
         return
     num_codes, start = read.config.vqgan.n_embed, read.config.transformer.decoder_start_token_id
@@ -107,22 +107,22 @@ def _warn_of_foreign_codebook(read: Source) -> None:
 
 @contextmanager
 def _reading(
-    form: Form,
+    form: CheckpointForm,
     source: Path,
     vqgan: Path | str | None,
     name: str,
     file_suffix: str | None,
     scratch: Path,
     progress: Progress | None,
-) -> Iterator[Source]:
-    if form is Form.FLAX:
+) -> Iterator[PublishedSource]:
+    if form is CheckpointForm.FLAX:
         yield flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source), name)
         return
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write to {scratch}: {error}") from error
-    if form is Form.JANUS:  # its VQGAN lies in the same files
+    if form is CheckpointForm.JANUS:  # its VQGAN lies in the same files
         with janus.read_janus(source, name, scratch, progress) as read:
             yield read
         return
@@ -139,7 +139,7 @@ def find_vqgan(directory: Path) -> Path:
     """
     directory = directory.resolve()
     is_vqgan: Callable[[Path], bool] = flax.is_flax_vqgan
-    if detect_form(directory) is Form.MIN_DALLE:
+    if detect_form(directory) is CheckpointForm.MIN_DALLE:
         is_vqgan = min_dalle.has_detokenizer
         if is_vqgan(directory):
             return directory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dalle_server.checkpoints.cache import converted_once, default_cache_dir, is_ready, variant_dir
 from dalle_server.checkpoints.checkpoint import FORMAT
-from dalle_server.checkpoints.convert import Form, convert, detect_form, find_vqgan
+from dalle_server.checkpoints.convert import CheckpointForm, convert, detect_form, find_vqgan
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import WeightsNotFound
 from dalle_server.variants import VARIANTS, ModelSize
@@ -34,7 +34,7 @@ def find_checkpoint(
     directory = Path(what).expanduser()
     if not directory.is_dir():
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="model_dir")
-    if detect_form(directory) is Form.NATIVE:
+    if detect_form(directory) is CheckpointForm.NATIVE:
         return directory
     target = cache_dir / "converted" / f"{directory.resolve().name}-{_fingerprint(directory)}"
     return converted_once(target, lambda: convert(directory, target, progress))
@@ -59,7 +59,7 @@ def _fingerprint(directory: Path) -> str:
     """Changes when a file of the source does, so that a changed source is converted anew."""
     directory = directory.resolve()
     folders = {directory, directory / "tokenizer", directory.parent / "tokenizer"}
-    if detect_form(directory) is not Form.JANUS:  # whose VQGAN lies in the same files
+    if detect_form(directory) is not CheckpointForm.JANUS:  # whose VQGAN lies in the same files
         folders.add(find_vqgan(directory))
     lines = [str(FORMAT)]
     for folder in sorted(folder for folder in folders if folder.is_dir()):

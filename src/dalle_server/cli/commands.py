@@ -17,7 +17,7 @@ from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
 from dalle_server.drawing.repaint import INDEX_BITS
-from dalle_server.drawing.replay import Source, info_text
+from dalle_server.drawing.replay import ReplaySource, info_text
 from dalle_server.drawing.replay import replay as replay_picture
 from dalle_server.drawn import Drawn
 from dalle_server.engine.engine import Engine
@@ -107,15 +107,15 @@ def check_writable(directory: Path) -> None:
         ) from None
 
 
-def pull(name: str, settings: Settings, *, mirror: bool) -> int:
-    size = ModelSize.parse(name)
+def pull(settings: Settings, arguments: argparse.Namespace) -> int:
+    size = ModelSize.parse(arguments.model)
     with _byte_bars() as progress:
-        directory = hub.pull(size, progress, cache_dir=settings.cache_dir, mirror=mirror)
+        directory = hub.pull(size, progress, cache_dir=settings.cache_dir, mirror=arguments.mirror)
     print(directory)
     return 0
 
 
-def models(settings: Settings) -> int:
+def models(settings: Settings, _: argparse.Namespace) -> int:
     table = Table("Model", "State", "Download", "Disk and memory", "Licence", Column("Where", overflow="fold"))
     for status in hub.list_models(settings.cache_dir):
         table.add_row(
@@ -154,7 +154,7 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
     if "model_version" not in settings.model_fields_set and settings.model_dir is None:
         settings = made_by(metadata, settings)
     with open_engine(settings, download=asked) as engine:
-        again = replay_picture(metadata, engine, Source(arguments.source))
+        again = replay_picture(metadata, engine, ReplaySource(arguments.source))
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
             _write_file(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from dalle_server.models.card import ModelCard
     from dalle_server.web.serving.server import LoadEngine
 
+    _Commands = argparse._SubParsersAction["Parser"]
+
 logger = logging.getLogger(__name__)
 
+Command = Callable[[argparse.Namespace], int]
+CONFIG_HELP = "TOML file with settings (docs/configuration.md)"
 MODEL_FLAGS = (
     "model_version",
     "model_dir",
@@ -94,48 +98,57 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
     serve = commands.add_parser("serve", help="answer over HTTP", allow_abbrev=False, description=_SERVE)
-    serve.add_argument("--config", metavar="FILE", help="TOML file with settings (docs/configuration.md)")
+    serve.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     add_flags(serve)
     serve.set_defaults(run=_serve)
 
     generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
     generate.add_argument("prompt", help="what the pictures show")
     _add_drawing_flags(generate)
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=_later("commands", "generate"))
 
+    _add_drawing_over(commands)
+    _add_weights(commands)
+    _add_saved_pictures(commands)
+    return parser
+
+
+def _add_drawing_over(commands: _Commands) -> None:
+    """edit, vary, branch."""
     edit = commands.add_parser("edit", help="paint a part of a picture anew", allow_abbrev=False)
-    edit.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
     edit.add_argument("--mask", type=Path, metavar="FILE", help="transparent, or white, is painted [its own holes]")
     edit.add_argument("--prompt", required=True, metavar="TEXT", help="what the picture shows in the end")
     _add_strength_flags(edit, "[1 with a mask, else 0.75]", "[4]")
 
     vary = commands.add_parser("vary", help="draw a picture anew, by half", allow_abbrev=False)
-    vary.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
     vary.add_argument("--prompt", metavar="TEXT", help="what it shows [the picture's own, if it is ours]")
     _add_strength_flags(vary, "[0.5]", "[1]")
 
     branch = commands.add_parser("branch", help="draw a picture again from a row on", allow_abbrev=False)
-    branch.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
     branch.add_argument("--keep_rows", type=int, required=True, metavar="N", help="rows of tokens that stay")
     branch.add_argument("--prompt", metavar="TEXT", help="what it shows [the picture's own, if it is ours]")
     for command in (edit, vary, branch):
+        command.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
         _add_drawing_flags(command)
-        command.set_defaults(run=_draw_over, command=command.prog.rsplit(" ", 1)[-1])
+        command.set_defaults(run=_later("over", "draw"), command=command.prog.rsplit(" ", 1)[-1])
 
+
+def _add_weights(commands: _Commands) -> None:
+    """pull, models."""
     pull = commands.add_parser("pull", help="download and convert published weights", allow_abbrev=False)
     pull.add_argument("model", metavar="MODEL", help="mini, mega, mega_full, janus-pro-1b or janus-pro-7b")
     pull.add_argument(
         "--mirror", action="store_true", help="from the other place (docs/checkpoints.md); needs torch once"
     )
-    pull.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
-    add_flags(pull, only=("cache_dir",))
-    pull.set_defaults(run=_pull)
-
     models = commands.add_parser("models", help="list the models: what is here, what the rest would take")
-    models.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
-    add_flags(models, only=("cache_dir",))
-    models.set_defaults(run=_models)
+    for command, name in ((pull, "pull"), (models, "models")):
+        command.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+        add_flags(command, only=("cache_dir",))
+        command.set_defaults(run=_later("commands", name))
 
+
+def _add_saved_pictures(commands: _Commands) -> None:
+    """info, replay."""
     info = commands.add_parser("info", help="print how a saved picture was made", allow_abbrev=False)
     info.add_argument("files", nargs="+", type=Path, metavar="FILE")
     info.set_defaults(run=_info)
@@ -150,8 +163,7 @@ def _parser() -> Parser:
         "--download", action="store_true", help="fetch the model that the file names, if it is not here"
     )
     _add_model_flags(replay)
-    replay.set_defaults(run=_replay)
-    return parser
+    replay.set_defaults(run=_later("commands", "replay"))
 
 
 _SERVE = """Answer over HTTP. Every flag is also an environment variable DALLE_NAME and a line of the TOML file;
@@ -175,7 +187,7 @@ def _add_strength_flags(parser: argparse.ArgumentParser, strength: str, candidat
 
 
 def _add_model_flags(parser: argparse.ArgumentParser, *more: str) -> None:
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (docs/configuration.md)")
+    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     add_flags(parser, only=(*MODEL_FLAGS, *more))
 
 
@@ -232,37 +244,19 @@ def _logged_progress() -> Callable[[str, int, int], None]:
     return tell
 
 
-def _generate(arguments: argparse.Namespace) -> int:
-    from dalle_server.cli import commands
+def _later(module: str, name: str) -> Command:
+    """A command of that module, imported when it runs: `--help` need not wait for the engine."""
 
-    return commands.generate(_settings(arguments), arguments)
+    def run(arguments: argparse.Namespace) -> int:
+        command: Callable[[Settings, argparse.Namespace], int]
+        command = getattr(importlib.import_module(f"dalle_server.cli.{module}"), name)
+        return command(_settings(arguments), arguments)
 
-
-def _draw_over(arguments: argparse.Namespace) -> int:
-    from dalle_server.cli import over
-
-    return over.draw(_settings(arguments), arguments)
-
-
-def _pull(arguments: argparse.Namespace) -> int:
-    from dalle_server.cli import commands
-
-    return commands.pull(arguments.model, _settings(arguments), mirror=arguments.mirror)
-
-
-def _models(arguments: argparse.Namespace) -> int:
-    from dalle_server.cli import commands
-
-    return commands.models(_settings(arguments))
+    return run
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    """Asks for no settings: a file says the same whatever they are."""
     from dalle_server.cli import commands
 
     return commands.info(arguments.files)
-
-
-def _replay(arguments: argparse.Namespace) -> int:
-    from dalle_server.cli import commands
-
-    return commands.replay(_settings(arguments), arguments)

@@ -18,7 +18,7 @@ from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, pixels_sh
 from dalle_server.request import GenerationRequest
 
 
-class Source(StrEnum):
+class ReplaySource(StrEnum):
     TOKENS = "tokens"  # the grid goes through the image decoder once: a moment
     SEED = "seed"  # the whole generation again
 
@@ -36,7 +36,7 @@ class ReplayingEngine(Protocol):
 class Replay:
     """A picture made again, beside what its file says."""
 
-    source: Source
+    source: ReplaySource
     image: GeneratedImage
     generation: Drawn
     same_weights: bool
@@ -62,7 +62,7 @@ class Replay:
         return f"from its {self.source}: the same picture, bit for bit"
 
 
-def replay(metadata: PictureMetadata, engine: ReplayingEngine, source: Source) -> Replay:
+def replay(metadata: PictureMetadata, engine: ReplayingEngine, source: ReplaySource) -> Replay:
     """Make the picture again with the loaded model and compare.
 
     Raises InvalidRequest when the model's grid or codebook is of another size, and what generation raises.
@@ -71,8 +71,8 @@ def replay(metadata: PictureMetadata, engine: ReplayingEngine, source: Source) -
     request, grid = metadata.request(), metadata.token_grid()
     if metadata.grid_width:
         shape = Shape(metadata.num_tokens // metadata.grid_width, metadata.grid_width, engine.config.picture)
-        generation: Drawn = paint(engine.submit, shape, request, grid if source is Source.TOKENS else None)
-    elif source is Source.TOKENS:
+        generation: Drawn = paint(engine.submit, shape, request, grid if source is ReplaySource.TOKENS else None)
+    elif source is ReplaySource.TOKENS:
         generation = engine.submit(dataclasses.replace(request, forced_tokens=tuple(grid.tolist())))
     else:
         generation = engine.submit(request)

@@ -22,7 +22,7 @@ DEFAULT_QUALITY = 95  # of JPEG and WebP: Pillow's 75 shows blocks around the ha
 Fit = Literal["stretch", "crop"]  # how another shape is reached: crop cuts off what is too much, in the middle
 
 
-class Model(Protocol):
+class PaintedBy(Protocol):
     """What a picture says of the model that painted it."""
 
     @property
@@ -97,7 +97,9 @@ def data_url(data: bytes, format: ImageFormat) -> str:
     return f"data:{format.media_type};base64,{base64_text(data)}"
 
 
-def describe_image(image: GeneratedImage, drawn: Drawn, model: Model, over: DrawnOver | None = None) -> PictureMetadata:
+def describe_image(
+    image: GeneratedImage, drawn: Drawn, model: PaintedBy, over: DrawnOver | None = None
+) -> PictureMetadata:
     """The recipe of a finished picture."""
     return PictureMetadata.of(
         drawn.request_of(image),

@@ -27,7 +27,7 @@ from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id
-from dalle_server.web.pool.model import Engine, Model
+from dalle_server.web.pool.model import Model, ServingEngine
 from dalle_server.web.service import current_service
 from dalle_server.web.waiting import POLL_S, client_left, watched_events
 
@@ -100,7 +100,7 @@ class Drawing:
         self,
         order: Order,
         generation: Drawn,
-        engine: Engine,
+        engine: ServingEngine,
         encoders: Semaphore,
         left: Callable[[], bool],
         plan: Plan | None = None,
@@ -250,7 +250,7 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
 
 
-def _shape(order: Order, engine: Engine) -> Shape | None:
+def _shape(order: Order, engine: ServingEngine) -> Shape | None:
     """What a sliding window is to paint; None where the model's own shape is what is painted."""
     form = order.form
     if order.seamless and form.fit == "paint":
@@ -265,12 +265,12 @@ def _spread(request: GenerationRequest, shape: Shape) -> GenerationRequest:
     return replace(request, preview_every=request.preview_every * len(shape.places))
 
 
-def _native_px(engine: Engine) -> tuple[int, int]:
+def _native_px(engine: ServingEngine) -> tuple[int, int]:
     """(width, height) of what the model paints."""
     return engine.config.picture.width_px, engine.config.picture.height_px
 
 
-def _check_pixels(order: Order, engine: Engine, over: Repaint | None) -> None:
+def _check_pixels(order: Order, engine: ServingEngine, over: Repaint | None) -> None:
     """Resizing and encoding cost more than painting does: enlarged pictures have a common bound."""
     width, height = order.form.size_px or (over.picture.size_px if over else _native_px(engine))
     total = width * height * order.num_images

@@ -17,7 +17,7 @@ from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.pool.metrics import PoolCollector
-from dalle_server.web.pool.model import Engine, Model, Source
+from dalle_server.web.pool.model import Model, ServingEngine, Source
 from dalle_server.web.pool.pool import Pool
 from dalle_server.web.serving.admission import asked, entered
 
@@ -31,7 +31,9 @@ class Service:
     being the default. A model's engine should tell its `bookkeeping`.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Engine] | None = None, *, sources: Sequence[Source] = ()):
+    def __init__(
+        self, settings: Settings, load: Callable[[], ServingEngine] | None = None, *, sources: Sequence[Source] = ()
+    ):
         self.settings = settings
         self.notes: dict[str, str] = {}  # what does not work though the model does: a part and the reason
         self.encoders = threading.BoundedSemaphore(ENCODERS)
@@ -105,7 +107,7 @@ class Service:
         else:
             g.place = model.engine, place
 
-    def _hold_any(self, client: str) -> tuple[Engine, Place] | None:
+    def _hold_any(self, client: str) -> tuple[ServingEngine, Place] | None:
         """None where a model is not loaded, and so has room. Raises Overloaded; of a single model RateLimited too."""
         refusal: Overloaded | None = None
         for model in self.pool.models:
@@ -167,9 +169,9 @@ class Service:
         self.pool.stop()
 
 
-def _held_place(engine: Engine | None = None) -> Place | None:
+def _held_place(engine: ServingEngine | None = None) -> Place | None:
     """The current HTTP request's, which is the caller's from now on. One of another engine is given back."""
-    held: tuple[Engine, Place] | None = g.pop("place", None) if has_request_context() else None
+    held: tuple[ServingEngine, Place] | None = g.pop("place", None) if has_request_context() else None
     if held is None:
         return None
     if held[0] is engine:

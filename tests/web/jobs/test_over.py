@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
-from dalle_server.drawing.replay import Source, replay
+from dalle_server.drawing.replay import ReplaySource, replay
 from dalle_server.engine.engine import Engine
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.request import FREE
@@ -149,7 +149,7 @@ def test_weights_without_an_encoder_refuse_a_strangers_picture(
 def test_what_a_picture_tells_makes_it_again(client: FlaskClient, engine: Engine) -> None:
     job = drawn(client, prompt="a pear", seed=3, image=url(png(PHOTO)), mask=url(png(MASK)))
     told = read_metadata(files(client, job)[0])
-    for source in Source:
+    for source in ReplaySource:
         assert replay(told, engine, source).same_pixels
     assert FREE in told.request().forced_tokens
 

@@ -17,9 +17,10 @@ from dalle_server.errors import (
     Overloaded,
     StorageError,
 )
+from dalle_server.generation import Progress, Queued, Started
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.current import EXTENSION
-from tests.web.jobs.client import submit, wait_for
+from tests.web.jobs.client import submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 
 
@@ -35,6 +36,18 @@ def test_a_job_is_accepted_runs_and_shows_its_pictures(client: FlaskClient) -> N
     assert "immutable" in picture.headers["Cache-Control"]
     recipe = read_metadata(picture.data)
     assert (recipe.prompt, recipe.seed, recipe.image_index) == ("a red apple", 7, 1)
+
+
+def test_a_job_that_runs_has_nothing_ahead_of_it(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    job = wait_for(client, submit(client)["id"], "running")
+    for event in (Queued(2), Started(0.1), Progress(9, 16, 0.5)):
+        engine.generations[0].emit(event)
+    until(lambda: client.get(f"/v1/jobs/{job['id']}").json["tokens_done"] == 9)
+    shown = client.get(f"/v1/jobs/{job['id']}").json
+    assert (shown["position"], shown["num_tokens"], shown["eta_s"]) == (0, 16, 0.5)
+    engine.gate.set()
+    assert wait_for(client, job["id"], "done")["position"] is None
 
 
 @pytest.mark.parametrize(("format", "head"), [("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])

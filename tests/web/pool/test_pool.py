@@ -16,7 +16,7 @@ from dalle_server.models.card import ModelCard
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.pool import pool as pool_module
-from dalle_server.web.pool.model import Engine, Model, Source
+from dalle_server.web.pool.model import Model, ServingEngine, Source
 from dalle_server.web.pool.pool import Hold, Pool
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.waits import until
@@ -49,7 +49,7 @@ class World:
         self.thread = self.pool.start()
 
     def _model(self, name: str, size: int) -> Model:
-        def load(observer: Observer) -> Engine:
+        def load(observer: Observer) -> ServingEngine:
             self.loading.append(name)
             self.gate.wait(10)
             if name in self.faults:

@@ -17,7 +17,7 @@ from dalle_server.checkpoints.published.flax_names import (
     transformer_place,
     vqgan_place,
 )
-from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.source import PublishedSource
 from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
@@ -53,7 +53,7 @@ def is_flax_dalle(directory: Path) -> bool:
     return is_flax(directory) and not is_flax_vqgan(directory)
 
 
-def read_flax(directory: Path, vqgan_directory: Path, name: str) -> Source:
+def read_flax(directory: Path, vqgan_directory: Path, name: str) -> PublishedSource:
     """Raises CheckpointError naming a tensor that is missing, unknown or of another shape."""
     raw = _TRANSFORMER_DEFAULTS | read_json(directory / "config.json")
     raw_vqgan = _VQGAN_DEFAULTS | read_json(vqgan_directory / "config.json")
@@ -77,7 +77,7 @@ def read_flax(directory: Path, vqgan_directory: Path, name: str) -> Source:
     if any(path.startswith(("encoder/", "quant_conv/")) for path in vqgan_leaves):
         names |= vqgan_encoder_tensors(config.vqgan)
     vqgan = _tensors(vqgan_directory, vqgan_leaves, names, vqgan_place)
-    return Source(config, transformer, vqgan, find_tokenizer_files(directory))
+    return PublishedSource(config, transformer, vqgan, find_tokenizer_files(directory))
 
 
 def _config_or_empty(directory: Path) -> dict[str, Any]:

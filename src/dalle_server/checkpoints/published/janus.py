@@ -26,7 +26,7 @@ from dalle_server.checkpoints.model_config import check_config, model_config, re
 from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
 from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
 from dalle_server.checkpoints.published.pickles import unpickle
-from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.source import PublishedSource
 from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files, open_tokenizer_file
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
 from dalle_server.errors import CheckpointError
@@ -53,7 +53,9 @@ def is_janus(directory: Path) -> bool:
 
 
 @contextmanager
-def read_janus(directory: Path, name: str, scratch: Path, progress: Progress | None = None) -> Iterator[Source]:
+def read_janus(
+    directory: Path, name: str, scratch: Path, progress: Progress | None = None
+) -> Iterator[PublishedSource]:
     """Either form. Pickles are first unpickled into a temporary folder under `scratch`, about as large as they are.
 
     Raises CheckpointError naming the file or tensor at fault; without PyTorch, pickles cannot be read and it says so.
@@ -93,7 +95,7 @@ def _shards(directory: Path) -> list[Path]:
     raise CheckpointError(f"{directory} has no weights: none of {', '.join(_WEIGHTS)}, nor an index of one")
 
 
-def _source(directory: Path, name: str, published: Tensors) -> Source:
+def _source(directory: Path, name: str, published: Tensors) -> PublishedSource:
     named: dict[str, Array] = {}
     for theirs, tensor in published.items():
         if not is_left_out(theirs):
@@ -111,7 +113,7 @@ def _source(directory: Path, name: str, published: Tensors) -> Source:
     sampling = {key: getattr(DEFAULT_SAMPLING, key) for key in ("temperature", "top_k", "top_p", "condition_scale")}
     config = model_config(str(directory), {**described, "sampling": sampling})
     check_config(str(directory), config)
-    return Source(config, transformer, vqgan, tokenizer_files)
+    return PublishedSource(config, transformer, vqgan, tokenizer_files)
 
 
 def _sizes(raw: Mapping[str, Any], named: Tensors, directory: Path) -> dict[str, Any]:

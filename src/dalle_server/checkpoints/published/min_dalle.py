@@ -18,7 +18,7 @@ import numpy as np
 
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.published.pickles import unpickle
-from dalle_server.checkpoints.published.source import Source
+from dalle_server.checkpoints.published.source import PublishedSource
 from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
 from dalle_server.errors import CheckpointError
@@ -50,7 +50,7 @@ def read_min_dalle(
     scratch: Path,
     suffix: str | None = None,
     progress: Progress | None = None,
-) -> Iterator[Source]:
+) -> Iterator[PublishedSource]:
     """Unpickle into a temporary folder under `scratch` (about as large as the .pt files) and map that.
 
     `suffix` says which of two models in the folder is meant: "" or "_mini". Raises CheckpointError;
@@ -85,7 +85,7 @@ def _source(
     unpickled: list[Arrays],
     tokenizer_files: Mapping[str, Path | bytes],
     suffix: str = "",
-) -> Source:
+) -> PublishedSource:
     encoder, decoder, detokenizer = unpickled
     transformer = {f"encoder.{key}": array for key, array in encoder.items()}
     transformer |= {key if key == "lm_head.weight" else f"decoder.{key}": array for key, array in decoder.items()}
@@ -114,7 +114,7 @@ def _source(
         )
     config = model_config(str(directory), {"name": name, "transformer": raw, "vqgan": vqgan_sizes})
     check_config(str(directory), config)
-    return Source(config, _lazy(transformer), _lazy(vqgan), tokenizer_files)
+    return PublishedSource(config, _lazy(transformer), _lazy(vqgan), tokenizer_files)
 
 
 def _hints(directory: Path, sizes: Mapping[str, int], suffix: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dalle_server.models.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PublishedSource:
     """A checkpoint under native names. Tensors are read when they are written."""
 
     config: ModelConfig
@@ -23,7 +23,7 @@ class Source:
     vqgan: Mapping[str, LazyTensor]
     tokenizer_files: Mapping[str, Path | bytes]
 
-    def cast(self, dtype: np.dtype[Any]) -> Source:
+    def cast(self, dtype: np.dtype[Any]) -> PublishedSource:
         """The transformer in another dtype. Raises CheckpointError where precision cannot be won back."""
         stored = {tensor.dtype for tensor in self.transformer.values()}
         if any(np.dtype(dtype).itemsize > found.itemsize for found in stored):

@@ -13,8 +13,8 @@ from dalle_server.web.automatic1111.checkpoints import Choices, current_checkpoi
 from dalle_server.web.automatic1111.extras import UPSCALERS
 from dalle_server.web.automatic1111.infotext import SAMPLER
 from dalle_server.web.automatic1111.schemas import (
+    CheckpointItem,
     Empty,
-    ModelItem,
     OptionsBody,
     OptionsReply,
     SamplerItem,
@@ -43,7 +43,7 @@ def current_choices() -> Choices:
     return choices
 
 
-class ModelItems(RootModel[list[ModelItem]]):
+class CheckpointItems(RootModel[list[CheckpointItem]]):
     pass
 
 
@@ -91,13 +91,13 @@ def set_options() -> Response:
 
 
 @blueprint.get("/sd-models")
-@for_keys("The checkpoints", reply=ModelItems)
+@for_keys("The checkpoints", reply=CheckpointItems)
 def sd_models() -> Response:
     service = current_service()
     service.check_started()
     return _listed(
         [
-            ModelItem(
+            CheckpointItem(
                 title=title(model),
                 model_name=model.name,
                 hash=model.digest[:10],

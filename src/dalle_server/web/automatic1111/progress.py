@@ -14,7 +14,7 @@ from dalle_server.web.drawing import Drawing
 PREVIEWS_PER_IMAGE = 8
 
 
-class Painting:
+class InFlight:
     """One txt2img request in flight. Its own thread folds the drawing's events; others look."""
 
     def __init__(self, drawing: Drawing):
@@ -61,11 +61,11 @@ class Paintings:
     """The txt2img requests in flight, oldest first; a client sees and stops its own only."""
 
     def __init__(self) -> None:
-        self._paintings: dict[str, Painting] = {}
+        self._paintings: dict[str, InFlight] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def track(self, painting: Painting) -> Iterator[None]:
+    def track(self, painting: InFlight) -> Iterator[None]:
         name = painting.drawing.generation.request.id
         with self._lock:
             self._paintings[name] = painting
@@ -75,6 +75,6 @@ class Paintings:
             with self._lock:
                 del self._paintings[name]
 
-    def of(self, client: str) -> list[Painting]:
+    def of(self, client: str) -> list[InFlight]:
         with self._lock:
             return [each for each in self._paintings.values() if each.drawing.generation.request.client == client]

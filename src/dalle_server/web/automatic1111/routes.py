@@ -28,7 +28,7 @@ from dalle_server.web.automatic1111.infotext import (
     told_by_request,
 )
 from dalle_server.web.automatic1111.models import current_choices
-from dalle_server.web.automatic1111.progress import Painting, Paintings
+from dalle_server.web.automatic1111.progress import InFlight, Paintings
 from dalle_server.web.automatic1111.schemas import (
     Empty,
     Nothing,
@@ -86,7 +86,7 @@ def order(body: Txt2ImgBody, form: Form) -> Order:
 
 def answer(body: Txt2ImgBody, drawing: Drawing, told_too: dict[str, Any]) -> Response:
     """Paints; `told_too` goes into `info`."""
-    painting = Painting(drawing)
+    painting = InFlight(drawing)
     with _paintings().track(painting):
         files, told = _paint(drawing)
     reply = Txt2ImgReply(
@@ -114,7 +114,7 @@ def _paint(drawing: Drawing) -> tuple[list[bytes], list[Told]]:
     )
 
 
-def _info(painting: Painting, told: list[Told]) -> dict[str, Any]:
+def _info(painting: InFlight, told: list[Told]) -> dict[str, Any]:
     """The web UI's 32 fields (modules/processing.py, Processed.js): its clients' types ask for each of them."""
     first, engine, (width, height) = told[0], painting.drawing.engine, painting.drawing.size_px
     return {

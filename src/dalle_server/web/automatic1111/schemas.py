@@ -154,7 +154,7 @@ class OptionsReply(BaseModel):
     show_progress_every_n_steps: int = 1
 
 
-class ModelItem(BaseModel):
+class CheckpointItem(BaseModel):
     title: str
     model_name: str
     hash: str

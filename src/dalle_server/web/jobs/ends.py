@@ -10,7 +10,7 @@ from typing import Any
 
 from dalle_server.errors import DalleServerError, NotReady
 from dalle_server.web.jobs.feed import Feed
-from dalle_server.web.jobs.storage.records import Job, Picture
+from dalle_server.web.jobs.storage.records import Job, JobPicture
 from dalle_server.web.jobs.storage.store import Store
 
 RECORD_AGAIN_S = 5.0  # after the disk refused to take a job's end
@@ -88,7 +88,7 @@ def end_data(job: Job) -> dict[str, Any]:
     return {"reason": "cancelled"}
 
 
-def image_json(job: Job, picture: Picture) -> dict[str, Any]:
+def image_json(job: Job, picture: JobPicture) -> dict[str, Any]:
     """A finished picture as the API shows it."""
     return {
         "index": picture.index,

@@ -187,7 +187,9 @@ class Jobs:
 
     def progress(self, job_id: str) -> dict[str, Any]:
         """position, tokens_done, num_tokens and eta_s, as far as they are known."""
-        known = {**self.feed.latest(job_id, "queued"), **self.feed.latest(job_id, "progress")}
+        known = self._running.progress(job_id)
+        if known is None:  # it waits, or another server has it
+            known = {**self.feed.latest(job_id, "queued"), **self.feed.latest(job_id, "progress")}
         return {name: known.get(name) for name in ("position", "tokens_done", "num_tokens", "eta_s")}
 
     # -- the thread

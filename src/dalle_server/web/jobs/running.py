@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dalle_server.drawing.repaint import Frame
 from dalle_server.drawn import Drawn
@@ -25,6 +26,7 @@ from dalle_server.generation import (
 )
 from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
 from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.snapshot import Snapshot
 from dalle_server.web.errors import openai_error
 from dalle_server.web.jobs.ends import Ends, image_json
 from dalle_server.web.jobs.feed import Feed
@@ -49,6 +51,7 @@ class Live:
     offset: int = 0  # tokens of the pictures that an earlier run of the server finished
     cancelled: bool = False
     untold: Event | None = None  # could not be written down: the database was away
+    snapshot: Snapshot = field(default_factory=Snapshot)
 
     def events(self) -> Iterator[Event | None]:
         """What is new; None when there is no more for now."""
@@ -57,6 +60,11 @@ class Live:
             if isinstance(self.untold, Done | Failed | Cancelled):
                 return
         yield from self.generation.events(poll_s=0)
+
+    def counted(self, progress: Progress) -> dict[str, Any]:
+        """Over all pictures of the job."""
+        done, total = self.offset + progress.tokens_done, self.offset + progress.num_tokens
+        return {"tokens_done": done, "num_tokens": total, "eta_s": progress.eta_s}
 
 
 class Running:
@@ -94,6 +102,15 @@ class Running:
         with self._lock:
             return set(self._live)
 
+    def progress(self, job_id: str) -> dict[str, Any] | None:
+        """position, tokens_done, num_tokens and eta_s, as far as they are known; None: the engine does not have it."""
+        live = self._live.get(job_id)
+        if live is None:
+            return None
+        snapshot = live.snapshot
+        counted = {} if snapshot.progress is None else live.counted(snapshot.progress)
+        return {"position": snapshot.position, **counted}
+
     def drop(self, job_id: str) -> None:
         """It is another server's now: nothing of it is written down here any more."""
         with self._lock:
@@ -116,6 +133,7 @@ class Running:
                 live.untold = event
                 if event is None:
                     return False
+                live.snapshot = live.snapshot.fold(event)
                 self._tell(store, live, event)
         except NotReady:  # the database is away: it goes on when that is back
             return False
@@ -143,9 +161,8 @@ class Running:
             case Started(queue_s):
                 store.rows.update(job_id, status="running", started_at=time.time(), queue_s=queue_s)
                 feed.publish(job_id, "started", {"queue_s": queue_s})
-            case Progress(tokens_done, num_tokens, eta_s):
-                counted = {"tokens_done": live.offset + tokens_done, "num_tokens": live.offset + num_tokens}
-                feed.publish(job_id, "progress", {**counted, "eta_s": eta_s})
+            case Progress():
+                feed.publish(job_id, "progress", live.counted(event))
             case Preview(index, tokens_done, pixels):
                 _, frame = _frames(store, live)
                 pixels = pixels if frame is None else frame.finished(pixels)

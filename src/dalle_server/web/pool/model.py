@@ -23,7 +23,7 @@ from dalle_server.web.bookkeeping import Bookkeeping
 ModelState = Literal["absent", "on_disk", "loading", "loaded", "failed"]
 
 
-class Engine(Protocol):
+class ServingEngine(Protocol):
     """What the web layer needs of `engine.Engine`: so much may a test's stand-in or a cluster's proxy offer instead."""
 
     @property
@@ -87,7 +87,7 @@ class Source:
     `card` tells of the model before it is loaded; None where nobody can.
     """
 
-    load: Callable[[Observer], Engine]
+    load: Callable[[Observer], ServingEngine]
     name: str = ""
     card: Callable[[], ModelCard | None] = lambda: None
 
@@ -103,7 +103,7 @@ class Known:
     num_slots: int
 
     @classmethod
-    def of(cls, engine: Engine) -> Known:
+    def of(cls, engine: ServingEngine) -> Known:
         return cls(engine.config, engine.info, engine.digest, engine.determinism, engine.stats().num_slots)
 
 
@@ -128,7 +128,7 @@ class Model:
     source: Source
     bookkeeping: Bookkeeping
     is_loading: bool = False
-    engine_now: Engine | None = None
+    engine_now: ServingEngine | None = None
     failure: DalleServerError | None = None
     failed_at: float = 0.0  # time.monotonic()
     known: Known | None = None
@@ -168,7 +168,7 @@ class Model:
         return "absent" if self.known is None and self.card and self.card.place == "absent" else "on_disk"
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ServingEngine:
         """Stays, while somebody holds the model. Raises NotReady."""
         if self.engine_now is None:
             raise NotReady(f"the model {self.name!r} is not loaded; try again shortly", retry_after_s=2)

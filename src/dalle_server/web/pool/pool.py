@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest, NotReady
 from dalle_server.web.pool.memory import release_memory
-from dalle_server.web.pool.model import Engine, Known, Model
+from dalle_server.web.pool.model import Known, Model, ServingEngine
 from dalle_server.web.serving.workers import NO_THREADS
 
 LOOK_S = 0.05  # how often it is asked whether a model has become idle that must make room
@@ -206,7 +206,7 @@ class Pool:
 
     def _load(self, model: Model) -> None:
         failure: DalleServerError | None = None
-        engine: Engine | None = None
+        engine: ServingEngine | None = None
         with self._changed:
             model.is_loading = True
         try:

@@ -10,9 +10,9 @@ from dalle_server.config import Settings, known_model
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.models.card import ModelCard
-from dalle_server.web.pool.model import Engine, Source
+from dalle_server.web.pool.model import ServingEngine, Source
 
-Load = Callable[[Settings, Observer], Engine]  # returns a started engine
+Load = Callable[[Settings, Observer], ServingEngine]  # returns a started engine
 Describe = Callable[[Settings], ModelCard]  # of the one model of these settings
 
 

@@ -29,7 +29,7 @@ from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.logging import configure
-from dalle_server.web.pool.model import Engine
+from dalle_server.web.pool.model import ServingEngine
 from dalle_server.web.pool.sources import Describe, sources
 from dalle_server.web.service import Service
 from dalle_server.web.serving import admission
@@ -44,7 +44,8 @@ ENDING_S = 5.0  # to close everything, after the drain
 SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for the one that serves all connections
 LAST_WORDS_S = 2.0  # for errors to reach those who wait, when the engine is gone
 
-LoadEngine = Callable[[Settings, Observer, Callable[[], None]], Engine]  # settings, observer, on_fatal → not started
+# Settings, observer, on_fatal → an engine that is not started.
+LoadEngine = Callable[[Settings, Observer, Callable[[], None]], ServingEngine]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Process:
 
     # -- loading
 
-    def _load(self, settings: Settings, observer: Observer) -> Engine:
+    def _load(self, settings: Settings, observer: Observer) -> ServingEngine:
         engine = self._load_engine(settings, observer, self._on_fatal)
         engine.start()
         engine.submit(GenerationRequest.of(WARM_UP_PROMPT, seed=0)).result()

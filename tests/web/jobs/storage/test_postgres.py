@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dalle_server.errors import DeadlineExceeded, NotReady
 from dalle_server.web.jobs.storage import rows as rows_module
-from dalle_server.web.jobs.storage.records import Picture
+from dalle_server.web.jobs.storage.records import JobPicture
 from dalle_server.web.jobs.storage.rows import Query, SqlRows
 from dalle_server.web.jobs.storage.schema import TooNew
 from tests.web.jobs.postgres import Postgres, postgres
@@ -42,8 +42,8 @@ def found(rows: SqlRows, owner: str = "", *words: str, **query: object) -> list[
 def test_a_job_comes_back_as_it_was(rows: SqlRows) -> None:
     made = replace(job(1, seed=2**63 - 1, prompt='groß "Äpfel" 林檎\0'), preview=False)
     rows.add(made)
-    rows.put_picture("job-1", Picture(0, "job-1/0.png", 8, 8, 5))
-    rows.put_picture("job-1", Picture(0, "job-1/0.png", 16, 8, 6))
+    rows.put_picture("job-1", JobPicture(0, "job-1/0.png", 8, 8, 5))
+    rows.put_picture("job-1", JobPicture(0, "job-1/0.png", 16, 8, 6))
     rows.update("job-1", status="done", finished_at=5.5, total_s=1.5, last_event=2**33, error={"message": "why"})
     back = rows.get("job-1")
     assert back is not None
@@ -59,7 +59,7 @@ def test_lists_and_searches(rows: SqlRows) -> None:
     for number in range(5):
         rows.add(job(number, prompt=f"Ein ÄPFEL number{number} 100% 林檎", seed=40 + number))
     rows.add(job(9, owner="other"))
-    rows.put_picture("job-2", Picture(0, "job-2/0.png", 8, 8, 5))
+    rows.put_picture("job-2", JobPicture(0, "job-2/0.png", 8, 8, 5))
     assert found(rows) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
     assert found(rows, "", before="job-3", limit=2) == ["job-2", "job-1"]
     assert found(rows, "", "äpfel", "number2") == ["job-2"]

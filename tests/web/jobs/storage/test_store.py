@@ -15,7 +15,7 @@ import pytest
 
 from dalle_server.errors import ConfigError, NotReady, StorageError
 from dalle_server.web.jobs.storage import files
-from dalle_server.web.jobs.storage.records import UNFINISHED, Picture
+from dalle_server.web.jobs.storage.records import UNFINISHED, JobPicture
 from dalle_server.web.jobs.storage.retention import Retention
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job, picture_bytes, root_of
@@ -197,7 +197,7 @@ def test_no_row_names_a_file_outside_the_store(store: Store, tmp_path: Path, nam
     finished(store, 1)
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "jobs" / "job-1" / "secret.txt").write_text("secret")
-    assert store.read(Picture(0, name, 8, 8, 5)) is None
+    assert store.read(JobPicture(0, name, 8, 8, 5)) is None
 
 
 def test_a_link_out_of_the_store_is_not_followed(store: Store, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_link_out_of_the_store_is_not_followed(store: Store, tmp_path: Path) -
     path = tmp_path / "jobs" / "job-1" / "0.png"
     path.unlink()
     path.symlink_to(tmp_path / "secret")
-    assert store.read(Picture(0, "job-1/0.png", 8, 8, 5)) is None
+    assert store.read(JobPicture(0, "job-1/0.png", 8, 8, 5)) is None
 
 
 WRITER = """

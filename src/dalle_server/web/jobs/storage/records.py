@@ -18,7 +18,7 @@ DAMAGED = "(the record of this job is damaged)"  # stands where its prompt stood
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class JobPicture:
     """One finished picture of a job: `file` is its name among the picture files."""
 
     index: int
@@ -50,7 +50,7 @@ class Job:
     cancel_asked: bool = False  # through another server than its holder
     last_event: int = 0  # the number of the event that told its end
     over: Over | None = None  # a given picture that its own are drawn over
-    pictures: tuple[Picture, ...] = field(default=())
+    pictures: tuple[JobPicture, ...] = field(default=())
     is_damaged: bool = False
 
     @property
@@ -88,7 +88,7 @@ def to_values(job: Job) -> dict[str, Any]:
     }
 
 
-def from_values(row: dict[str, Any], pictures: tuple[Picture, ...] = ()) -> Job:
+def from_values(row: dict[str, Any], pictures: tuple[JobPicture, ...] = ()) -> Job:
     """A row as a job. One that cannot be read is a failed job that says so: it must cost no other."""
     names = ("id", "owner", "model", "digest", "format", "preview", "created_at", "started_at", "finished_at")
     plain = {name: row[name] for name in (*names, "queue_s", "total_s", "faults", "last_event")}

@@ -20,7 +20,7 @@ from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.files import GIVEN, PICTURE_FILE, RECORD, PictureFiles
-from dalle_server.web.jobs.storage.records import Job, Picture, from_values, to_values
+from dalle_server.web.jobs.storage.records import Job, JobPicture, from_values, to_values
 from dalle_server.web.jobs.storage.rows import JobRows
 
 LOST = {
@@ -122,7 +122,7 @@ def _pictures(names: Iterable[str]) -> list[str]:
 
 def _described(
     names: Iterable[str], files: PictureFiles, told: dict[str, list[str]]
-) -> dict[str, tuple[Picture, PictureMetadata]]:
+) -> dict[str, tuple[JobPicture, PictureMetadata]]:
     """The pictures among the files; what is none of ours is moved aside."""
     found = {}
     for name in names:
@@ -138,7 +138,7 @@ def _described(
         if told_by is None or match is None or told_by.image_index % 2**INDEX_BITS != int(match[1]):
             told[f"files that are no pictures of ours, moved to {files.set_aside(name)}"].append(name)
             continue
-        found[name] = Picture(int(match[1]), name, width_px, height_px, len(data)), told_by
+        found[name] = JobPicture(int(match[1]), name, width_px, height_px, len(data)), told_by
     return found
 
 
@@ -166,7 +166,7 @@ def _check_kinds(values: dict[str, Any]) -> None:
 
 
 def _described_job(
-    job_id: str, described: dict[str, tuple[Picture, PictureMetadata]], files: PictureFiles
+    job_id: str, described: dict[str, tuple[JobPicture, PictureMetadata]], files: PictureFiles
 ) -> Job | None:
     """From the pictures' own recipes: all but whose it was, and how many more there were to be."""
     if not described:

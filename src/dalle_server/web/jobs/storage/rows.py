@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dalle_server.errors import Overloaded
 from dalle_server.web.jobs.storage.database import DEADLINE_S, SEARCH_DEADLINE_S, Database
-from dalle_server.web.jobs.storage.records import UNFINISHED, Job, Picture, from_values, searchable, to_values
+from dalle_server.web.jobs.storage.records import UNFINISHED, Job, JobPicture, from_values, searchable, to_values
 from dalle_server.web.jobs.storage.schema import has_search_index, jobs, notes, pictures
 
 SEARCHES = 2  # that may run at the same time, each of another owner: other calls always find a connection
@@ -54,7 +54,7 @@ class JobRows(Protocol):
 
     def update(self, job_id: str, **values: Any) -> None: ...
 
-    def put_picture(self, job_id: str, picture: Picture) -> None: ...
+    def put_picture(self, job_id: str, picture: JobPicture) -> None: ...
 
     def drop_pictures(self, job_id: str, indexes: Iterable[int]) -> None: ...
 
@@ -122,7 +122,7 @@ class SqlRows:
             held = sa.true() if self._holder is None else jobs.c.holder == self._holder
             connection.execute(jobs.update().where(jobs.c.id == job_id, held).values(**values))
 
-    def put_picture(self, job_id: str, picture: Picture) -> None:
+    def put_picture(self, job_id: str, picture: JobPicture) -> None:
         """The same index again replaces it."""
         with self._database.writing() as connection:
             connection.execute(self._upsert(pictures, _picture_values(job_id, picture)))
@@ -295,18 +295,18 @@ class _Turns:
 
 def _read(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Job]:
     rows = [dict(row) for row in connection.execute(chosen).mappings()]
-    found: dict[str, list[Picture]] = {row["id"]: [] for row in rows}
+    found: dict[str, list[JobPicture]] = {row["id"]: [] for row in rows}
     for some in _portions(list(found)):
         owned = sa.select(pictures).where(pictures.c.job_id.in_(some)).order_by(pictures.c.image_index)
         for each in connection.execute(owned).mappings():
-            picture = Picture(
+            picture = JobPicture(
                 each["image_index"], each["file"], each["width_px"], each["height_px"], each["size_bytes"]
             )
             found[each["job_id"]].append(picture)
     return [from_values(row, tuple(found[row["id"]])) for row in rows]
 
 
-def _picture_values(job_id: str, picture: Picture) -> dict[str, Any]:
+def _picture_values(job_id: str, picture: JobPicture) -> dict[str, Any]:
     return {
         "job_id": job_id,
         "image_index": picture.index,

@@ -23,7 +23,7 @@ from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK, RECORD,
 from dalle_server.web.jobs.storage.given import Given
 from dalle_server.web.jobs.storage.leases import Leases
 from dalle_server.web.jobs.storage.places import open_files
-from dalle_server.web.jobs.storage.records import Job, Picture
+from dalle_server.web.jobs.storage.records import Job, JobPicture
 from dalle_server.web.jobs.storage.repair import finish_deletions, record_of, repair
 from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
 from dalle_server.web.jobs.storage.rows import SqlRows
@@ -130,9 +130,9 @@ class Store:
             mask = self.files.read(f"{job.id}/{GIVEN_MASK}") if job.over.has_mask_file else None
         return Given(image, mask)
 
-    def add_picture(self, job: Job, index: int, data: bytes, size_px: tuple[int, int]) -> Picture:
+    def add_picture(self, job: Job, index: int, data: bytes, size_px: tuple[int, int]) -> JobPicture:
         """Keep an encoded picture of (width, height) px. The same index again replaces it."""
-        picture = Picture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data))
+        picture = JobPicture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data))
         with _disk():
             record = f"{job.id}/{RECORD}"
             if not self.files.has(record):
@@ -141,7 +141,7 @@ class Store:
         self.rows.put_picture(job.id, picture)
         return picture
 
-    def read(self, picture: Picture) -> bytes | None:
+    def read(self, picture: JobPicture) -> bytes | None:
         """The file; None, and no row either from then on, when it has gone."""
         with _disk():
             try:
@@ -149,7 +149,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-    def forget(self, job: Job, picture: Picture) -> None:
+    def forget(self, job: Job, picture: JobPicture) -> None:
         """The file of a picture has gone: its row goes too."""
         self.rows.drop_pictures(job.id, [picture.index])
 

@@ -8,6 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dalle_server.checkpoints.hub import pull as hub
+from dalle_server.variants import ModelSize
+
+WEIGHTS = "flax_model.msgpack"
 COMMIT = "c0ffee" + "0" * 34
 VQGAN_COMMIT = "e93a26e7707683d349bf5d5c41c5b0ef69b677a9"
 SIGNATURE = "X-Amz-Expires=3600&X-Amz-Signature=5166"
@@ -174,3 +178,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if cut is None else body[:cut])
             if cut is not None:
                 self.close_connection = True
+
+
+def pull(tmp_path: Path, size: ModelSize = ModelSize.MINI, **options) -> Path:
+    return hub.pull(size, cache_dir=tmp_path / "cache", **options)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
