@@ -16,8 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.rng import MASK32, philox4x32
-from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE, RunnerInfo, StepResult, StepRow, TextTokens
+from dalle_server.engine.runners.base import (
+    LOGPROBS,
+    PULL,
+    SEAMLESS,
+    TOKENIZE,
+    RunnerInfo,
+    StepResult,
+    StepRow,
+    TextTokens,
+)
 from dalle_server.engine.sampling import guide, log_probabilities, sample
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import ModelConfig, VQGANConfig
@@ -74,6 +84,12 @@ class FakeTokenizer:
         return self.encode(prompt), self.encode(negative_prompt)
 
 
+def colours(codebook_size: int) -> NDArray[np.int32]:
+    """(C, 3): what each id stands for."""
+    every = np.arange(codebook_size, dtype=np.int32)
+    return np.stack([(every * step + 40) % 256 for step in (37, 91, 151)], axis=-1)
+
+
 @dataclass(slots=True)
 class _Slot:
     conditional: int  # digest of the text
@@ -115,7 +131,7 @@ class FakeRunner:
             "fp32",
             "asked for by a test",
             {"numpy": np.__version__},
-            features=(LOGPROBS, TOKENIZE, SEAMLESS),
+            features=(LOGPROBS, TOKENIZE, SEAMLESS, PULL),
         )
         self.num_slots = num_slots
         self.lookahead = lookahead
@@ -131,6 +147,7 @@ class FakeRunner:
         self.closed = False
         self._slots: dict[int, _Slot] = {}
         self._logits = np.zeros((0, self.config.picture.codebook_size), np.float32)
+        self._distances = CodeDistances(colours(self.config.picture.codebook_size))
         self._stepping = threading.Lock()
 
     def encode(self, texts: Sequence[TextTokens]) -> list[int]:
@@ -148,7 +165,8 @@ class FakeRunner:
             self.on_step(rows)
             self.num_steps += 1
             self._logits = self._forward(rows)
-            tokens = sample(self._logits, rows)
+            self._pulled = self._distances.lowered(self._logits, rows)
+            tokens = sample(self._pulled, rows)
             for row, token in zip(rows, tokens, strict=True):
                 state = self._slots[row.slot]
                 state.history = zlib.crc32(int(token).to_bytes(4, "little", signed=True), state.history)
@@ -162,7 +180,7 @@ class FakeRunner:
             return None
         told = [
             log_probabilities(conditional, guided, row.sampling, int(token)) if LOGPROBS in row.wants else [np.nan] * 2
-            for conditional, guided, row, token in zip(self._conditional, self._logits, rows, tokens, strict=True)
+            for conditional, guided, row, token in zip(self._conditional, self._pulled, rows, tokens, strict=True)
         ]
         return np.array(told, np.float32)
 
@@ -207,8 +225,8 @@ class FakeRunner:
             time.sleep(self.detokenize_s)
         side, px = self.config.picture.grid_width, self.config.vqgan.scale_factor
         assert grids.min() >= 0 and grids.max() < self.config.picture.codebook_size, "not a codebook id"
-        colours = np.stack([(grids * step + 40) % 256 for step in (37, 91, 151)], axis=-1).reshape(-1, side, side, 3)
-        squares = colours.repeat(px, axis=1).repeat(px, axis=2)
+        painted = colours(self.config.picture.codebook_size)[grids].reshape(-1, side, side, 3)
+        squares = painted.repeat(px, axis=1).repeat(px, axis=2)
         shade = np.linspace(1.0 if wraps else 0.8, 1.0, px)
         weight = np.tile(np.minimum.outer(shade, shade), (side, side))[None, :, :, None]
         pixels: NDArray[np.uint8] = (squares * weight).astype(np.uint8)
@@ -218,10 +236,9 @@ class FakeRunner:
         """The inverse of `detokenize`: a square's last pixel has its whole colour."""
         self.on_tokenize(pixels)
         px = self.config.vqgan.scale_factor
-        every = np.arange(self.config.picture.codebook_size, dtype=np.int32)
-        colours = np.stack([(every * step + 40) % 256 for step in (37, 91, 151)], axis=-1)
+        known = colours(self.config.picture.codebook_size)
         found = pixels[:, px - 1 :: px, px - 1 :: px].reshape(len(pixels), -1, 1, 3).astype(np.int32)
-        ids: NDArray[np.int32] = np.abs(found - colours).sum(-1).argmin(-1).astype(np.int32)
+        ids: NDArray[np.int32] = np.abs(found - known).sum(-1).argmin(-1).astype(np.int32)
         return ids
 
     def close(self) -> None:

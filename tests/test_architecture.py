@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "text": {"models", "families", "checkpoints", "engine.runners.base"},
     "checkpoints": {"models", "families"},
     "engine": {"models", "families", "text", "checkpoints"},
-    "drawing": {"engine.rng", "models", "pictures"},
+    "drawing": {"models", "pictures"},
     "web": {"engine", "models", "pictures", "drawing"},
     "pictures": {"models"},
 }

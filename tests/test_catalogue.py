@@ -12,7 +12,7 @@ from dalle_server.catalogue import describe, prepared
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.cache import EMBEDDED
 from dalle_server.config import Settings, load_settings
-from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE
+from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
 
 DATA = Path(__file__).parent / "data"
@@ -31,7 +31,7 @@ def test_a_native_checkpoint_tells_all_but_its_weights(settings: Settings) -> No
     loaded = open_checkpoint(EMBEDDED)
     assert (card.name, card.place, card.family, card.image_px) == ("nano", "on_disk", "dalle-bart", 64)
     assert card.digest == loaded.digest
-    assert card.features == (LOGPROBS, SEAMLESS, TOKENIZE)
+    assert card.features == (LOGPROBS, SEAMLESS, PULL, TOKENIZE)
     assert 5e6 < card.size_bytes < card.memory_bytes < 200e6
 
 

@@ -34,6 +34,12 @@ REQUESTS = st.builds(
 )
 
 
+@given(REQUESTS, st.lists(st.integers(FREE, 2**31 - 1), max_size=5), st.floats(0, 1e6, exclude_min=True))
+def test_a_request_drawn_towards_tokens_survives_too(request_: GenerationRequest, near: list[int], pull: float) -> None:
+    asked = dataclasses.replace(request_, near_tokens=tuple(near), pull=pull if near else 0.0)
+    assert GenerationRequest.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+
+
 @given(REQUESTS)
 def test_a_request_survives_its_wire_form(request_: GenerationRequest) -> None:
     wire = json.loads(json.dumps(request_.to_dict()))

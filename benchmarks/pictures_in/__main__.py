@@ -1,19 +1,19 @@
-"""Pictures in, on the embedded model, by the judge that the training recipe has (it has never seen a painted picture).
+"""Pictures in, on the embedded model, by the judges that the training recipe has (none has seen a painted picture).
 
 strength    the given picture shows one thing and the prompt asks for another: how near to the given picture the answer
-            is (PSNR) against how often the judge sees what was asked for; for keeping tokens by lot, and for drawing
-            each place towards codes near the given one
+            is (PSNR) against how often the judge sees what was asked for; for keeping each token by lot, as `strength`
+            was once, and for drawing each towards codes near the given one, as it is
 holes       a part of a true picture is hidden and painted anew: does the judge still name the thing, and how much
             more do neighbours differ across the hole's border than they did; 1, 4 and 16 candidates
 particles   the same at the price of 16 candidates: sequential Monte Carlo over the kept tokens
 shapes      3:2 by a sliding window: the step across the column where a window's own tokens begin, and other columns
 cost        seconds of a picture, of an edit with 1 and 4 candidates
 
-    python -m benchmarks.pictures_in --work DIR [--prompts 48] [--only strength holes …]
+    python -m benchmarks.pictures_in --work DIR [--preset cpu] [--judge nearest] [--prompts 48] [--only …]
 
-DIR is where the training recipe keeps its artwork. The judge names the thing whose true pictures, at every place where
-the recipe may put it, come nearest (training/judging/judge.py): it has learned nothing, from painted pictures least of
-all. Ends in one JSON line.
+DIR is where the training recipe keeps its artwork and its runs. The judge `nearest` names the thing whose true
+pictures, at every place where the recipe may put it, come nearest (training/judging/judge.py): it has learned nothing.
+`trained` is the classifier that the stage `judge` of the preset has left in DIR. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measuring import machine
-from benchmarks.pictures_in.fills import Filler, Grids, forced_by
+from benchmarks.pictures_in.fills import Filler, Grids, forced_by, uniform
 from dalle_server.drawing.painting import Shape, paint
-from dalle_server.drawing.repaint import INDEX_BITS, Repaint
+from dalle_server.drawing.repaint import INDEX_BITS, Holes, Repaint
 from dalle_server.drawing.repainting import draw_over
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
-from dalle_server.engine.rng import uniform
 from dalle_server.pictures.canvas import Picture, Window, paste
-from dalle_server.request import GenerationRequest, ImageKey, SamplingParams
+from dalle_server.request import FREE, GenerationRequest, ImageKey, SamplingParams
 from training.judging.classifier import Classifier
 from training.judging.judge import Judge
 from training.judging.prompts import Prompter
@@ -48,18 +47,17 @@ from training.preset import load_preset
 from training.recipe import Recipe
 
 Pixels = NDArray[np.uint8]
-STRENGTHS = (0.25, 0.5, 0.65, 0.75, 0.85, 0.95)
-PULLS = (80.0, 40.0, 20.0, 10.0, 5.0, 2.5)
+STRENGTHS = (0.1, 0.25, 0.5, 0.65, 0.75, 0.85, 0.95)
 CANDIDATES = 16
 
 
 class Bench:
-    def __init__(self, work: Path, num_prompts: int):
-        self.filler = Filler()
-        self.recipe = Recipe(load_preset("cpu", work))
+    def __init__(self, recipe: Recipe, judge: str, num_prompts: int):
+        self.filler, self.recipe = Filler(), recipe
+        self.classifier = recipe.classifier if judge == "trained" else None  # at once, for it may not be there
         grid = self.filler.config.picture
         self.side, self.px = grid.grid_width, grid.px_per_token
-        singles = Prompter(self.recipe.sampler, 2026).singles()
+        singles = Prompter(self.recipe.sampler, 2026, everyday=True).singles()
         self.everything = [spec for spec, _ in singles]
         self.asked = [singles[i * len(singles) // num_prompts] for i in range(num_prompts)]
         self.prompts = [prompt for _, prompt in self.asked]
@@ -74,9 +72,14 @@ class Bench:
     def named(self, pictures: Pixels, concepts: list[int]) -> float:
         """Share of the pictures in which the judge sees the thing, among all concepts."""
         images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-        nearest = self.judge.rank(images, self.everything)[:, 0]
-        seen = [self.everything[int(place)].things[0].concept for place in nearest]
-        return round(sum(a == b for a, b in zip(seen, concepts, strict=True)) / len(seen), 3)
+        if self.classifier is not None:
+            with torch.no_grad():
+                seen = self.classifier(images).argmax(1).tolist()
+        else:
+            nearest = self.judge.rank(images, self.everything)[:, 0]
+            seen = [self.everything[int(place)].things[0].concept for place in nearest]
+        right = sum(int(a == b) for a, b in zip(seen, concepts, strict=True))
+        return round(right / len(concepts), 3)
 
     def pixels(self, grids: Grids) -> Pixels:
         return self.filler.runner.detokenize(grids)
@@ -93,13 +96,14 @@ def strength(bench: Bench) -> list[dict[str, Any]]:
     given, renders = np.roll(bench.given, -1, 0), np.roll(bench.renders, -1, 0)
     others = bench.concepts[1:] + bench.concepts[:1]
     rows = []
-    for by, value in [*(("keep", each) for each in STRENGTHS), *(("pull", each) for each in PULLS), ("keep", 1.0)]:
+    for by, value in [(by, each) for by in ("lot", "pull") for each in STRENGTHS] + [("either", 1.0)]:
         near = None
-        if by == "keep":
+        if by != "pull":
             lots = np.stack([uniform(np.arange(given.shape[1]), key.index, key.seed) for key in bench.keys])
             forced = forced_by(given, lots < value)
         else:
-            forced, near = forced_by(given, np.ones(given.shape, bool)), (given, value)
+            holes = Holes(given[0], np.ones(given.shape[1], bool), value, candidates=1)
+            forced, near = np.full_like(given, FREE), (given, holes.pull)
         pictures = bench.pixels(bench.filler.fill(bench.prompts, forced, bench.keys, near=near).grids)
         row = {"by": by, "value": value, "psnr_db": psnr(pictures, renders)}
         row |= {"asked_for": bench.named(pictures, bench.concepts), "given": bench.named(pictures, others)}
@@ -251,15 +255,18 @@ PARTS = {"cost": cost, "shapes": shapes, "strength": strength, "holes": holes, "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--judge", choices=("nearest", "trained"), default="nearest")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    bench = Bench(arguments.work, arguments.prompts)
+    bench = Bench(Recipe(load_preset(arguments.preset, arguments.work)), arguments.judge, arguments.prompts)
     found = {name: PARTS[name](bench) for name in arguments.only}
     for name in ("cost", "shapes"):
         if name in found:
             print(name, found[name])
-    print(json.dumps({"benchmark": "pictures_in", "prompts": arguments.prompts, **found, **machine.describe()}))
+    asked = {"benchmark": "pictures_in", "judge": arguments.judge, "prompts": arguments.prompts}
+    print(json.dumps({**asked, **found, **machine.describe()}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.drawing.repaint import kept_behind
-from dalle_server.engine.rng import uniform
+from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import LOGPROBS, StepRow
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.runners.select import choose_runner
@@ -41,18 +41,6 @@ class Filler:
         self.runner, self.config = runner, checkpoint.config
         self._tokenizer = open_tokenizer(checkpoint)
         self._texts: dict[str, Any] = {}
-        codebook = np.asarray(checkpoint.vqgan["quantize.embedding.weight"], np.float32)
-        codebook = codebook[: self.config.picture.codebook_size]
-        squares = np.square(codebook).sum(1)
-        self.distances = squares[:, None] + squares[None] - 2 * codebook @ codebook.T  # (C, C) squared
-        self.distances /= self.distances.mean()
-        self._pull: NDArray[np.float32] | None = None  # (N, C) what is taken from the logits of the present position
-        self._logits = runner._logits
-        runner._logits = self._pulled  # type: ignore[method-assign]
-
-    def _pulled(self, rows: Sequence[StepRow], guidance: float | None = None) -> NDArray[np.float32]:
-        logits = self._logits(rows, guidance)
-        return logits if guidance is not None or self._pull is None else logits - self._pull[: len(rows)]
 
     @property
     def sampling(self) -> SamplingParams:
@@ -86,11 +74,11 @@ class Filler:
         behind = np.stack([kept_behind(row) for row in forced])
         grids, scores, weights = forced.copy(), np.zeros(len(forced)), np.zeros(len(forced))
         for position in range(forced.shape[1]):
-            if near is not None:
-                self._pull = (near[1] * self.distances[near[0][:, position]]).astype(np.float32)
             wants = [frozenset({LOGPROBS}) if told else frozenset[str]() for told in behind[:, position]]
             rows = [
                 StepRow(slot, position, key, sampling, int(forced[slot, position]), wants[slot])
+                if near is None
+                else StepRow(slot, position, key, sampling, near=int(near[0][slot, position]), pull=near[1])
                 for slot, key in enumerate(keys)
             ]
             written = runner.step(rows).result()
@@ -101,7 +89,6 @@ class Filler:
                 weights += likely
                 if particles > 1:
                     self._resample(grids, scores, weights, keys, position, particles)
-        self._pull = None
         return Filled(grids, scores)
 
     def _text(self, prompt: str) -> Any:
@@ -135,6 +122,15 @@ class Filler:
             for row in range(2):
                 array[:, 2 * targets + row] = array[:, 2 * sources + row]
         self.runner._last_tokens[targets] = self.runner._last_tokens[sources]
+
+
+def uniform(positions: NDArray[np.integer[Any]], image_index: int, seed: int) -> NDArray[np.float64]:
+    """A number between 0 and 1 for each token position. No part of the noise of sampling: there the last word is 0."""
+    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    key = (np.array([seed & MASK32], np.int64), np.array([(seed >> 32) & MASK32], np.int64))
+    counter = (np.asarray(positions, np.int64), zero, np.array([image_index & MASK32], np.int64), one)
+    lots: NDArray[np.float64] = (philox4x32(counter, key)[0] + 0.5) * 2.0**-32
+    return lots
 
 
 def forced_by(given: Grids, free: NDArray[np.bool_]) -> Grids:

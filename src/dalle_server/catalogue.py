@@ -11,7 +11,7 @@ from dalle_server.checkpoints.cache import is_ready, variant_dir
 from dalle_server.checkpoints.convert import CheckpointForm, detect_form
 from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
-from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE
+from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.engine.runners.choice import choose
 from dalle_server.engine.runners.select import needed_bytes
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
@@ -78,7 +78,7 @@ def _of_native(directory: Path, settings: Settings, variant: Variant | None) -> 
         ),
         family=config.family,
         image_px=config.picture.width_px,
-        features=(LOGPROBS, SEAMLESS, *((TOKENIZE,) if ENCODER_TENSOR in native.vqgan_names else ())),
+        features=(LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if ENCODER_TENSOR in native.vqgan_names else ())),
         digest=native.digest,
     )
 

@@ -22,6 +22,7 @@ MAX_IMAGE_INDEX = 2**32 - 1  # a word of the noise's counter
 MAX_IMAGES = 10_000  # of one request: more than any queue takes
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TIMEOUT_S = 1e9  # as good as none
+MAX_PULL = 1e6
 WIRE_VERSION = 1
 FREE = -1  # in forced_tokens: this position is sampled
 
@@ -107,6 +108,8 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     negative_prompt: str = ""  # the unconditional row's text; empty = the reference's [<s>, </s>]
     forced_tokens: tuple[int, ...] = ()  # empty, or I ids with FREE where the model chooses
+    near_tokens: tuple[int, ...] = ()  # empty, or I ids that tokens are drawn towards, FREE where nothing draws them
+    pull: float = 0.0  # how strongly; engine/pull.py says what it means
     preview_every: int = 0  # tokens between previews; 0 = none
     logprobs: bool = False  # tell how likely each token was: GeneratedImage.logprobs
     seamless: bool = False  # decode the grid as if it went on at its other end, so that opposite edges meet
@@ -117,7 +120,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt", "client", "id"):
             checks.text(name, getattr(self, name))
-        for name in ("images", "forced_tokens"):
+        for name in ("images", "forced_tokens", "near_tokens"):
             object.__setattr__(self, name, checks.sequence(name, getattr(self, name)))
         if not self.id:
             raise InvalidRequest("id must not be empty; leave it out to get one", param="id")
@@ -131,8 +134,12 @@ class GenerationRequest:
             raise InvalidRequest(
                 f"sampling must be SamplingParams, not {checks.shown(self.sampling)}", param="sampling"
             )
-        forced = tuple(checks.whole_number("forced_tokens", token, FREE, MAX_TOKEN_ID) for token in self.forced_tokens)
-        object.__setattr__(self, "forced_tokens", forced)
+        for name in ("forced_tokens", "near_tokens"):
+            tokens = tuple(checks.whole_number(name, token, FREE, MAX_TOKEN_ID) for token in getattr(self, name))
+            object.__setattr__(self, name, tokens)
+        object.__setattr__(self, "pull", checks.number("pull", self.pull, 0.0, MAX_PULL))
+        if bool(self.near_tokens) != (self.pull > 0):
+            raise InvalidRequest("pull and near_tokens belong together: how strongly, and towards what", param="pull")
         object.__setattr__(
             self, "preview_every", checks.whole_number("preview_every", self.preview_every, 0, MAX_TOKEN_ID)
         )
@@ -186,7 +193,7 @@ class GenerationRequest:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given["images"] = [[key.seed, key.index] for key in self.images]
         given["sampling"] = {name: value for name, value in asdict(self.sampling).items() if value is not None}
-        given["forced_tokens"] = list(self.forced_tokens)
+        given |= {name: list(getattr(self, name)) for name in ("forced_tokens", "near_tokens")}
         return {"version": WIRE_VERSION, **{name: value for name, value in given.items() if value or name == "prompt"}}
 
     @classmethod

@@ -84,7 +84,9 @@ def by_job(client: FlaskClient, **fields: Any) -> bytes:
     deadline = time.monotonic() + 30
     while job["status"] != "done" and time.monotonic() < deadline:
         time.sleep(0.01)
-        job = client.get(f"/v1/jobs/{job['id']}").json
+        with client.get(f"/v1/jobs/{job['id']}") as reply:  # an answer that stays open counts as in flight
+            assert reply.status_code == 200, reply.json
+            job = reply.json
     return client.get(job["images"][0]["url"]).data
 
 

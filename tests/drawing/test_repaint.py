@@ -10,12 +10,16 @@ import pytest
 
 from dalle_server.drawing.repaint import INDEX_BITS, Plan, Repaint, kept_behind
 from dalle_server.drawing.repainting import Repainting, likeliest, repaint
+from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.engine.engine import Engine
+from dalle_server.engine.pull import CodeDistances
 from dalle_server.errors import InvalidRequest, Overloaded
 from dalle_server.generation import Cancelled, Done, Failed, GeneratedImage, Generation, ImageReady, Preview, Progress
 from dalle_server.pictures.canvas import Picture
+from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
+from dalle_server.pictures.metadata import read_metadata
 from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels
-from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
+from tests.fake_runner import FakeRunner, FakeTokenizer, colours, fake_config
 
 SIDE_PX = 4 * 8  # a grid of 16 tokens, 8 pixels each
 
@@ -123,27 +127,51 @@ def test_what_is_told_makes_the_picture_again(engine: Engine) -> None:
         assert np.array_equal(again.pixels, picture.pixels)
 
 
-def test_strength_says_how_much_is_painted_anew(engine: Engine) -> None:
+def test_strength_says_how_far_from_the_given_tokens(engine: Engine) -> None:
+    """0 gives them back, 1 ignores them; between, every free token is drawn, the nearer the less."""
     image = draw(engine)
-    kept = {}
-    for strength in (0.0, 0.3, 0.7, 1.0):
-        plan = Plan.of(over(image.pixels, strength=strength), engine)
-        forced = np.stack([plan.holes.forced(ImageKey(seed, 0)) for seed in range(200)])
-        kept[strength] = float((forced != FREE).mean())
-    assert kept[0.0] == 1.0 and kept[1.0] == 0.0
-    assert abs(kept[0.3] - 0.7) < 0.05 and abs(kept[0.7] - 0.3) < 0.05
-    plan = Plan.of(over(image.pixels, strength=0.0, candidates=4), engine)
-    (same,) = finished(repaint(engine.submit, plan.holes, request()))
-    assert np.array_equal(same.tokens, image.tokens)
+    free = engine.submit(request(8)).result()
+    distances, far = CodeDistances(colours(64)), []
+    for strength in (0.0, 0.4, 0.8, 0.95, 1.0):
+        plan = Plan.of(over(image.pixels, strength=strength, candidates=4), engine)
+        pictures = finished(repaint(engine.submit, plan.holes, request(8)))
+        apart = [distances.to(image.tokens)[np.arange(16), picture.tokens] for picture in pictures]
+        far.append(float(np.mean(apart)))
+        if strength in (0.0, 1.0):
+            for picture, expected in zip(pictures, free, strict=True):
+                same = image.tokens if strength == 0 else expected.tokens
+                assert np.array_equal(picture.tokens, same)
+        elif strength > 0.4:
+            assert len({picture.tokens.tobytes() for picture in pictures}) == 8
+    assert far == sorted(far) and len(set(far)) == 5
 
 
-def test_less_strength_keeps_what_more_strength_keeps(engine: Engine) -> None:
-    pixels = draw(engine).pixels
-    more, less = (
-        Plan.of(over(pixels, strength=strength), engine).holes.forced(ImageKey(3, 1)) for strength in (0.8, 0.4)
-    )
-    assert ((more == FREE) | (less != FREE)).all()
-    assert (Plan.of(over(pixels, strength=0.5), engine).holes.forced(ImageKey(3, 2)) != less).any()
+def test_strength_in_a_mask_draws_towards_what_was_there_and_keeps_the_rest(engine: Engine) -> None:
+    image = draw(engine)
+    plan = Plan.of(over(image.pixels, (8, 8, 24, 16), strength=0.5), engine)
+    (wanted,) = plan.holes.requests(request())
+    forced, near = (np.array(tokens) for tokens in (wanted.forced_tokens, wanted.near_tokens))
+    free = plan.holes.free
+    assert (forced[free] == FREE).all() and (near[~free] == FREE).all()
+    assert np.array_equal(np.where(free, near, forced), image.tokens)
+    assert wanted.pull == round(20 * np.log(2), 4)
+    for strength in (0.0, 1.0):
+        (wanted,) = Plan.of(over(image.pixels, strength=strength), engine).holes.requests(request())
+        assert (wanted.pull, wanted.near_tokens) == (0.0, ())
+
+
+@pytest.mark.parametrize("box", [None, (8, 8, 24, 16)])
+def test_what_a_file_tells_of_strength_makes_it_again(engine: Engine, box: Any) -> None:
+    plan = Plan.of(over(draw(engine).pixels, box, candidates=2, strength=0.6), engine)
+    repainting = repaint(engine.submit, plan.holes, request(2))
+    for picture in finished(repainting):
+        told = describe_image(picture, repainting, engine, plan.told)
+        read = read_metadata(encode_image(picture.pixels, ImageFormat.JPEG, metadata=told))
+        assert read == told and read.request().pull > 0
+        for source in ReplaySource:
+            again = replay(read, engine, source)
+            assert again.same_tokens and again.same_pixels
+        assert "drawn towards given ones" in info_text(read)
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from dalle_server.pictures.metadata import (
     MAX_TEXT_BYTES,
     MAX_TEXT_CHARS,
     PictureMetadata,
-    pack_tokens,
     pixels_sha256,
     read_metadata,
-    unpack_tokens,
 )
+from dalle_server.pictures.packing import pack_tokens, unpack_tokens
 from dalle_server.request import FREE, GenerationRequest, ImageKey, SamplingParams
 
 SAMPLING = SamplingParams(temperature=0.9, top_k=50, top_p=0.95, condition_scale=10.0)
@@ -97,6 +96,20 @@ def test_forced_tokens_come_back_as_forced_tokens() -> None:
     forced = tuple(int(token) if i % 3 == 0 else FREE for i, token in enumerate(image.tokens))
     assert describe(image, forced_tokens=forced).request().forced_tokens == forced
     assert describe(image).request().forced_tokens == ()
+
+
+def test_what_tokens_were_drawn_towards_comes_back() -> None:
+    image = picture()
+    near = tuple(FREE if i % 3 == 0 else (7 * i) % 16384 for i in range(256))
+    told = describe(image, near_tokens=near, pull=12.5)
+    read = PictureMetadata.from_json(told.to_json())
+    assert read == told and (read.request().near_tokens, read.request().pull) == (near, 12.5)
+    assert "towards" not in describe(image).to_json() and len(told.to_json()) < len(describe(image).to_json()) + 800
+    for change in ({"pull": 0}, {"token_bits": 13}, {"tokens": "AAAA"}, {"pull": None}):
+        damaged = json.loads(told.to_json())
+        damaged["towards"] |= change
+        with pytest.raises((ValueError, InvalidRequest)):
+            PictureMetadata.from_json(json.dumps(damaged))
 
 
 @pytest.mark.parametrize("format", FORMATS)

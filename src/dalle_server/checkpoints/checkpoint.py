@@ -36,5 +36,10 @@ class Checkpoint:
         return "quant_conv.weight" in self.vqgan
 
     @property
+    def codebook(self) -> Any:
+        """(C, E) what each id stands for, of the ids that are ever drawn."""
+        return self.vqgan["quantize.embedding.weight"][: self.config.picture.codebook_size]
+
+    @property
     def tokenizer_file(self) -> Path:
         return self.path / "tokenizer.json"

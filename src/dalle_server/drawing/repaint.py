@@ -6,6 +6,7 @@ is filled several times, and the one counts that makes the kept tokens behind it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server import checks
-from dalle_server.engine.rng import uniform
 from dalle_server.errors import InvalidRequest
 from dalle_server.models.config import ModelConfig, PictureConfig
 from dalle_server.pictures.canvas import (
@@ -39,6 +39,7 @@ INDEX_BITS = 24  # of a key's index: the rest numbers the candidates, 0 being th
 CANDIDATES = 4  # of an edit, where nobody says how many
 EDIT_STRENGTH = 0.75  # of an edit without a mask
 VARIATION_STRENGTH = 0.5
+FULL_PULL = 20.0  # that of strength 1/e; found on the embedded model: docs/pictures-in.md
 
 
 class ReadingEngine(Protocol):
@@ -60,7 +61,7 @@ class Repaint:
     picture: Picture
     recipe: PictureMetadata | None = None  # what the picture's file says of itself, where it is one of ours
     mask: Weights | None = None  # (height, width), 1 = repaint; None: all of it, as far as `strength` says
-    strength: float = 1.0  # share of the free tokens that are painted anew: 0 gives the picture's own back
+    strength: float = 1.0  # of the free tokens: 0 gives the picture's own back, 1 ignores them
     candidates: int = 1
     keep_tokens: int = 0  # the first ones in reading order stay: the picture is drawn again from there
     grow: int = 0  # tokens around the mask that are painted too
@@ -144,10 +145,17 @@ class Holes:
     strength: float
     candidates: int
 
-    def forced(self, key: ImageKey) -> Tokens:
-        """(I,) for GenerationRequest.forced_tokens. Which free tokens `strength` keeps is a matter of the key alone."""
-        lots = uniform(np.arange(self.given.size), key.index & (2**INDEX_BITS - 1), key.seed)
-        return np.where(self.free & (lots < self.strength), np.int32(FREE), self.given).astype(np.int32)
+    @property
+    def forced(self) -> Tokens:
+        """(I,) for GenerationRequest.forced_tokens."""
+        return np.where(self.free & (self.strength > 0), np.int32(FREE), self.given).astype(np.int32)
+
+    @property
+    def pull(self) -> float:
+        """How strongly the free tokens are drawn towards the given ones: a code at d has its odds times
+        strength^(FULL_PULL · d²). Rounded, for a logarithm's last bit is not the same everywhere.
+        """
+        return round(-FULL_PULL * math.log(self.strength), 4) if 0 < self.strength < 1 else 0.0
 
     def requests(self, request: GenerationRequest) -> list[GenerationRequest]:
         """One for each picture of `request`, its candidates as images. Raises InvalidRequest when they are too many."""
@@ -164,12 +172,15 @@ class Holes:
             raise InvalidRequest(
                 f"image_index must be below {2**INDEX_BITS} here, not {key.index}", param="image_index"
             )
-        forced = self.forced(key)
+        forced = self.forced
+        near = np.where(forced == FREE, self.given, np.int32(FREE)).tolist() if self.pull else ()
         candidates = self.candidates if kept_behind(forced).any() else 1
         return replace(
             request,
             images=tuple(ImageKey(key.seed, key.index | (number << INDEX_BITS)) for number in range(candidates)),
             forced_tokens=tuple(forced.tolist()),
+            near_tokens=tuple(near),
+            pull=self.pull,
             logprobs=request.logprobs or candidates > 1,
             id=f"{request.id}-{key.index}-{key.seed}",
         )

@@ -119,6 +119,7 @@ def info_text(metadata: PictureMetadata) -> str:
         "edges": "meet those across: it can be tiled" if metadata.seamless else "",
         "tokens": f"{metadata.num_tokens}"
         + (", some of them given" if metadata.forced else "")
+        + (", drawn towards given ones" if metadata.towards else "")
         + (f", painted by windows over {metadata.grid_width} columns" if metadata.grid_width else ""),
     }
     lines = [f"{name + ':':17}{_one_line(value)}" for name, value in facts.items() if value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, SEAMLESS, TOKENIZE, RunnerInfo
+from dalle_server.engine.runners.base import LOGPROBS, NO_ENCODER, PULL, SEAMLESS, TOKENIZE, RunnerInfo
 from dalle_server.errors import InvalidRequest, NotSupported
 from dalle_server.models.config import ModelConfig
 from dalle_server.request import FREE, GenerationRequest
@@ -16,17 +16,25 @@ def check_request(request: GenerationRequest, config: ModelConfig, info: RunnerI
     if len(request.images) > most_images:
         message = f"num_images must be at most {most_images} on this server, not {len(request.images)}"
         raise InvalidRequest(message, param="num_images")
-    tokens, size = request.forced_tokens, config.picture.num_tokens
-    if tokens and len(tokens) != size:
-        raise InvalidRequest(f"forced_tokens needs {size} ids, not {len(tokens)}", param="forced_tokens")
+    _check_grid("forced_tokens", request.forced_tokens, config)
+    _check_grid("near_tokens", request.near_tokens, config)
     if request.logprobs and LOGPROBS not in info.features:
         raise NotSupported(f"the {info.runner} runner does not tell logprobs; leave them out", param="logprobs")
     if request.seamless and SEAMLESS not in info.features:
         raise NotSupported(f"the {info.runner} runner cannot make edges meet; leave seamless out", param="seamless")
+    if request.pull and PULL not in info.features:
+        message = f"the {info.runner} runner draws nothing towards given tokens; use a strength of 0 or 1"
+        raise NotSupported(message, param="strength")
+
+
+def _check_grid(name: str, tokens: tuple[int, ...], config: ModelConfig) -> None:
+    size, codes = config.picture.num_tokens, config.picture.codebook_size
+    if tokens and len(tokens) != size:
+        raise InvalidRequest(f"{name} needs {size} ids, not {len(tokens)}", param=name)
     for token in tokens:
-        if token != FREE and not 0 <= token < config.picture.codebook_size:
-            ids = f"0…{config.picture.codebook_size - 1}, or {FREE} where the model chooses"
-            raise InvalidRequest(f"forced_tokens: {token} is no codebook id; use {ids}", param="forced_tokens")
+        if token != FREE and not 0 <= token < codes:
+            ids = f"0…{codes - 1}, or {FREE} where nothing is given"
+            raise InvalidRequest(f"{name}: {token} is no codebook id; use {ids}", param=name)
 
 
 def check_pixels(pixels: NDArray[np.uint8], config: ModelConfig, info: RunnerInfo) -> None:

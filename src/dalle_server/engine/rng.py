@@ -51,12 +51,3 @@ def gumbel(token_ids: ArrayLike, steps: ArrayLike, image_indices: ArrayLike, see
     uniform = (word + 0.5) * 2.0**-32
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise
-
-
-def uniform(positions: ArrayLike, image_index: int, seed: int) -> NDArray[np.float64]:
-    """A number between 0 and 1 for each token position. No part of `gumbel`'s noise: there the last word is 0."""
-    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-    key = (np.array([seed & MASK32], np.int64), np.array([(seed >> 32) & MASK32], np.int64))
-    counter = (np.asarray(positions, np.int64), zero, np.array([image_index & MASK32], np.int64), one)
-    lots: NDArray[np.float64] = (philox4x32(counter, key)[0] + 0.5) * 2.0**-32
-    return lots

@@ -50,7 +50,8 @@ class ImageSequence:
         self.launched += 1
         forced = int(self.tokens[position])
         wants = NOTHING if self.logprobs is None else ONLY_LOGPROBS
-        return StepRow(self.slot, position, self.key, self.group.handle.sampling, forced, wants)
+        near, pull = self.group.nearness(position)
+        return StepRow(self.slot, position, self.key, self.group.handle.sampling, forced, wants, near, pull)
 
     def awaits(self, row: StepRow) -> bool:
         """Whether the answer to this row is still wanted: not after a cancel, or an eviction."""
@@ -106,6 +107,12 @@ class ImageGroup:
         """All tokens were given, and nobody asks how likely they are: there is nothing to decode."""
         request = self.handle.request
         return FREE not in (request.forced_tokens or (FREE,)) and not request.logprobs
+
+    def nearness(self, position: int) -> tuple[int, float]:
+        """What the token at `position` is drawn towards, and how strongly."""
+        request = self.handle.request
+        near = request.near_tokens[position] if request.near_tokens else FREE
+        return near, 0.0 if near == FREE else request.pull
 
     @property
     def is_seamless(self) -> bool:

@@ -10,7 +10,6 @@ that several windows have painted: its grid is larger than the model's, and a re
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import json
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dalle_server import __version__
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import GeneratedImage
+from dalle_server.pictures.packing import MAX_TOKEN_BITS, pack_tokens, unpack_bits, unpack_tokens
 from dalle_server.request import FREE, MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams, Tokens
 
 PNG_KEYWORD = "dalle-server"
@@ -35,34 +34,10 @@ FORMAT_OF_WINDOWS = 3
 MAX_TEXT_CHARS = 4000  # of each prompt kept: the model reads 64 text tokens of it
 MAX_TEXT_BYTES = 24_000  # of each in JSON, where an emoji takes twelve: EXIF ends at 64 KiB
 MAX_GRID_TOKENS = 4096
-_MAX_TOKEN_BITS = 16
 # EXIF 2.32, tag UserComment: the first eight bytes name the character set; zeros leave it open (we write UTF-8).
 _ASCII_COMMENT, _OPEN_COMMENT, _UNICODE_COMMENT = b"ASCII\0\0\0", b"\0" * 8, b"UNICODE\0"
 _MAX_LOADED_PIXELS = 2**24  # of a PNG that is decoded to see what follows its pixels
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
-
-
-def pack_tokens(tokens: Tokens) -> tuple[str, int]:
-    """(I,) ids → base64 of their bits, most significant first, and the bits of one id."""
-    bits = max(1, int(tokens.max()).bit_length())
-    wide = np.unpackbits(tokens.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)
-    return base64.b64encode(np.packbits(wide[:, _MAX_TOKEN_BITS - bits :]).tobytes()).decode(), bits
-
-
-def unpack_tokens(packed: str, bits: int, count: int) -> Tokens:
-    """Inverse of pack_tokens. Raises ValueError when the text is not `count` ids of `bits` bits."""
-    flat = _unpack_bits(packed, count * bits).reshape(count, bits).astype(np.int32)
-    return np.asarray(flat @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int32)), dtype=np.int32)
-
-
-def _unpack_bits(packed: str, count: int) -> NDArray[np.uint8]:
-    try:
-        raw = base64.b64decode(packed, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"not base64: {error}") from None
-    if len(raw) != -(-count // 8):
-        raise ValueError(f"{len(raw)} bytes cannot hold {count} bits")
-    return np.unpackbits(np.frombuffer(raw, np.uint8), count=count)
 
 
 class DrawnOver(BaseModel):
@@ -94,6 +69,27 @@ class DrawnOver(BaseModel):
         return not self.mask and self.side_px == self.width_px == self.height_px
 
 
+class DrawnTowards(BaseModel):
+    """What a picture's tokens were drawn towards, and how strongly: GenerationRequest's near_tokens and pull."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    pull: float = Field(gt=0)
+    token_bits: int = Field(ge=1, le=MAX_TOKEN_BITS)
+    tokens: str  # packed as the picture's own, each by one higher: 0 stands for FREE
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Self | None:
+        if not request.pull:
+            return None
+        packed, bits = pack_tokens(np.array(request.near_tokens, np.int32) + 1)
+        return cls(pull=request.pull, token_bits=bits, tokens=packed)
+
+    def token_grid(self, num_tokens: int) -> Tokens:
+        """(I,) ids, FREE where nothing draws."""
+        return unpack_tokens(self.tokens, self.token_bits, num_tokens) - 1
+
+
 class PictureMetadata(BaseModel):
     """One picture's recipe: request, resolved parameters, noise key, weights, and the finished token grid."""
 
@@ -113,12 +109,13 @@ class PictureMetadata(BaseModel):
     condition_scale: float
     pixels_sha256: str  # of the picture as the model painted it, before resizing and compression
     num_tokens: int = Field(ge=1, le=MAX_GRID_TOKENS)
-    token_bits: int = Field(ge=1, le=_MAX_TOKEN_BITS)
+    token_bits: int = Field(ge=1, le=MAX_TOKEN_BITS)
     tokens: str
     grid_width: int = Field(0, ge=0, le=MAX_GRID_TOKENS)  # of a picture of several windows; 0: the model's own
     seamless: bool = False
     forced: str = ""  # base64 bit mask of the tokens that were given, not sampled; empty = none
     over: DrawnOver | None = None
+    towards: DrawnTowards | None = None
 
     @classmethod
     def of(
@@ -150,6 +147,7 @@ class PictureMetadata(BaseModel):
             tokens=packed,
             forced=base64.b64encode(np.packbits(forced).tobytes()).decode() if forced.any() else "",
             over=over,
+            towards=DrawnTowards.of(request),
             grid_width=grid_width,
             seamless=request.seamless,
         )
@@ -175,7 +173,9 @@ class PictureMetadata(BaseModel):
         """The request that makes this picture again, alone, from its seed."""
         grid, forced = self.token_grid(), ()
         if self.forced:
-            forced = tuple(np.where(_unpack_bits(self.forced, self.num_tokens), grid, FREE).tolist())
+            forced = tuple(np.where(unpack_bits(self.forced, self.num_tokens), grid, FREE).tolist())
+        towards = self.towards
+        near = () if towards is None else tuple(towards.token_grid(self.num_tokens).tolist())
         return GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -187,14 +187,17 @@ class PictureMetadata(BaseModel):
                 condition_scale=self.condition_scale,
             ),
             forced_tokens=forced,
+            near_tokens=near,
+            pull=0.0 if towards is None else towards.pull,
             seamless=self.seamless,
         )
 
     def to_json(self) -> str:
         request = self.request().to_dict()
-        for name in ("id", "forced_tokens"):  # a new request has a new id; given tokens are a mask of the grid
+        # A new request has a new id; given tokens are a mask of the grid, and `towards` packs the rest.
+        for name in ("id", "forced_tokens", "near_tokens", "pull"):
             request.pop(name, None)
-        absent = {name for name in ("over", "grid_width") if not getattr(self, name)}
+        absent = {name for name in ("over", "towards", "grid_width") if not getattr(self, name)}
         told = self.model_dump(exclude={*_OF_REQUEST, *_SAMPLING, *absent})
         return json.dumps(
             {"format": FORMAT_OF_WINDOWS if self.grid_width else FORMAT, "request": request, **told},

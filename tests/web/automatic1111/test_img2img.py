@@ -51,10 +51,10 @@ def test_sillytaverns_body_is_answered(client: FlaskClient, engine: ScriptedEngi
     image = opened(reply["images"][0])
     assert (image.format, image.size) == ("PNG", (64, 48))
     assert image.info["parameters"].startswith("a red apple\nNegative prompt: lowres\nSteps: 16, ")
-    assert read_metadata(base64.b64decode(reply["images"][0])).forced
+    assert read_metadata(base64.b64decode(reply["images"][0])).towards
     assert "init_images" not in reply["parameters"]
     (request,) = engine.requests
-    assert request.sampling.condition_scale == 7.0 and request.forced_tokens
+    assert request.sampling.condition_scale == 7.0 and request.pull == round(-20 * np.log(0.7), 4)
 
 
 def test_outside_the_mask_nothing_changes(client: FlaskClient) -> None:

@@ -88,7 +88,10 @@ def test_so_does_a_job_that_draws_over_a_picture(tmp_path: Path) -> None:
     mask.paste(255, (20, 10, 70, 40))
     image, holes = (base64.b64encode(png(each)).decode() for each in (photo, mask))
     # On four places: all but the last two pictures are chosen before those are written.
-    check_killed(tmp_path, {"prompt": "x", "num_images": 6, "candidates": 2, "seed": 9, "image": image, "mask": holes})
+    check_killed(
+        tmp_path,
+        {"prompt": "x", "num_images": 6, "candidates": 2, "strength": 0.6, "seed": 9, "image": image, "mask": holes},
+    )
 
 
 def png(image: Image.Image) -> bytes:

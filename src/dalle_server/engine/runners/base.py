@@ -18,6 +18,7 @@ NAN_TOKEN = -1  # a step's answer for an image whose logits were not finite
 TOKENIZE = "tokenize"  # pixels to tokens: needs a checkpoint whose VQGAN has its encoder
 LOGPROBS = "logprobs"  # how likely each token was
 SEAMLESS = "seamless"  # pixels whose opposite edges meet
+PULL = "pull"  # tokens drawn towards given ones: what `strength` between 0 and 1 asks for
 
 NO_ENCODER = (
     "this checkpoint's VQGAN has no encoder, so it cannot read pictures; serve weights that were converted from the"
@@ -45,7 +46,7 @@ class RunnerInfo:
     versions: dict[str, str]
     num_threads: int | None = None  # that compute; None: what the library takes by itself
     build: str | None = None  # of the compiled code, by instruction set; None where it does not run
-    features: tuple[str, ...] = ()  # of TOKENIZE, LOGPROBS, SEAMLESS
+    features: tuple[str, ...] = ()  # of TOKENIZE, LOGPROBS, SEAMLESS, PULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class StepRow:
     sampling: SamplingParams  # resolved
     forced: int = -1
     wants: frozenset[str] = frozenset()  # LOGPROBS: costs this row a second pass; free for the others
+    near: int = -1  # the code that this token is drawn towards, where `pull` > 0 says how strongly (engine/pull.py)
+    pull: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class StepResult:
 
     tokens: NDArray[np.int32]  # (N,) ids; NAN_TOKEN where the logits were not finite
     # (N, 2) natural logarithms of how likely each token was, forced ones included: over the whole codebook at
-    # temperature 1 and guidance 1, and as sampled, under guidance, temperature and filters (−inf: filtered out).
+    # temperature 1 and guidance 1, and as sampled, under guidance, pull, temperature and filters (−inf: filtered out).
     # NaN for rows that did not want them; None when no row did.
     logprobs: NDArray[np.float32] | None = None
 
@@ -105,7 +108,7 @@ class Runner(Protocol):
         ...
 
     def step(self, rows: Sequence[StepRow]) -> PendingStep:
-        """Launch one token for each row: embed, decode, guide, cut to the codebook, filter, sample.
+        """Launch one token for each row: embed, decode, guide, cut to the codebook, pull, filter, sample.
 
         Raises MemoryError (also for an accelerator's own out-of-memory error) before any slot has changed:
         the engine then tries again with fewer rows.
@@ -113,7 +116,7 @@ class Runner(Protocol):
         ...
 
     def guided_logits(self) -> NDArray[np.float32]:
-        """(N, C) guided logits of the last launched step, before the filters, in the order of its rows.
+        """(N, C) guided logits of the last launched step, before pull and filters, in the order of its rows.
 
         For the start-up self-test and for tests: sampled tokens would hide a difference in the last bit.
         """

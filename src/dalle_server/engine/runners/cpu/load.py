@@ -10,7 +10,8 @@ import numpy as np
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners.base import LOGPROBS, SEAMLESS, TOKENIZE, RunnerInfo
+from dalle_server.engine.pull import CodeDistances
+from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
 from dalle_server.engine.runners.cpu.compiled.families import Loading, compiled_texts_and_step
 from dalle_server.engine.runners.cpu.compiled.library import load_library
@@ -65,9 +66,10 @@ def load_cpu_runner(
         versions={"numpy": np.__version__},
         num_threads=threads,
         build=library.build,
-        features=(LOGPROBS, SEAMLESS, *((TOKENIZE,) if checkpoint.has_encoder else ())),
+        features=(LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if checkpoint.has_encoder else ())),
     )
-    return CpuRunner(checkpoint.config, info, num_slots, texts, step, pixels, draw)
+    distances = CodeDistances(checkpoint.codebook)
+    return CpuRunner(checkpoint.config, info, num_slots, texts, step, pixels, draw, distances)
 
 
 def compiled_parts(

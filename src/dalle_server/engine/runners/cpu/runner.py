@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.runners.base import LOGPROBS, RunnerInfo, StepResult, StepRow, TextTokens
 from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, TextCache, Texts
 from dalle_server.engine.sampling import Draw, gumbel_max, log_probabilities, sample
@@ -28,7 +29,8 @@ class Ready:
 class CpuRunner:
     """Implements `Runner`. A step is done when `step` returns.
 
-    The parts share the cores, so one of them computes at a time. `draw` picks among what the filters leave.
+    The parts share the cores, so one of them computes at a time. `draw` picks among what the filters leave. Without
+    `distances` no row may ask for a pull.
     """
 
     lookahead = 0
@@ -42,12 +44,14 @@ class CpuRunner:
         step: Step,
         pixels: Pixels,
         draw: Draw = gumbel_max,
+        distances: CodeDistances | None = None,
     ):
         self.config = config
         self.info = info
         self.num_slots = num_slots
         self.row_buckets = step.row_buckets
         self._texts, self._step, self._pixels, self._draw = texts, step, pixels, draw
+        self._distances = distances
         self._last_tokens = np.zeros(num_slots + 1, np.int32)
         self._guided = np.zeros((0, config.picture.codebook_size), np.float32)
         self._cores = threading.Lock()
@@ -64,14 +68,15 @@ class CpuRunner:
         # First, since it reads the same last tokens; the step proper then writes the same keys and values once more.
         conditional = self._logits([rows[place] for place in wanted], guidance=1.0) if wanted else None
         self._guided = self._logits(rows)
-        tokens = sample(self._guided, rows, self._draw)
+        pulled = self._guided if self._distances is None else self._distances.lowered(self._guided, rows)
+        tokens = sample(pulled, rows, self._draw)
         self._last_tokens[[row.slot for row in rows]] = tokens
         if conditional is None:
             return Ready(StepResult(tokens))
         logprobs = np.full((len(rows), 2), np.nan, np.float32)
         for logits, place in zip(conditional, wanted, strict=True):
             row, token = rows[place], int(tokens[place])
-            logprobs[place] = log_probabilities(logits, self._guided[place], row.sampling, token)
+            logprobs[place] = log_probabilities(logits, pulled[place], row.sampling, token)
         return Ready(StepResult(tokens, logprobs))
 
     def _logits(self, rows: Sequence[StepRow], guidance: float | None = None) -> NDArray[np.float32]:
@@ -107,6 +112,7 @@ class CpuRunner:
 
     def close(self) -> None:
         # The engine holds this object until there is another, and two models may be more than fits.
+        self._distances = None
         for name in ("_texts", "_step", "_pixels"):
             part = vars(self).pop(name, None)
             if part is not None:

@@ -19,8 +19,8 @@ NARROW = 1024  # candidates: fewer are found faster than the whole codebook is s
 class StepInputs:
     """Batch row b is slot b; a slot that does not take part computes too, and is ignored (`active` 0).
 
-    integers (6, B) int64: position, active, forced, top_k, seed, image index;
-    floats (3, B) float32: temperature, top_p, condition_scale.
+    integers (7, B) int64: position, active, forced, top_k, seed, image index, near;
+    floats (4, B) float32: temperature, top_p, condition_scale, pull.
     `is_narrow`: every picture of the step draws from at most NARROW candidates.
     """
 
@@ -32,13 +32,16 @@ class StepInputs:
     def pack(cls, rows: Sequence[StepRow], next_positions: NDArray[np.int64]) -> StepInputs:
         """`next_positions` (B,): where a slot without a row may write, since its next own token will overwrite it."""
         size = len(next_positions)
-        integers = np.zeros((6, size), np.int64)
+        integers = np.zeros((7, size), np.int64)
         integers[0], integers[2] = next_positions, -1
-        floats = np.ones((3, size), np.float32)
+        floats = np.ones((4, size), np.float32)
+        floats[3] = 0
         for row in rows:
-            sampling = row.sampling
-            integers[:, row.slot] = row.position, 1, row.forced, sampling.top_k or 0, row.key.seed, row.key.index
-            floats[:, row.slot] = sampling.temperature or 1.0, sampling.top_p or 1.0, _scale(sampling.condition_scale)
+            sampling, key = row.sampling, row.key
+            place = row.position, 1, row.forced, sampling.top_k or 0
+            integers[:, row.slot] = *place, key.seed, key.index, max(0, row.near)
+            scale = _scale(sampling.condition_scale)
+            floats[:, row.slot] = sampling.temperature or 1.0, sampling.top_p or 1.0, scale, row.pull
         is_narrow = all(0 < (row.sampling.top_k or 0) <= NARROW for row in rows)
         return cls(torch.from_numpy(integers), torch.from_numpy(floats), is_narrow)
 
@@ -86,6 +89,10 @@ class StepInputs:
         return self.integers[5]
 
     @property
+    def near(self) -> Tensor:
+        return self.integers[6]
+
+    @property
     def temperature(self) -> Tensor:
         return self.floats[0]
 
@@ -96,6 +103,10 @@ class StepInputs:
     @property
     def condition_scale(self) -> Tensor:
         return self.floats[2]
+
+    @property
+    def pull(self) -> Tensor:
+        return self.floats[3]
 
 
 def _scale(condition_scale: float | None) -> float:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine import sampling
+from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.runners.base import (
     LOGPROBS,
     NO_ENCODER,
+    PULL,
     SEAMLESS,
     TOKENIZE,
     PendingStep,
@@ -32,7 +34,7 @@ from dalle_server.engine.runners.torch.device import checked_device, checked_dty
 from dalle_server.engine.runners.torch.fused import fuse
 from dalle_server.engine.runners.torch.graphs import CudaGraphs
 from dalle_server.engine.runners.torch.inputs import StepInputs
-from dalle_server.engine.runners.torch.sampling import log_probabilities
+from dalle_server.engine.runners.torch.sampling import Pull, log_probabilities
 from dalle_server.engine.runners.torch.step import MIN_ROWS, SlotStates, window_length, windows_agree
 from dalle_server.engine.runners.torch.weights import (
     load_detokenizer,
@@ -72,9 +74,10 @@ class TorchRunner:
         self.config = checkpoint.config
         self.num_slots = num_slots
         self._checkpoint = checkpoint
-        features = (LOGPROBS, SEAMLESS, *((TOKENIZE,) if checkpoint.has_encoder else ()))
+        features = (LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if checkpoint.has_encoder else ()))
         self.info = replace(describe(self._device, dtype, reason), features=features)
         self._tokenizer: VQGAN | None = None
+        self._distances = CodeDistances(checkpoint.codebook)
         self.lookahead = 1 if self._device.type == "cuda" else 0
         # A CPU's fp32 products want MIN_ROWS rows, two of which are an image's; the rest stands in empty slots.
         smallest = MIN_ROWS // 2 if self._device.type == "cpu" and dtype == "fp32" else 1
@@ -90,7 +93,8 @@ class TorchRunner:
         if self._on_device:
             fuse(model)
         self._vqgan = load_detokenizer(checkpoint, self._device, pixel_dtype(self._device, dtype))
-        self._states = SlotStates(model, self.row_buckets[-1], self.config.picture.codebook_size)
+        pull = Pull(self._distances, self._device) if self._on_device else None
+        self._states = SlotStates(model, self.row_buckets[-1], self.config.picture.codebook_size, pull)
         self._windows_agree = not self._on_device and windows_agree(model, self._states.cache)
         self._step: _Advance = self._states
         self._detokenize_stream: torch.cuda.Stream | None = None
@@ -138,7 +142,7 @@ class TorchRunner:
         conditional = self._states.logits(inputs.at_guidance_1(), length)[slots].cpu().numpy() if wanted else None
         logits = self._states.logits(inputs, length)
         self._last_logits = logits, slots
-        guided = logits[slots].cpu().numpy()
+        guided = self._distances.lowered(logits[slots].cpu().numpy(), rows)
         tokens = sampling.sample(guided, rows)
         all_tokens = torch.zeros(len(logits), dtype=torch.long)
         all_tokens[slots] = torch.from_numpy(tokens.astype(np.int64))
@@ -160,7 +164,8 @@ class TorchRunner:
         self._last_logits = logits, slots
         answers = [tokens]
         if conditional is not None:
-            answers.append(log_probabilities(conditional, logits, tokens, inputs.to(self._device)))
+            inputs = inputs.to(self._device)
+            answers.append(log_probabilities(conditional, self._states.lowered(logits, inputs), tokens, inputs))
         if self._device.type != "cuda":
             return _Ready(_result([answer.cpu() for answer in answers], rows))
         hosts = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in answers]
@@ -209,7 +214,7 @@ class TorchRunner:
         return torch.cuda.stream(self._detokenize_stream) if self._detokenize_stream else nullcontext()
 
     def close(self) -> None:
-        for name in ("_last_logits", "_step", "_states", "_vqgan", "_tokenizer", "_checkpoint"):
+        for name in ("_last_logits", "_step", "_states", "_vqgan", "_tokenizer", "_checkpoint", "_distances"):
             vars(self).pop(name, None)
         if self._device.type == "cuda":
             with suppress(RuntimeError):  # after an illegal access, this fails like everything else

@@ -1,4 +1,4 @@
-"""engine/sampling.py in torch operations without a host round trip, so that a CUDA graph can hold them.
+"""engine/sampling.py and pull.py in torch operations without a host round trip, so that a CUDA graph can hold them.
 
 Same order, same ties, same noise. What may differ from numpy is the last bit of a float64 logarithm: it decides only
 between candidates that are equal to about 1e-15.
@@ -9,10 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import NAN_TOKEN
 from dalle_server.engine.runners.torch.inputs import NARROW, StepInputs
 from dalle_server.engine.sampling import WEIGHT_ONE, exponential
+
+
+class Pull:
+    """`CodeDistances.lowered` over all slots, with the same bits: distances are sums of whole numbers, which no order
+    of adding changes, as long as products of float32 are computed in float32 (no TF32, as torch has it).
+    """
+
+    def __init__(self, distances: CodeDistances, device: torch.device):
+        self._codes, self._squares = (torch.from_numpy(x).to(device) for x in (distances.codes, distances.squares))
+        self._unit = float(distances.unit)
+
+    def lowered(self, logits: Tensor, inputs: StepInputs) -> Tensor:
+        """(B, C) guided logits; those of a slot that nothing draws stay what they are."""
+        near = inputs.near
+        distance = self._squares[near][:, None] + self._squares - 2 * (self._codes[near] @ self._codes.T)
+        return logits - (inputs.pull * self._unit)[:, None] * distance
 
 
 def sample(logits: Tensor, inputs: StepInputs) -> Tensor:

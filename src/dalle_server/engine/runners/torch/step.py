@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dalle_server.engine.runners.torch.inputs import StepInputs
-from dalle_server.engine.runners.torch.sampling import sample
+from dalle_server.engine.runners.torch.sampling import Pull, sample
 from dalle_server.models.config import WINDOW_BLOCK
 
 # A matrix product of 1, 2–3, or ≥ 4 rows takes different paths on a CPU, with different last bits.
@@ -73,8 +73,9 @@ class StepModel(Protocol):
 class SlotStates:
     """Caches and last tokens of all slots, and the step over them. Bits do not depend on other slots' contents."""
 
-    def __init__(self, model: StepModel, num_slots: int, codebook_size: int):
-        self.model = model
+    def __init__(self, model: StepModel, num_slots: int, codebook_size: int, pull: Pull | None = None):
+        """`pull` is for `advance`."""
+        self.model, self._pull = model, pull
         self.cache = model.new_cache(2 * num_slots)
         head = model.lm_head
         self.device = head.weight.device
@@ -106,10 +107,14 @@ class SlotStates:
         last = self.last_tokens[: len(tokens)]
         last.copy_(torch.where(inputs.active, tokens, last))
 
+    def lowered(self, logits: Tensor, inputs: StepInputs) -> Tensor:
+        """Guided logits as they are sampled from, before the filters."""
+        return logits if self._pull is None else self._pull.lowered(logits, inputs)
+
     def advance(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """A whole step on the device → tokens (B,) and guided logits (B, C)."""
         logits = self.logits(inputs)
-        tokens = sample(logits, inputs)
+        tokens = sample(self.lowered(logits, inputs), inputs)
         self.remember(tokens, inputs)
         return tokens, logits
 
