@@ -68,7 +68,7 @@ class Drafter:
         return len(drawn) / steps
 
     def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
-        texts = [self.tokenizer.encode(prompt), self.tokenizer.unconditional()]
+        texts = self.tokenizer.pair(prompt)
         longest = max(text.length for text in texts)
         ids = torch.from_numpy(np.stack([text.ids[:longest] for text in texts])).long()
         mask = torch.tensor([[int(i < text.length) for i in range(longest)] for text in texts])

@@ -166,7 +166,7 @@ AWKWARD = (
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(AWKWARD), st.text(st.characters(), max_size=20)), max_size=40).map("".join))
 def test_any_text_is_tokens_to_the_embedded_model(nano: TextTokenizer, prompt: str) -> None:
-    for tokens in (nano.encode(prompt), nano.encode_negative(prompt)):
+    for tokens in nano.pair(prompt, prompt):
         assert 2 <= tokens.length <= len(tokens.ids) and tokens.ids.min() >= 0
 
 

@@ -52,6 +52,6 @@ def test_ids(tokenizer, splitter, record, suffix):
 
 
 def test_unconditional_row(tokenizer, splitter):
-    tokens = TextTokenizer(tokenizer, CONFIG, TextNormalizer(splitter)).unconditional()
+    tokens = TextTokenizer(tokenizer, CONFIG, TextNormalizer(splitter)).pair("a fox")[1]
     assert tokens.ids.tolist() == GOLDENS["uncond_input_ids"]
     assert tokens.length == sum(GOLDENS["uncond_attention_mask"]) == 2

@@ -45,18 +45,18 @@ def test_ids_beyond_the_encoders_table_become_unknown():
 def test_an_empty_prompt_is_a_space_and_no_unconditional_row():
     text = load(normalizer=TextNormalizer())
     assert text.encode("").length == 3
-    assert text.unconditional().length == 2
+    assert [tokens.length for tokens in text.pair("")] == [2, 2]
 
 
 def test_negative_prompts():
     text = load(normalizer=TextNormalizer())
-    assert text.encode_negative("  ") is text.unconditional()
-    assert text.encode_negative("a fox").ids.tolist() == text.encode("a fox").ids.tolist()
+    assert text.pair("a house", "  ")[1] is text.pair("")[1]
+    assert text.pair("a house", "a fox")[1].ids.tolist() == text.encode("a fox").ids.tolist()
 
 
 def test_rows_cannot_be_changed_by_a_caller():
     with pytest.raises(ValueError, match="read-only"):
-        load().unconditional().ids[0] = 7
+        load().pair("")[1].ids[0] = 7
 
 
 def test_from_checkpoint_uses_the_word_frequencies(checkpoint):

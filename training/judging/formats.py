@@ -76,9 +76,8 @@ def _grids(path: Path) -> NDArray[np.int32]:
 def _along(path: Path, runner: Runner, grids: NDArray[np.int32]) -> tuple[NDArray[np.float32], Tensor, Tensor]:
     """Guided logits (I, N, C), sampled tokens (I, N) and pixels, when every token is forced to be the grid's."""
     tokenizer = TextTokenizer.from_checkpoint(open_checkpoint(path))
-    empty = tokenizer.unconditional()
     for slot, prompt in enumerate(PROMPTS):
-        runner.admit(slot, *runner.encode([tokenizer.encode(prompt), empty]))
+        runner.admit(slot, *runner.encode(tokenizer.pair(prompt)))
     logits, sampled = [], []
     for position in range(runner.config.picture.num_tokens):
         free = [StepRow(n, position, ImageKey(7, 0), runner.config.sampling) for n in range(len(PROMPTS))]

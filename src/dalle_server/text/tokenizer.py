@@ -46,23 +46,17 @@ class TextTokenizer:
         tokenizer = open_tokenizer_file(checkpoint.tokenizer_file)
         return cls(tokenizer, config, _normalizer(checkpoint) if config.normalize_text else None)
 
-    def pair(self, prompt: str, negative_prompt: str) -> tuple[TextTokens, TextTokens]:
-        """The two rows of a picture. Without a prompt, both are the unconditional one."""
+    def pair(self, prompt: str, negative_prompt: str = "") -> tuple[TextTokens, TextTokens]:
+        """The two rows of a picture. Without a prompt, both are the unconditional one: the empty string, never
+        normalised, <s> </s>. A negative prompt takes its place; a blank one is none.
+        """
         conditional = self.encode(prompt) if prompt else self._unconditional
-        return conditional, self.encode_negative(negative_prompt)
+        return conditional, self._unconditional if is_blank(negative_prompt) else self.encode(negative_prompt)
 
     def encode(self, prompt: str) -> TextTokens:
         """The conditional row. An empty prompt that is normalised is a single space, not the unconditional row."""
         prompt = prompt.encode(errors="replace").decode()  # halves of a pair, which JSON can carry and UTF-8 cannot
         return self._tokens(self._normalizer(prompt) if self._normalizer else prompt[:MAX_NORMALIZED_CHARS])
-
-    def unconditional(self) -> TextTokens:
-        """The empty string, never normalised: <s> </s>."""
-        return self._unconditional
-
-    def encode_negative(self, text: str) -> TextTokens:
-        """A negative prompt takes the unconditional row's place; a blank one is no negative prompt."""
-        return self._unconditional if is_blank(text) else self.encode(text)
 
     def _tokens(self, text: str) -> TextTokens:
         real = np.asarray(self._tokenizer.encode(text).ids, np.int32)

@@ -8,8 +8,9 @@ from typing import Any
 
 from flask import Response
 
+from dalle_server.drawn import Drawn
 from dalle_server.generation import Event
-from dalle_server.web.waiting import POLL_S, Readable, Silence, client_left
+from dalle_server.web.waiting import POLL_S, Silence, client_left
 
 KEEP_ALIVE_S = 10.0  # silence after which proxies and clients begin to give up is 30 s and more
 DONE = "data: [DONE]\n\n"
@@ -23,7 +24,7 @@ def format_event(name: str, data: Any, id: int | None = None) -> str:
     return f"{head}event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-def stream(generation: Readable, translate: Callable[[Event], Iterable[str]]) -> Response:
+def stream(generation: Drawn, translate: Callable[[Event], Iterable[str]]) -> Response:
     """A text/event-stream answer: what `translate` makes of each event, up to the terminal one.
 
     The generation is cancelled when the client leaves, noticed between events too.

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from flask import request
 
+from dalle_server.drawn import Drawn
 from dalle_server.generation import Event
 
 POLL_S = 0.05
 HALF_CLOSED = "dalle_server.half_closed"  # in environ: says whether the client has said that it will send no more
-
-
-class Readable(Protocol):
-    """What a reader needs of a generation."""
-
-    def events(self, poll_s: float | None = None) -> Iterator[Event | None]: ...
-
-    def cancel(self, reason: str) -> None: ...
 
 
 def client_left() -> Callable[[], bool]:
@@ -52,7 +44,7 @@ class Silence:
         return time.monotonic() - self._since > self._longest_s
 
 
-def watched_events(generation: Readable, left: Callable[[], bool]) -> Iterator[Event]:
+def watched_events(generation: Drawn, left: Callable[[], bool]) -> Iterator[Event]:
     """Every event up to the terminal one. Cancels the generation when the client leaves or the reader stops."""
     try:
         for event in generation.events(poll_s=POLL_S):

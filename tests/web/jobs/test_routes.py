@@ -134,7 +134,7 @@ def test_no_log_tells_a_prompt(
     wait_for(client, submit(client, prompt=wish)["id"], "done")
     client.get("/v1/jobs", query_string={"q": wish}).close()
     store = app.extensions[EXTENSION].store
-    with pytest.raises(StorageError) as failed, store.rows._database.writing() as connection:
+    with pytest.raises(StorageError) as failed, store.rows.database.writing() as connection:
         connection.execute(sa.text("INSERT INTO nowhere VALUES (:prompt)"), {"prompt": wish})
     logging.getLogger("test").exception("jobs", exc_info=failed.value)
     assert "nowhere" in caplog.text

@@ -18,16 +18,6 @@ class SlidingWindow:
         self._events: OrderedDict[str, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def wait_s(self, name: str) -> float:
-        """Seconds until the name may go on; 0 = now."""
-        with self._lock:
-            return self._wait_s(name)
-
-    def add(self, name: str) -> None:
-        """Count an event."""
-        with self._lock:
-            self._add(name)
-
     def take(self, name: str) -> float:
         """Count an event if it is allowed: 0, or the seconds to wait."""
         with self._lock:  # once: two requests must not both see the last place free

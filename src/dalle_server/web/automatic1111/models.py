@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flask import Blueprint, Response, current_app, jsonify
-from flask.sansio.blueprints import BlueprintSetupState
 from pydantic import BaseModel, RootModel
 
 from dalle_server.web.access.security import client_id
@@ -30,16 +29,8 @@ from dalle_server.web.service import current_service
 blueprint = Blueprint("automatic1111_models", __name__, url_prefix="/sdapi/v1")
 
 
-_CHOICES = "dalle_server_automatic1111_checkpoints"
-
-
-@blueprint.record_once
-def _make_choices(state: BlueprintSetupState) -> None:
-    state.app.extensions[_CHOICES] = Choices()
-
-
 def current_choices() -> Choices:
-    choices: Choices = current_app.extensions[_CHOICES]
+    choices: Choices = current_app.extensions.setdefault("dalle_server.automatic1111.choices", Choices())
     return choices
 
 

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
-from flask.sansio.blueprints import BlueprintSetupState
 from PIL import ExifTags, Image
 
 from dalle_server.errors import InvalidRequest
@@ -45,16 +44,10 @@ from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111", __name__, url_prefix="/sdapi/v1")
-_PAINTINGS = "dalle_server_automatic1111_paintings"
-
-
-@blueprint.record_once
-def _make_paintings(state: BlueprintSetupState) -> None:
-    state.app.extensions[_PAINTINGS] = Paintings()
 
 
 def _paintings() -> Paintings:
-    paintings: Paintings = current_app.extensions[_PAINTINGS]
+    paintings: Paintings = current_app.extensions.setdefault("dalle_server.automatic1111.paintings", Paintings())
     return paintings
 
 

@@ -220,7 +220,7 @@ class Jobs:
         self._running.read_all(store)
         if self._is_open:
             away = None if self._sharing is None else self._sharing.trouble
-            self._tell_trouble(away if store.rows.is_there else GONE)
+            self._tell_trouble(away if store.rows.database.is_there else GONE)
         if self._sharing is not None and not self._goes_on_later():
             self._sharing.look()
         if self._backlog:
@@ -239,7 +239,7 @@ class Jobs:
                 self._store = Store(
                     settings.data_dir, settings.database, settings.picture_store, lease_s=settings.job_lease_s
                 )
-            self.feed.begin(self._store.next_run())
+            self.feed.begin(self._store.rows.count_up("runs"))
             taken = self._store.take_up()
             if self._sharing is None:
                 self._sharing = shared(self._store, self.feed, self)

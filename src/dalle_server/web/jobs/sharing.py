@@ -5,43 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dalle_server.errors import DalleServerError
 from dalle_server.web.jobs.ends import end_data
 from dalle_server.web.jobs.feed import Feed
 from dalle_server.web.jobs.relay import Message, Relay
 from dalle_server.web.jobs.storage.leases import BEATS, Leases
-from dalle_server.web.jobs.storage.records import TERMINAL, Job
+from dalle_server.web.jobs.storage.records import TERMINAL
 from dalle_server.web.jobs.storage.store import Store
+
+if TYPE_CHECKING:
+    from dalle_server.web.jobs.pump import Jobs
 
 CLAIM_AT_ONCE = 16  # so that several servers share what one has left
 
 logger = logging.getLogger(__name__)
 
 
-class Held(Protocol):
-    """What this server has of jobs."""
-
-    def local_ids(self) -> set[str]: ...
-
-    def take(self, job: Job) -> None:
-        """Draw it, when there is room."""
-        ...
-
-    def drop(self, job_id: str) -> None:
-        """Another server has it."""
-        ...
-
-    def cancel_here(self, job_id: str) -> bool: ...
-
-
 class Sharing:
     """`look` belongs to the thread of jobs; a thread of its own says that this server lives."""
 
-    def __init__(self, store: Store, leases: Leases, feed: Feed, held: Held):
+    def __init__(self, store: Store, leases: Leases, feed: Feed, held: Jobs):
         self._store, self._leases, self._feed, self._held = store, leases, feed, held
-        self._relay = Relay(store.database, leases.holder, self._hear)
+        self._relay = Relay(store.rows.database, leases.holder, self._hear)
         self._stopping = threading.Event()
         self._looked_at = float("-inf")
         self.trouble: str | None = None  # the database is away
@@ -114,6 +101,6 @@ class Sharing:
             self._feed.hear(job_id, message["owner"], kind, message["data"])
 
 
-def shared(store: Store, feed: Feed, held: Held) -> Sharing | None:
+def shared(store: Store, feed: Feed, held: Jobs) -> Sharing | None:
     """None where one server has the database for itself. Raises NotReady."""
     return None if store.leases is None else Sharing(store, store.leases, feed, held)

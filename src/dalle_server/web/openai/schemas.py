@@ -22,7 +22,23 @@ MAX_IMAGE_INDEX = 2**31 - 1
 MAX_EDIT_IMAGES = 16
 
 
-class OutputBody(Body):
+class SamplingBody(Body):
+    """How tokens are drawn."""
+
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
+    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
+    top_p: float | None = Field(None, ge=1e-6, le=1.0)
+    temperature: float | None = Field(None, ge=0.01, le=100.0)
+    condition_scale: float | None = Field(None, ge=0.0, le=100.0)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=self.condition_scale
+        )
+
+
+class OutputBody(SamplingBody):
     """What every request for pictures may say of them and of how they are drawn."""
 
     model: str | None = None
@@ -46,11 +62,6 @@ class OutputBody(Body):
     user: str | None = Field(None, description="the old name of safety_identifier")
     seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
     image_index: Whole = Field(0, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it")
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
-    top_p: float | None = Field(None, ge=1e-6, le=1.0)
-    temperature: float | None = Field(None, ge=0.01, le=100.0)
-    condition_scale: float | None = Field(None, ge=0.0, le=100.0)
     guidance_scale: float | None = Field(None, ge=0.0, le=100.0, description="another name of condition_scale")
     # Accepted, so that clients need no change; the model has one quality and one style, and paints every pixel.
     style: Any = None
@@ -68,8 +79,7 @@ class OutputBody(Body):
 
     @property
     def sampling(self) -> SamplingParams:
-        scale = self.guidance_scale if self.condition_scale is None else self.condition_scale
-        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=scale)
+        return super().sampling.with_defaults(SamplingParams(condition_scale=self.guidance_scale))
 
     @property
     def form(self) -> Form:
@@ -162,17 +172,12 @@ class ImageGenerationBody(OutputBody):
     logprobs: bool | None = Field(None, description="tell how likely the model thinks each token")
 
 
-class ScoreBody(Body):
+class ScoreBody(SamplingBody):
     """POST /v1/images/score."""
 
     image: str = Field(description="base64, or a data: URL")
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
     model: str | None = None
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
-    top_p: float | None = Field(None, ge=1e-6, le=1.0)
-    temperature: float | None = Field(None, ge=0.01, le=100.0)
-    condition_scale: float | None = Field(None, ge=0.0, le=100.0)
 
 
 class ScoreReply(BaseModel):

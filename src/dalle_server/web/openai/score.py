@@ -9,7 +9,6 @@ from flask import Blueprint, Response, jsonify
 
 from dalle_server.drawing.repaint import Repaint, own_recipe
 from dalle_server.pictures.canvas import read_picture
-from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Order, draw, encoding, hold_place
 from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.routes import rounded
@@ -35,9 +34,7 @@ def score() -> Response:
     order = Order(
         prompt=body.prompt,
         seed=0,
-        sampling=SamplingParams(
-            temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, condition_scale=body.condition_scale
-        ),
+        sampling=body.sampling,
         negative_prompt=body.negative_prompt or "",
         logprobs=True,
     )

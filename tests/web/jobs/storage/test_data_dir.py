@@ -14,7 +14,7 @@ from flask import Flask
 from dalle_server.errors import ConfigError, StorageError
 from dalle_server.web.jobs import pump
 from dalle_server.web.jobs.current import EXTENSION
-from dalle_server.web.jobs.storage.rows import SqlRows
+from dalle_server.web.jobs.storage.rows import JobRows
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.client import Viewer, submit, until, wait_for
 from tests.web.scripted_engine import ScriptedEngine
@@ -39,8 +39,8 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
 
     monkeypatch.setattr(pump, "OPEN_AGAIN_S", 0.05)
     name = "__init__" if where == "database" else "take_up"
-    works = getattr(SqlRows, name)
-    monkeypatch.setattr(SqlRows, name, full)
+    works = getattr(JobRows, name)
+    monkeypatch.setattr(JobRows, name, full)
     second = make_app()
     second.extensions[EXTENSION].start()
     client = second.test_client()
@@ -58,7 +58,7 @@ def test_a_full_disk_at_start_costs_the_jobs_and_nothing_else(
         assert client.delete(f"/v1/jobs/{cancelled}").json["deleted"]
     else:
         assert listed.status_code == 507
-    monkeypatch.setattr(SqlRows, name, works)
+    monkeypatch.setattr(JobRows, name, works)
     until(lambda: second.extensions[EXTENSION].trouble is None)
     wait_for(client, unfinished, "done")
     assert client.get("/ready").json["reason"] is None
@@ -118,7 +118,7 @@ def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: 
     def refuse(*_: object) -> None:
         raise sa.exc.OperationalError("PRAGMA journal_mode = wal", {}, sqlite3.OperationalError("disk I/O error"))
 
-    monkeypatch.setattr(SqlRows, "__init__", refuse)
+    monkeypatch.setattr(JobRows, "__init__", refuse)
     with pytest.raises(ConfigError, match="disk I/O error"):
         Store(tmp_path)
     monkeypatch.setattr("dalle_server.web.jobs.storage.store.has_room", lambda _: False)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from dalle_server.errors import DeadlineExceeded, NotReady
 from dalle_server.web.jobs.storage import rows as rows_module
 from dalle_server.web.jobs.storage.records import JobPicture
-from dalle_server.web.jobs.storage.rows import Query, SqlRows
+from dalle_server.web.jobs.storage.rows import JobRows, Query
 from dalle_server.web.jobs.storage.schema import TooNew
 from tests.web.jobs.postgres import Postgres, postgres
 from tests.web.jobs.store_help import job
@@ -25,8 +25,8 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def rows(server: Postgres) -> Iterator[SqlRows]:
-    opened = SqlRows.open(sa.make_url(server.url))
+def rows(server: Postgres) -> Iterator[JobRows]:
+    opened = JobRows.open(sa.make_url(server.url))
     yield opened
     opened.close()
     engine = sa.create_engine(server.url)
@@ -35,11 +35,11 @@ def rows(server: Postgres) -> Iterator[SqlRows]:
     engine.dispose()
 
 
-def found(rows: SqlRows, owner: str = "", *words: str, **query: object) -> list[str]:
+def found(rows: JobRows, owner: str = "", *words: str, **query: object) -> list[str]:
     return [each.id for each in rows.find(owner, Query(words=words, **query))]  # type: ignore[arg-type]
 
 
-def test_a_job_comes_back_as_it_was(rows: SqlRows) -> None:
+def test_a_job_comes_back_as_it_was(rows: JobRows) -> None:
     made = replace(job(1, seed=2**63 - 1, prompt='groß "Äpfel" 林檎\0'), preview=False)
     rows.add(made)
     rows.put_picture("job-1", JobPicture(0, "job-1/0.png", 8, 8, 5))
@@ -55,7 +55,7 @@ def test_a_job_comes_back_as_it_was(rows: SqlRows) -> None:
     assert rows.get("job-1") is None
 
 
-def test_lists_and_searches(rows: SqlRows) -> None:
+def test_lists_and_searches(rows: JobRows) -> None:
     for number in range(5):
         rows.add(job(number, prompt=f"Ein ÄPFEL number{number} 100% 林檎", seed=40 + number))
     rows.add(job(9, owner="other"))
@@ -71,23 +71,23 @@ def test_lists_and_searches(rows: SqlRows) -> None:
     assert [each.id for each in rows.all()] == ["job-0", "job-1", "job-2", "job-3", "job-4", "job-9"]
 
 
-def test_the_tables_are_made_once_and_a_newer_form_is_refused(rows: SqlRows, server: Postgres) -> None:
+def test_the_tables_are_made_once_and_a_newer_form_is_refused(rows: JobRows, server: Postgres) -> None:
     rows.add(job(1))
     rows.update("job-1", status="running")
-    again = SqlRows.open(sa.make_url(server.url))
+    again = JobRows.open(sa.make_url(server.url))
     assert [each.status for each in again.take_up()] == ["queued"]
     again.remember("schema", 99)
     again.close()
     with pytest.raises(TooNew, match="schema 99"):
-        SqlRows.open(sa.make_url(server.url))
+        JobRows.open(sa.make_url(server.url))
 
 
-def test_servers_count_up_together(rows: SqlRows, server: Postgres) -> None:
+def test_servers_count_up_together(rows: JobRows, server: Postgres) -> None:
     rows.count_up("runs")
-    other = SqlRows.open(sa.make_url(server.url))
+    other = JobRows.open(sa.make_url(server.url))
     numbers: list[int] = []
 
-    def count(of: SqlRows) -> None:
+    def count(of: JobRows) -> None:
         for _ in range(20):
             numbers.append(of.count_up("runs"))
 
@@ -100,11 +100,11 @@ def test_servers_count_up_together(rows: SqlRows, server: Postgres) -> None:
     assert sorted(numbers) == list(range(2, 42))
 
 
-def test_a_search_ends_at_its_deadline(rows: SqlRows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_ends_at_its_deadline(rows: JobRows, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.add(job(1))
-    conditions = SqlRows._conditions
+    conditions = JobRows._conditions
     slow = sa.text("(SELECT count(*) FROM generate_series(1, 1000000000000)) > 0")
-    monkeypatch.setattr(SqlRows, "_conditions", lambda self, owner, query: [*conditions(self, owner, query), slow])
+    monkeypatch.setattr(JobRows, "_conditions", lambda self, owner, query: [*conditions(self, owner, query), slow])
     monkeypatch.setattr(rows_module, "SEARCH_DEADLINE_S", 0.2)
     with pytest.raises(DeadlineExceeded):
         rows.find("", Query(words=("apple",)))
@@ -112,7 +112,7 @@ def test_a_search_ends_at_its_deadline(rows: SqlRows, monkeypatch: pytest.Monkey
     assert found(rows, "", "apple") == ["job-1"]
 
 
-def test_a_server_that_is_away_for_a_while_loses_nothing(rows: SqlRows, server: Postgres) -> None:
+def test_a_server_that_is_away_for_a_while_loses_nothing(rows: JobRows, server: Postgres) -> None:
     rows.add(job(1))
     server.stop()
     with pytest.raises(NotReady, match="does not answer"):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded
 from dalle_server.web.jobs.storage import database, rows
-from dalle_server.web.jobs.storage.rows import Query, SqlRows
+from dalle_server.web.jobs.storage.rows import JobRows, Query
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job
 
@@ -88,12 +88,12 @@ def endless(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     slow = sa.text(
         "(WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 1e12) SELECT count(*) FROM c) > 0"
     )
-    conditions = SqlRows._conditions
+    conditions = JobRows._conditions
 
-    def hard(self: SqlRows, owner: str, query: Query) -> list[object]:
+    def hard(self: JobRows, owner: str, query: Query) -> list[object]:
         return [*conditions(self, owner, query), *([slow] if query.words else [])]
 
-    monkeypatch.setattr(SqlRows, "_conditions", hard)
+    monkeypatch.setattr(JobRows, "_conditions", hard)
     yield
     monkeypatch.undo()
 
@@ -173,7 +173,7 @@ def test_searches_hold_up_nobody_else(store: Store, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_writer_that_waits_too_long_is_told(store: Store) -> None:
-    database_of = store.rows._database
+    database_of = store.rows.database
     with database_of.writing():
         thread, errors = in_thread(_write_quickly, database_of)
         thread.join(30)

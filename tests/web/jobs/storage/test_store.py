@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_neither_file_nor_row(store: Store, monkeypatch: pyte
 def squeeze(store: Store) -> None:
     """No page more than there are: SQLite finds its disk full."""
     for _ in range(8):  # of every connection of the pool
-        with store.rows._database.writing() as connection:
+        with store.rows.database.writing() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 1")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -45,52 +45,20 @@ class Query:
     limit: int = 50
 
 
-class JobRows(Protocol):
+class JobRows:
     """All methods may be called from any thread, and end within a deadline. Raise StorageError, DeadlineExceeded,
     NotReady.
     """
 
-    def add(self, job: Job) -> None: ...
-
-    def update(self, job_id: str, **values: Any) -> None: ...
-
-    def put_picture(self, job_id: str, picture: JobPicture) -> None: ...
-
-    def drop_pictures(self, job_id: str, indexes: Iterable[int]) -> None: ...
-
-    def delete(self, job_ids: Sequence[str]) -> None: ...
-
-    def get(self, job_id: str) -> Job | None: ...
-
-    def find(self, owner: str, query: Query, is_unwanted: Callable[[], bool] = ...) -> list[Job]: ...
-
-    def take_up(self) -> list[Job]: ...
-
-    def all(self) -> Iterator[Job]: ...
-
-    def totals(self) -> tuple[int, int]: ...
-
-    def finished(self) -> list[Finished]: ...
-
-    def note(self, name: str) -> float | None: ...
-
-    def remember(self, name: str, value: float) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SqlRows:
-    """JobRows in a database."""
-
     def __init__(self, database: Database, holder: str | None = None):
         """`holder` is this server, among several of the database: others' jobs are not its to change."""
-        self._database, self._holder = database, holder
+        self.database, self._holder = database, holder
         self._turns = _Turns(SEARCHES)
         with database.reading() as connection:
             self._is_indexed = has_search_index(connection)
 
     @classmethod
-    def open(cls, url: sa.URL) -> SqlRows:
+    def open(cls, url: sa.URL) -> JobRows:
         """Raises what Database does."""
         database = Database(url)
         try:
@@ -99,17 +67,8 @@ class SqlRows:
             database.close()
             raise
 
-    @property
-    def database(self) -> Database:
-        return self._database
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the database is still where it was opened."""
-        return self._database.is_there
-
     def add(self, job: Job) -> None:
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(jobs.insert().values(**to_values(job), holder=self._holder))
             if job.pictures:
                 connection.execute(pictures.insert(), [_picture_values(job.id, each) for each in job.pictures])
@@ -118,23 +77,23 @@ class SqlRows:
         """`error` may be an object. Nothing happens to a job that another server holds now."""
         if values.get("error") is not None:
             values["error"] = json.dumps(values["error"])
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             held = sa.true() if self._holder is None else jobs.c.holder == self._holder
             connection.execute(jobs.update().where(jobs.c.id == job_id, held).values(**values))
 
     def put_picture(self, job_id: str, picture: JobPicture) -> None:
         """The same index again replaces it."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(self._upsert(pictures, _picture_values(job_id, picture)))
 
     def drop_pictures(self, job_id: str, indexes: Iterable[int]) -> None:
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(pictures.delete().where(_is_picture(job_id, list(indexes))))
 
     def delete(self, job_ids: Sequence[str]) -> None:
         if not job_ids:
             return
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             for some in _portions(job_ids):
                 connection.execute(pictures.delete().where(pictures.c.job_id.in_(some)))
                 connection.execute(jobs.delete().where(jobs.c.id.in_(some)))
@@ -142,7 +101,7 @@ class SqlRows:
     # -- reading
 
     def get(self, job_id: str) -> Job | None:
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             found = _read(connection, sa.select(jobs).where(jobs.c.id == job_id))
         return found[0] if found else None
 
@@ -150,22 +109,17 @@ class SqlRows:
         """Stops soon after `is_unwanted()`. Raises Overloaded when too many search already."""
         wanted = self._chosen(query).where(*self._conditions(owner, query)).limit(query.limit)
         if not query.words:
-            with self._database.reading(is_unwanted=is_unwanted) as connection:
+            with self.database.reading(is_unwanted=is_unwanted) as connection:
                 return _read(connection, wanted)
         with (
             self._turns.take(owner),
-            self._database.reading(deadline_s=SEARCH_DEADLINE_S, is_unwanted=is_unwanted) as connection,
+            self.database.reading(deadline_s=SEARCH_DEADLINE_S, is_unwanted=is_unwanted) as connection,
         ):
             return _read(connection, wanted)
 
-    def unfinished(self) -> list[Job]:
-        """Oldest first."""
-        with self._database.reading() as connection:
-            return _read(connection, _UNFINISHED)
-
     def take_up(self) -> list[Job]:
         """The unfinished jobs of servers that run no more, oldest first; from now on they wait again."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             waits = {"status": "queued", "started_at": None, "queue_s": None}
             connection.execute(jobs.update().where(jobs.c.status.in_(UNFINISHED)).values(**waits))
             return [job for job in _read(connection, _UNFINISHED) if not job.is_damaged]
@@ -174,7 +128,7 @@ class SqlRows:
         """Every job, a portion at a time, oldest first."""
         last = -1
         while True:
-            with self._database.reading() as connection:
+            with self.database.reading() as connection:
                 chosen = sa.select(jobs).where(jobs.c.number > last).order_by(jobs.c.number).limit(MANY)
                 found = _read(connection, chosen)
                 if not found:
@@ -187,7 +141,7 @@ class SqlRows:
         finished = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status.not_in(UNFINISHED))
         columns = (pictures.c.size_bytes, jobs.c.given_bytes)
         sizes = [sa.select(sa.func.coalesce(sa.func.sum(column), 0)) for column in columns]
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             size = sum(int(connection.execute(each).scalar_one()) for each in sizes)
             return int(connection.execute(finished).scalar_one()), size
 
@@ -203,32 +157,32 @@ class SqlRows:
             .group_by(jobs.c.number)
             .order_by(jobs.c.number)
         )
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             return [Finished(*row) for row in connection.execute(chosen)]
 
     # -- what the servers of this database remember
 
     def note(self, name: str) -> float | None:
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             found: float | None = connection.execute(sa.select(notes.c.value).where(notes.c.name == name)).scalar()
         return found
 
     def remember(self, name: str, value: float) -> None:
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(self._upsert(notes, {"name": name, "value": value}))
 
     def count_up(self, name: str) -> int:
         """1, 2, 3, …: never the same number twice, whichever server asks."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             counted = self._upsert(notes, {"name": name, "value": 1}, {"value": notes.c.value + 1})
             return int(connection.execute(counted.returning(notes.c.value)).scalar_one())
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def _upsert(self, table: sa.Table, values: dict[str, Any], changed: dict[str, Any] | None = None) -> Any:
         """A new row, or else `changed` (all of the values) of the one with that key: also where two servers do so."""
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
         key = list(table.primary_key.columns)
         new = insert(table).values(**values)
         return new.on_conflict_do_update(index_elements=key, set_=changed or values)

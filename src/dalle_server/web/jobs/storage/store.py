@@ -26,7 +26,7 @@ from dalle_server.web.jobs.storage.places import open_files
 from dalle_server.web.jobs.storage.records import Job, JobPicture
 from dalle_server.web.jobs.storage.repair import finish_deletions, record_of, repair
 from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
-from dalle_server.web.jobs.storage.rows import SqlRows
+from dalle_server.web.jobs.storage.rows import JobRows
 from dalle_server.web.jobs.storage.schema import TooNew
 
 AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
@@ -78,7 +78,7 @@ class Store:
         try:
             database = Database(_with_driver(url))
             self.leases = Leases(database, lease_s)
-            self.rows = SqlRows(database, self.leases.holder)
+            self.rows = JobRows(database, self.leases.holder)
         except (sa.exc.DBAPIError, DalleServerError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise StorageError(f"the database does not answer ({reason}); it is asked again") from error
@@ -86,10 +86,6 @@ class Store:
             raise ConfigError(f"{error}; run the newer program (--database)", param="database") from None
         except ImportError as error:
             raise ConfigError(f"{error}: pip install 'dalle-server[cluster]' (--database)", param="database") from None
-
-    @property
-    def database(self) -> Database:
-        return self.rows.database
 
     def take_up(self) -> list[Job]:
         """The unfinished jobs that this server goes on with, now that it starts."""
@@ -181,10 +177,6 @@ class Store:
         num_jobs, num_bytes = self.rows.totals()
         return (0 < retention.max_jobs < num_jobs) or (0 < retention.max_bytes < num_bytes)
 
-    def next_run(self) -> int:
-        """1 for the first server on this database, then 2, 3, …"""
-        return self.rows.count_up("runs")
-
     def _newest(self) -> float | None:
         """The latest moment that is not in the future and that rows or notes know of."""
         times = [self.rows.note(CLOCK)]
@@ -204,14 +196,14 @@ def has_room(directory: Path) -> bool:
     return True
 
 
-def _open(path: Path) -> SqlRows:
+def _open(path: Path) -> JobRows:
     url = sa.URL.create("sqlite", database=str(path.absolute()))
     try:
-        return SqlRows.open(url)
+        return JobRows.open(url)
     except Damaged as error:
         kept = set_aside(path)
         log.error("the jobs database was damaged (%s): moved to %s; a new one is made from the pictures", error, kept)
-        return SqlRows.open(url)
+        return JobRows.open(url)
 
 
 def _file_of(database: str) -> Path:
