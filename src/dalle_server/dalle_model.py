@@ -21,6 +21,7 @@ from dalle_server.config import (
     parse_arg_boolean,
     parse_arg_dalle_version,
 )
+from dalle_server.drawing.form import Form, draw_new
 from dalle_server.drawing.repaint import Repaint, keep_rows_of
 from dalle_server.drawing.repainting import draw_over
 from dalle_server.drawn import result_of
@@ -118,17 +119,22 @@ class DalleModel:
         top_p: float | None = None,
         condition_scale: float | None = None,
         negative_prompt: str = "",
+        size: str | None = None,
+        fit: str | None = None,
         seamless: bool = False,
     ) -> list[Image.Image]:
         """RGB pictures; the same seed draws the same ones. `seamless`: opposite edges meet.
 
-        Raises InvalidRequest, GenerationFailed.
+        `size` is WIDTHxHEIGHT in pixels, the model's own if left out; another shape than the model's is painted by a
+        sliding window, or reached by the `fit` "crop" or "stretch". Raises InvalidRequest, GenerationFailed.
         """
         sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=condition_scale)
         request = GenerationRequest.of(
             text, num_images, seed, sampling=sampling, negative_prompt=negative_prompt, seamless=seamless
         )
-        return [Image.fromarray(image.pixels) for image in self.submit(request).result()]
+        form = Form.of(size, fit)
+        drawn = draw_new(self.submit, request, form, self._engine.config.picture)
+        return [form.picture(image.pixels, drawn) for image in result_of(drawn)]
 
     def edit_image(
         self,

@@ -1,4 +1,4 @@
-"""Edits, variations and branches of a real model: one picture, whichever way it is asked for."""
+"""Edits, variations, branches and other shapes of a real model: one picture, whichever way it is asked for."""
 
 from __future__ import annotations
 
@@ -156,6 +156,36 @@ def test_a_branch_has_the_same_bytes_everywhere(
     assert np.array_equal(pixels(again), pixels(ours.read_bytes()))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"size": "300x200"}, {"size": "100x290"}, {"size": "300x200", "fit": "crop"}, {"size": "96x64", "seamless": True}],
+    ids=lambda asked: "-".join(map(str, asked.values())),
+)
+def test_a_shape_has_the_same_bytes_everywhere(
+    model: DalleModel, app: Flask, by_command: Callable[..., bytes], tmp_path: Path, flags: Flags, asked: Json
+) -> None:
+    client = app.test_client()
+    words = [word for name, value in asked.items() for word in (f"--{name}", *([] if value is True else [value]))]
+    made = by_command("generate", "a red apple", "--seed", 7, *words)
+    body = {"prompt": "a red apple", "seed": 7, "response_format": "b64_json", **asked}
+    reply = client.post("/v1/images/generations", json=body).json
+    assert reply is not None and made == base64.b64decode(reply["data"][0]["b64_json"])
+    assert made == by_job(client, prompt="a red apple", seed=7, **asked)
+    (image,) = model.generate_images("a red apple", 1, 7, **asked)
+    assert np.array_equal(np.asarray(image), pixels(made))
+    assert "{}x{}".format(*image.size) == asked["size"]
+    told, (width, height) = read_metadata(made), image.size
+    is_painted = len(asked) == 1
+    assert told.seamless == asked.get("seamless", False) and bool(told.grid_width) == is_painted
+    if is_painted:
+        side = model.engine.config.picture.grid_width
+        rows, columns = (round(side * max(1, one / other)) for one, other in ((height, width), (width, height)))
+        assert (told.num_tokens, told.grid_width) == (rows * columns, columns)
+    file = tmp_path / "shape.png"
+    file.write_bytes(made)
+    assert cli.main(["replay", str(file), *flags]) == 0
+
+
 def test_a_score_is_what_the_model_said_while_it_drew(app: Flask, files: dict[str, Path]) -> None:
     client = app.test_client()
 
@@ -219,6 +249,13 @@ def test_info_and_replay_know_what_was_drawn_over(
         (("branch", "{ours}", "--keep_rows", "8"), "keep_rows must lie between 1 and {last}, not 8"),
         (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and {last}, not 0"),
         (("branch", "{ours}"), "the following arguments are required: --keep_rows"),
+        (
+            ("generate", "x", "--size", "5"),
+            "size must be auto or WIDTHxHEIGHT with sides of 16 to 3840 pixels, not '5'",
+        ),
+        (("generate", "x", "--size", "400x100"), "size must be no longer than 3 times its other side, not '400x100'"),
+        (("generate", "x", "--fit", "zoom"), "fit must be one of paint, crop, stretch, not 'zoom'"),
+        (("generate", "x", "--fit", "paint", "--seamless"), "seamless is for the model's own shape"),
     ],
 )
 def test_mistakes_of_a_command_are_one_line(
@@ -243,6 +280,8 @@ def test_mistakes_of_a_program_name_the_field(model: DalleModel, files: dict[str
         model.edit_image(files["photo"], "")
     with pytest.raises(InvalidRequest, match="num_images must lie between 1"):
         model.vary_image(files["photo"], 0)
+    with pytest.raises(InvalidRequest, match="size must be auto or WIDTHxHEIGHT"):
+        model.generate_images("x", 1, size="64")
     with pytest.raises(TypeError, match="hotness"):
         model.vary_image(files["photo"], hotness=1)
     big = tmp_path / "big.png"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def _listed(card: ModelCard) -> Source:
+    def load(observer: Observer) -> Engine:
+        raise AssertionError(f"{card.name} is only listed")
+
+    return Source(load, card.name, lambda: card)
+
+
 class Server:
     """Down and up again on the same port and the same data_dir, as a restart is."""
 
@@ -39,13 +46,15 @@ class Server:
         data_dir: Path,
         load: Callable[[Settings], Engine] | None = None,
         others: Mapping[str, int] | None = None,
+        listed: Sequence[ModelCard] = (),
         **settings: Any,
     ):
         """`load` brings a real model; without it the pictures are squares of colour, `step_s` a token.
 
-        `others`: models beside it, each with the side of its grid; they are loaded when they are asked for.
+        `others`: models beside it, each with the side of its grid; they are loaded when they are asked for. `listed`:
+        models that nobody asks for.
         """
-        self._others = others or {}
+        self._others, self._listed = others or {}, listed
         self._engines: list[Engine] = []
         self._load_engine = load or self._fake_engine
         self.port = free_port()
@@ -61,7 +70,9 @@ class Server:
 
     def start(self) -> None:
         first = Source(lambda observer: self._load())
-        self.service = Service(self.settings, sources=[first, *map(self._source, self._others)])
+        self.service = Service(
+            self.settings, sources=[first, *map(self._source, self._others), *map(_listed, self._listed)]
+        )
         self.app = create_app(self.settings, self.service)
         self._stopping = threading.Event()
         self._sockets: dict[int, Any] = {}

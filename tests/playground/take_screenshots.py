@@ -17,6 +17,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from dalle_server.catalogue import describe
+from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
 from dalle_server.engine.stats import Observer
 from tests.playground.conftest import FLAGS
@@ -27,6 +29,7 @@ DIRECTORY = Path(__file__).parents[2] / "docs" / "images" / "playground"
 MAX_BYTES = 150_000
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+OTHERS = ("mini", "mega", "janus_pro_1b")
 WRITTEN = """[...document.querySelectorAll(".cell.writing")]
   .map((cell) => parseFloat(cell.style.getPropertyValue("--written")))"""
 PAST = [
@@ -135,6 +138,22 @@ def settings(browser: Browser, server: Server) -> bytes:
     return page.screenshot()
 
 
+def models(browser: Browser, server: Server) -> bytes:
+    """The menu of a server that has other models beside nano; they are told as a fresh machine's."""
+    with tempfile.TemporaryDirectory() as directory:
+        cards = [describe(Settings(model_version=name, cache_dir=Path(directory))) for name in OTHERS]
+        several = Server(Path(directory), load_engine, listed=cards, model_version="nano")
+        several.start()
+        page = open_page(browser, several)
+        page.locator("#model summary").click()
+        page.wait_for_timeout(800)
+        page.locator("#model-more").scroll_into_view_if_needed()
+        screenshot = page.screenshot()
+        page.close()
+        several.stop()
+    return screenshot
+
+
 def error(browser: Browser, server: Server) -> bytes:
     page = open_page(browser, server)
     page.route("**/v1/jobs", lambda route: route.abort())
@@ -215,7 +234,8 @@ def closer(prompt: str, mode: str) -> Callable[[Browser, Server], bytes]:
 
 
 STATES: dict[str, Callable[[Browser, Server], bytes]] = {
-    "empty": empty, "gallery": gallery, "running": running, "done": done, "settings": settings, "error": error,
+    "empty": empty, "gallery": gallery, "running": running, "done": done, "settings": settings, "models": models,
+    "error": error,
     "phone": phone, "dark": dark, "given": given, "compare": closer("a house in the snow", "Compare"), "mask": mask,
     "mask-phone": mask_phone, "redraw": closer("a rocket in space", "Redraw"),
     "likelihood": closer("a house at night", "Likelihood"),

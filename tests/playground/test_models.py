@@ -11,7 +11,7 @@ from tests.playground.conftest import Witness
 from tests.playground.server import Server
 from tests.playground.test_drawing import draw
 from tests.playground.test_given import open_card
-from tests.playground.test_look import violations
+from tests.playground.test_look import PHONE, violations
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_chosen_model_is_loaded_draws_and_is_remembered(several: Page) -> None
     expect(several.locator("#model-line")).to_have_text("small · on disk")
     card = draw(several, "by the small one")
     expect(card).to_have_attribute("data-status", "done")
-    assert card.locator("img.final").evaluate("image => image.naturalWidth") == 32
+    expect(card.locator("img.final")).to_have_js_property("naturalWidth", 32)
     expect(several.locator("#model-line")).to_contain_text("small · CPU")
     several.reload()
     expect(several.locator("#model-line")).to_contain_text("small · CPU")
@@ -75,7 +75,7 @@ def test_a_picture_is_looked_at_with_the_model_that_drew_it(several: Page) -> No
     several.get_by_role("button", name="Redraw").click()
     several.get_by_role("button", name="Draw the other 2 rows").click()
     expect(several.locator('article[data-status="done"] img.final')).to_have_count(2)
-    assert several.locator("img.final").first.evaluate("image => image.naturalWidth") == 32
+    expect(several.locator("img.final").first).to_have_js_property("naturalWidth", 32)
 
 
 def test_used_settings_bring_their_model(several: Page) -> None:
@@ -89,7 +89,7 @@ def test_used_settings_bring_their_model(several: Page) -> None:
     expect(several.locator("#model-line")).to_contain_text("small")
     several.press("#prompt", "Enter")
     expect(several.locator('article[data-status="done"] img.final')).to_have_count(2)
-    assert several.locator("img.final").first.evaluate("image => image.naturalWidth") == 32
+    expect(several.locator("img.final").first).to_have_js_property("naturalWidth", 32)
 
 
 def test_the_keyboard_chooses_a_model(several: Page) -> None:
@@ -99,6 +99,27 @@ def test_the_keyboard_chooses_a_model(several: Page) -> None:
     expect(several.get_by_role("radio", name="The small one")).to_be_checked()
     expect(several.get_by_role("radio", name="The small one")).to_be_focused()
     expect(several.locator("#announcer")).to_have_text("The small one draws")
+
+
+def test_a_finger_chooses_a_model_and_seamless(
+    start_server: Callable[..., Server], make_page: Callable[..., Page]
+) -> None:
+    page = make_page(start_server(others={"small": 4}), **PHONE)
+    page.locator("#model summary").tap()
+    page.locator(".model-choice", has_text="The small one").tap()
+    expect(page.get_by_role("radio", name="The small one")).to_be_checked()
+    expect(page.locator("#model-line")).to_have_text("small · on disk")
+    page.locator("#model summary").tap()
+    page.locator("#more summary").tap()
+    page.locator("label.switch", has=page.locator("#seamless")).tap()
+    expect(page.locator("#seamless")).to_be_checked()
+    page.fill("#prompt", "by a finger")
+    with page.expect_response(lambda reply: reply.url.endswith("/v1/jobs") and reply.request.method == "POST") as sent:
+        page.locator("#submit").tap()
+    job = sent.value.json()
+    assert (job["model"], job["seamless"]) == ("small", True)
+    expect(page.locator('article[data-status="done"] img.final')).to_have_count(1)
+    assert violations(page) == []
 
 
 def test_a_remembered_model_that_has_gone_gives_way_to_the_first(page: Page, witness: Witness) -> None:

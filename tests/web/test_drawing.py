@@ -12,6 +12,7 @@ from flask import Flask, Request
 from flask.testing import FlaskClient
 from PIL import Image
 
+from dalle_server.drawing import form
 from dalle_server.errors import Overloaded
 from dalle_server.request import GenerationRequest
 from dalle_server.web import drawing
@@ -78,7 +79,7 @@ def test_few_files_are_made_at_the_same_time(app: Flask, monkeypatch: pytest.Mon
             running -= 1
         return b"file"
 
-    monkeypatch.setattr(drawing, "encode_image", slow)
+    monkeypatch.setattr(form, "encode_image", slow)
     statuses: list[int] = []
 
     def ask() -> None:

@@ -18,9 +18,10 @@ from dalle_server.engine.engine import Engine
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.web.jobs.current import EXTENSION
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
-from tests.web.jobs.test_routes import wait_for
+from tests.web.jobs.client import Viewer, wait_for
 
 SIDE = 4
+Json = dict[str, Any]
 Asked = tuple[PictureMetadata, Any]
 
 
@@ -64,17 +65,26 @@ def responded(client: FlaskClient, **tool: Any) -> Asked:
     return told(reply["output"][0]["result"])
 
 
+def job(client: FlaskClient, **fields: Any) -> Json:
+    return wait_for(client, post(client, "/v1/jobs", 202, prompt="x", seed=3, **fields)["id"], "done")
+
+
+def by_job(client: FlaskClient, **fields: Any) -> Asked:
+    return told(base64.b64encode(client.get(job(client, **fields)["images"][0]["url"]).data).decode())
+
+
 def test_every_route_paints_the_asked_shape(client: FlaskClient) -> None:
     pictures = [
         generated(client, size="1536x1024"),
         painted(client, width=1536, height=1024),
         responded(client, size="1536x1024"),
+        by_job(client, size="1536x1024"),
     ]
     for recipe, pixels in pictures:
         assert (recipe.grid_width, recipe.num_tokens) == (6, 24)
         assert pixels.shape == (1024, 1536, 3)
     tokens = [recipe.token_grid() for recipe, _ in pictures]
-    assert np.array_equal(tokens[0], tokens[2])
+    assert np.array_equal(tokens[0], tokens[2]) and np.array_equal(tokens[0], tokens[3])
     square, _ = generated(client)
     assert np.array_equal(tokens[0].reshape(4, 6)[:, :4].reshape(-1), square.token_grid())
 
@@ -155,6 +165,52 @@ def test_nothing_is_painted_around_a_given_picture(client: FlaskClient) -> None:
     assert post(client, "/v1/images/edits", 400, **body, fit="paint")["error"]["param"] == "fit"
     recipe, pixels = told(post(client, "/v1/images/edits", **body)["data"][0]["b64_json"])
     assert not recipe.grid_width and pixels.shape == (64, 96, 3)
+
+
+def test_a_job_tells_its_size_and_counts_all_windows(client: FlaskClient, engine: Engine) -> None:
+    runner = engine._loop.runner
+    assert isinstance(runner, FakeRunner)
+    runner.step_s = 0.01
+    asked = post(client, "/v1/jobs", 202, prompt="x", seed=3, num_images=2, size="300x100", fit="paint")
+    assert (asked["size"], asked["fit"]) == ("300x100", "paint")
+    viewer = Viewer(client, f"/v1/jobs/{asked['id']}/events")
+    viewer.read_until("done")
+    shown = {
+        name: [data for _, event, data in viewer.seen if event == name] for name in ("progress", "preview", "image")
+    }
+    assert shown["progress"][-1]["num_tokens"] == shown["progress"][-1]["tokens_done"] == 2 * 5 * 16
+    assert {(each["width_px"], each["height_px"]) for each in shown["image"]} == {(300, 100)}
+    pictures = [base64.b64decode(each["image"].partition(",")[2]) for each in shown["preview"]]
+    assert pictures and {Image.open(io.BytesIO(each)).size for each in pictures} == {(96, 32)}
+    plain = job(client)
+    assert (plain["size"], plain["fit"], plain["images"][0]["width_px"]) == (None, None, SIDE * 8)
+
+
+def test_a_jobs_other_ways_to_a_size_are_those_of_the_other_routes(client: FlaskClient) -> None:
+    for fit in ("crop", "stretch"):
+        (recipe, pixels), (same, others) = (way(client, size="96x64", fit=fit) for way in (by_job, generated))
+        assert recipe == same and np.array_equal(pixels, others)
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "teal").save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+    over = by_job(client, image=image, size="96x64")[1]
+    body: Json = {
+        "images": [{"image_url": f"data:image/png;base64,{image}"}],
+        "size": "96x64",
+        "prompt": "x",
+        "seed": 3,
+    }
+    assert np.array_equal(over, told(post(client, "/v1/images/edits", **body)["data"][0]["b64_json"])[1])
+    for fields, param in (
+        ({"size": "96"}, "size"),
+        ({"size": "1024x16"}, "size"),
+        ({"size": "3840x2160", "num_images": 8}, "size"),
+        ({"fit": "zoom"}, "fit"),
+        ({"fit": "paint", "image": image}, "fit"),
+        ({"fit": "paint", "seamless": True}, "seamless"),
+    ):
+        assert post(client, "/v1/jobs", 400, prompt="x", **fields)["error"]["param"] == param
+    assert len(client.get("/v1/jobs").json["data"]) == 3
 
 
 def test_features_name_seamless(client: FlaskClient) -> None:

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from dalle_server.checkpoints.hub import pull as hub
 from dalle_server.config import Settings
 from dalle_server.dalle_model import load_engine
+from dalle_server.drawing.form import Form, draw_new
 from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.drawing.replay import ReplaySource, info_text
 from dalle_server.drawing.replay import replay as replay_picture
@@ -26,7 +27,7 @@ from dalle_server.generation import GeneratedImage, unwrap
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.pictures.saving import safe_name, write_new, write_whole
-from dalle_server.request import GenerationRequest, Pixels, SamplingParams
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.snapshot import Snapshot
 from dalle_server.variants import ModelSize
 
@@ -43,12 +44,13 @@ def generate(settings: Settings, arguments: argparse.Namespace) -> int:
         negative_prompt=arguments.negative_prompt or "",
         seamless=arguments.seamless,
     )
+    form = Form.of(arguments.size, arguments.fit, ImageFormat[settings.img_format])
     check_writable(arguments.output)
     with open_engine(settings) as engine:
-        generation = engine.submit(request)
+        generation = draw_new(engine.submit, request, form, engine.config.picture)
         for image in watch(generation):
             told = describe_image(image, generation, engine)
-            print(write_picture(arguments.output, ImageFormat[settings.img_format], image.pixels, told))
+            print(write_picture(arguments.output, form.format, form.file(image.pixels, generation, told), told))
     return 0
 
 
@@ -78,9 +80,8 @@ def watch(generation: Drawn) -> tuple[GeneratedImage, ...]:
     return unwrap(snapshot.end)
 
 
-def write_picture(directory: Path, kind: ImageFormat, pixels: Pixels, told: PictureMetadata) -> Path:
+def write_picture(directory: Path, kind: ImageFormat, data: bytes, told: PictureMetadata) -> Path:
     """DIRECTORY/PROMPT-SEED-INDEX.png, which no other file's place is taken for."""
-    data = encode_image(pixels, kind, metadata=told)
     name = f"{safe_name(told.prompt)}-{told.seed}-{told.image_index % 2**INDEX_BITS}"
     try:
         return write_new(directory, name, kind.value, data)

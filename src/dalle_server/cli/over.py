@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dalle_server.cli import commands
 from dalle_server.config import Settings
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import Repaint, keep_rows_of
 from dalle_server.drawing.repainting import draw_over
 from dalle_server.pictures.canvas import read_file
@@ -41,8 +42,9 @@ def draw(settings: Settings, arguments: argparse.Namespace) -> int:
         )
         for each in commands.watch(drawn):
             told = describe_image(each, drawn, engine, plan.told)
-            pixels = plan.frame.finished(each.pixels)
-            print(commands.write_picture(arguments.output, ImageFormat[settings.img_format], pixels, told))
+            form = Form(format=ImageFormat[settings.img_format])
+            data = form.file(plan.frame.finished(each.pixels), drawn, told)
+            print(commands.write_picture(arguments.output, form.format, data, told))
     return 0
 
 

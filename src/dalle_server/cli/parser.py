@@ -104,6 +104,8 @@ def _parser() -> Parser:
 
     generate = commands.add_parser("generate", help="make pictures of a text, without a server", allow_abbrev=False)
     generate.add_argument("prompt", help="what the pictures show")
+    generate.add_argument("--size", metavar="WIDTHxHEIGHT", help="of the files; another shape is painted in windows")
+    generate.add_argument("--fit", metavar="WAY", help="paint, crop or stretch: how another shape is reached")
     _add_drawing_flags(generate)
     generate.set_defaults(run=_later("commands", "generate"))
 

@@ -44,6 +44,17 @@ class ImageFormat(StrEnum):
         return f"image/{self.value}"
 
 
+def resized(pixels: Pixels, size_px: tuple[int, int] | None, fit: Fit = "stretch") -> Image.Image:
+    """(height, width, 3) pixels as a picture of (width, height); another size is reached with Lanczos, another shape by
+    `fit`.
+    """
+    image = Image.fromarray(pixels)
+    if size_px is None or size_px == image.size:
+        return image
+    resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+    return resize(image, size_px, Image.Resampling.LANCZOS)
+
+
 def encode_image(
     pixels: Pixels,
     format: ImageFormat,
@@ -56,14 +67,10 @@ def encode_image(
 ) -> bytes:
     """(height, width, 3) pixels → a whole file.
 
-    `size_px` is (width, height); another size than the model's is reached with Lanczos, another shape by `fit`.
-    `quality` 0–100 is for JPEG and WebP (PNG loses nothing); None means DEFAULT_QUALITY. `texts` are further text
-    chunks of a PNG.
+    `size_px` and `fit` as for `resized`. `quality` 0–100 is for JPEG and WebP (PNG loses nothing); None means
+    DEFAULT_QUALITY. `texts` are further text chunks of a PNG.
     """
-    image = Image.fromarray(pixels)
-    if size_px is not None and size_px != image.size:
-        resize = ImageOps.fit if fit == "crop" else Image.Image.resize
-        image = resize(image, size_px, Image.Resampling.LANCZOS)
+    image = resized(pixels, size_px, fit)
     options = _codec_options(format, DEFAULT_QUALITY if quality is None else quality)
     if metadata is not None:
         options |= save_options(metadata, format.name)

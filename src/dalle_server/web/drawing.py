@@ -10,19 +10,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Semaphore
-from typing import Literal
 
 from dalle_server.drawing.best_of import BestOf
-from dalle_server.drawing.painting import Shape, paint
+from dalle_server.drawing.form import Form, draw_new
 from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
-from dalle_server.pictures.codec import Fit, ImageFormat, describe_image, encode_image
+from dalle_server.pictures.codec import describe_image
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.request import MAX_SEED, GenerationRequest, ImageKey, Pixels, SamplingParams
 from dalle_server.snapshot import Snapshot
@@ -33,16 +32,6 @@ from dalle_server.web.waiting import POLL_S, client_left, watched_events
 
 INTERRUPTED = "interrupted"
 MAX_PIXELS = 2**25  # of one answer's pictures that are to be enlarged: 33 of 1024 x 1024, four of 3840 x 2160
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """How finished pictures are handed out."""
-
-    format: ImageFormat = ImageFormat.PNG
-    size_px: tuple[int, int] | None = None  # (width, height); None: the model's own
-    quality: int | None = None  # of JPEG and WebP, 0–100
-    fit: Fit | Literal["paint"] | None = None  # None: paint, or stretch where no window can slide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +50,7 @@ class Order:
     best_of: int | None = None  # so many are drawn, and the likeliest num_images of them handed out
     logprobs: bool = False
     seamless: bool = False
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
 
     @property
     def num_drawn(self) -> int:
@@ -159,11 +148,6 @@ class Drawing:
     def preview_file(self, pixels: Pixels) -> bytes:
         return self._encode(pixels, None, None)
 
-    @property
-    def _fit(self) -> Fit:
-        """What is painted in the asked shape may be off by less than half a token: that is cut off."""
-        return "crop" if self.generation.grid_width or self.order.form.fit in ("crop", "paint") else "stretch"
-
     def _encode(self, pixels: Pixels, metadata: PictureMetadata | None, texts: Mapping[str, str] | None) -> bytes:
         """Pixels → file, in one of few places: what many clients want at once must not take every core.
 
@@ -173,15 +157,7 @@ class Drawing:
         with _place(self._encoders, self._left, self.generation.deadline):
             if self._plan is not None:
                 pixels = self._plan.frame.finished(pixels)
-            return encode_image(
-                pixels,
-                form.format,
-                metadata=metadata,
-                size_px=form.size_px,
-                quality=form.quality,
-                texts=texts,
-                fit=self._fit,
-            )
+            return form.file(pixels, self.generation, metadata, texts)
 
 
 @contextmanager
@@ -234,35 +210,18 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
             f"{order.best_of}",
             param="best_of",
         )
-    _check_pixels(order, engine, over)
+    check_pixels(order.form, order.num_images, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
     submit = partial(service.submit, model)
     if over is None:
-        shape = _shape(order, engine)
-        drawn: Drawn = submit(request) if shape is None else paint(submit, shape, _spread(request, shape))
+        drawn = draw_new(submit, request, order.form, engine.config.picture)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
         return Drawing(order, drawn, engine, service.encoders, client_left())
-    if order.form.fit == "paint":
-        raise InvalidRequest("fit paint is for new pictures; over a given one, use stretch or crop", param="fit")
+    order.form.check_over()
     with encoding():
         plan = Plan.of(over, engine)
     painted = repaint(submit, plan.holes, request)
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
-
-
-def _shape(order: Order, engine: ServingEngine) -> Shape | None:
-    """What a sliding window is to paint; None where the model's own shape is what is painted."""
-    form = order.form
-    if order.seamless and form.fit == "paint":
-        raise InvalidRequest("seamless is for the model's own shape; use it with fit crop or stretch", param="seamless")
-    if form.size_px is None or order.seamless or form.fit in ("crop", "stretch"):
-        return None
-    return Shape.of(form.size_px, engine.config.picture)
-
-
-def _spread(request: GenerationRequest, shape: Shape) -> GenerationRequest:
-    """As many previews of all windows as there would be of one."""
-    return replace(request, preview_every=request.preview_every * len(shape.places))
 
 
 def _native_px(engine: ServingEngine) -> tuple[int, int]:
@@ -270,13 +229,16 @@ def _native_px(engine: ServingEngine) -> tuple[int, int]:
     return engine.config.picture.width_px, engine.config.picture.height_px
 
 
-def _check_pixels(order: Order, engine: ServingEngine, over: Repaint | None) -> None:
-    """Resizing and encoding cost more than painting does: enlarged pictures have a common bound."""
-    width, height = order.form.size_px or (over.picture.size_px if over else _native_px(engine))
-    total = width * height * order.num_images
+def check_pixels(form: Form, num_images: int, engine: ServingEngine, over: Repaint | None) -> None:
+    """Resizing and encoding cost more than painting does: enlarged pictures have a common bound.
+
+    Raises InvalidRequest.
+    """
+    width, height = form.size_px or (over.picture.size_px if over else _native_px(engine))
+    total = width * height * num_images
     if width * height > math.prod(_native_px(engine)) and total > MAX_PIXELS:
         raise InvalidRequest(
-            f"size must be smaller for so many pictures: {order.num_images} of {width}x{height} are "
+            f"size must be smaller for so many pictures: {num_images} of {width}x{height} are "
             f"{total:,} pixels, and one request may have {MAX_PIXELS:,}",
             param="size",
         )

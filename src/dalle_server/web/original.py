@@ -8,10 +8,11 @@ from flask import Blueprint, Response, make_response, redirect, request, url_for
 from pydantic import BaseModel, Field
 
 from dalle_server.config import Settings
+from dalle_server.drawing.form import Form
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.pictures.saving import save_pictures
 from dalle_server.request import require_words
-from dalle_server.web.drawing import Form, Order, draw
+from dalle_server.web.drawing import Order, draw
 from dalle_server.web.pool.using import find_model, use_model, wait_until_started
 from dalle_server.web.routing import for_anyone, makes_pictures
 from dalle_server.web.schemas import Body, Whole, read_json

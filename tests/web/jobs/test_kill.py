@@ -94,6 +94,12 @@ def test_so_does_a_job_that_draws_over_a_picture(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_so_does_a_job_of_another_shape(tmp_path: Path) -> None:
+    """Each picture in several windows, of which the killed server had written some."""
+    check_killed(tmp_path, {"prompt": "a red apple", "num_images": 6, "seed": 9, "size": "300x120"})
+
+
 def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")

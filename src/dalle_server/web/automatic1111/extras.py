@@ -9,13 +9,13 @@ from flask import Blueprint, Response, jsonify
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from dalle_server.drawing.sizes import MAX_SIDE_PX
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import read_picture
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
 from dalle_server.web.drawing import MAX_PIXELS, encoding
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import LenientBody, Whole, read_json
-from dalle_server.web.sizes import MAX_SIDE_PX
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111_extras", __name__, url_prefix="/sdapi/v1")

@@ -6,6 +6,7 @@ import numpy as np
 from flask import Blueprint, Response
 from PIL import Image, ImageOps
 
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
 from dalle_server.pictures.canvas import Picture, Weights, fit_mask, read_picture
@@ -13,7 +14,7 @@ from dalle_server.web.automatic1111.checkpoints import chosen_model
 from dalle_server.web.automatic1111.models import current_choices
 from dalle_server.web.automatic1111.routes import answer, order
 from dalle_server.web.automatic1111.schemas import Img2ImgBody, Txt2ImgReply
-from dalle_server.web.drawing import Form, draw, encoding, hold_place
+from dalle_server.web.drawing import draw, encoding, hold_place
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json
 from dalle_server.web.uploads import decode_base64

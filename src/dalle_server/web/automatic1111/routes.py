@@ -9,6 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify, request
 from PIL import ExifTags, Image
 
+from dalle_server.drawing.form import Form
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import unwrap
 from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
@@ -38,7 +39,7 @@ from dalle_server.web.automatic1111.schemas import (
     Txt2ImgBody,
     Txt2ImgReply,
 )
-from dalle_server.web.drawing import Drawing, Form, Order, draw, encoding, hold_place
+from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
 from dalle_server.web.routing import for_its_owner, for_keys, makes_pictures
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.uploads import decode_base64

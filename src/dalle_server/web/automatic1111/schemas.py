@@ -8,12 +8,12 @@ from pydantic import BaseModel, Field, RootModel
 
 from dalle_server.checks import is_blank
 from dalle_server.drawing.repaint import MAX_CANDIDATES
+from dalle_server.drawing.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
 from dalle_server.errors import InvalidRequest
 from dalle_server.request import MAX_SEED
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
 from dalle_server.web.pool.model import ModelState
 from dalle_server.web.schemas import LenientBody, Whole
-from dalle_server.web.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
 
 MAX_IMAGES = 1024  # the most that the setting max_images can allow; a product of two such numbers can be shown
 

@@ -104,7 +104,8 @@ class Backlog:
         request = remaining_request(job, engine.digest)
         if request is None:
             return None
-        finished = len(job.request.images) - len(request.images)
-        generation = drawn(partial(self._service.submit, model), request, job.over)
-        picture = engine.config.picture
-        return Live(job, generation, row_tokens=picture.grid_width, offset=finished * picture.num_tokens)
+        finished, window = len(job.request.images) - len(request.images), engine.config.picture
+        generation = drawn(partial(self._service.submit, model), request, job.form, window, job.over)
+        shape = job.form.shape(window, seamless=request.seamless) if job.over is None else None
+        tokens = window.num_tokens * (1 if shape is None else len(shape.places))
+        return Live(job, generation, row_tokens=window.grid_width, offset=finished * tokens)

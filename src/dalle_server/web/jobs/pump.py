@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from dalle_server.config import Settings
+from dalle_server.drawing.form import Form
 from dalle_server.errors import ConfigError, DalleServerError, NotReady, StorageError
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.backlog import Backlog
@@ -102,7 +103,7 @@ class Jobs:
         request: GenerationRequest,
         *,
         owner: str,
-        format: str,
+        form: Form,
         preview: bool,
         over: Over | None = None,
         given: Given | None = None,
@@ -115,15 +116,15 @@ class Jobs:
         store = self.store
         if not self._is_open:
             raise StorageError(f"jobs are off: {self.trouble}")
-        generation = drawn(partial(self._service.submit, model), request, over)
         engine = model.engine
+        generation = drawn(partial(self._service.submit, model), request, form, engine.config.picture, over)
         job = Job(
             id=f"job-{secrets.token_hex(12)}",
             owner=owner,
             request=replace(request, sampling=generation.sampling),
             model=model.name,
             digest=engine.digest,
-            format=format,
+            form=form,
             preview=preview,
             over=over,
             created_at=time.time(),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from dalle_server.drawing.form import Form, draw_new
 from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Generation
+from dalle_server.models.config import PictureConfig
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.given import Over
 from dalle_server.web.jobs.storage.records import Job
@@ -43,6 +45,12 @@ def remaining_request(job: Job, digest: str | None = None) -> GenerationRequest 
     return replace(job.request, images=missing) if missing else None
 
 
-def drawn(submit: Callable[[GenerationRequest], Generation], request: GenerationRequest, over: Over | None) -> Drawn:
-    """Raises what `submit` raises."""
-    return submit(request) if over is None else repaint(submit, over.holes, request)
+def drawn(
+    submit: Callable[[GenerationRequest], Generation],
+    request: GenerationRequest,
+    form: Form,
+    window: PictureConfig,
+    over: Over | None,
+) -> Drawn:
+    """Raises InvalidRequest, and what `submit` raises."""
+    return draw_new(submit, request, form, window) if over is None else repaint(submit, over.holes, request)

@@ -24,7 +24,7 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
-from dalle_server.pictures.codec import ImageFormat, data_url, encode_image
+from dalle_server.pictures.codec import ImageFormat, data_url
 from dalle_server.pictures.metadata import PictureMetadata
 from dalle_server.snapshot import Snapshot
 from dalle_server.web.errors import openai_error
@@ -166,7 +166,9 @@ class Running:
             case Preview(index, tokens_done, pixels):
                 _, frame = _frames(store, live)
                 pixels = pixels if frame is None else frame.finished(pixels)
-                encoded = encode_image(pixels, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
+                form = live.job.form.no_larger_than(max(pixels.shape[:2]))
+                form = replace(form, format=ImageFormat.JPEG, quality=PREVIEW_QUALITY)
+                encoded = form.file(pixels, live.generation)
                 shown = {"index": live.generation.request.images[index].index, "tokens_done": tokens_done}
                 feed.publish(job_id, "preview", {**shown, "image": data_url(encoded, ImageFormat.JPEG)})
             case ImageReady(image):
@@ -203,13 +205,14 @@ class Running:
             model=job.model,
             digest=job.digest,
             over=None if job.over is None else job.over.told,
+            grid_width=live.generation.grid_width,
         )
         frame, _ = _frames(store, live)
         pixels = image.pixels if frame is None else frame.finished(image.pixels)
-        data = encode_image(pixels, ImageFormat(job.format), metadata=metadata)
+        data = job.form.file(pixels, live.generation, metadata)
         height_px, width_px = pixels.shape[:2]
         index = live.generation.request.images[image.index].index
-        picture = store.add_picture(job, index, data, (width_px, height_px))
+        picture = store.add_picture(job, index, data, job.form.size_px or (width_px, height_px))
         self._feed.publish(job.id, "image", image_json(job, picture))
 
 

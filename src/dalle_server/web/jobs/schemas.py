@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import MAX_CANDIDATES
+from dalle_server.drawing.sizes import parse_size
+from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.schemas import Body
@@ -44,12 +47,28 @@ class JobFields(Body):
     negative_prompt: str | None = Field(None, max_length=10_000)
     format: Literal["png", "jpeg", "webp"] = "png"
     preview: bool = True
+    size: str | None = Field(
+        None, description="auto or WIDTHxHEIGHT", json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"}
+    )
+    fit: Literal["paint", "crop", "stretch"] | None = Field(
+        None, description="how a size of another shape is reached; new pictures are painted in it, if nothing is said"
+    )
     seamless: bool = Field(False, description="opposite edges meet: the picture can be tiled")
     strength: float | None = Field(None, ge=0.0, le=1.0, description="of a drawing over `image`: 0 keeps it")
     candidates: int | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture over `image`; the best counts"
     )
     keep_tokens: int = Field(0, ge=0, description="of `image`, so many tokens stay: it is drawn again from there")
+
+    @field_validator("size")
+    @classmethod
+    def _readable(cls, size: str | None) -> str | None:
+        parse_size(size)
+        return size
+
+    @property
+    def form(self) -> Form:
+        return Form.of(self.size, self.fit, ImageFormat(self.format))
 
     @property
     def sampling(self) -> SamplingParams:
@@ -150,6 +169,8 @@ class JobReply(BaseModel):
     condition_scale: float
     negative_prompt: str
     format: str
+    size: str | None  # WIDTHxHEIGHT; null: the model's own, or that of the given picture
+    fit: str | None
     preview: bool
     seamless: bool
     model: str
@@ -189,6 +210,8 @@ def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -
         "condition_scale": request.sampling.condition_scale,
         "negative_prompt": request.negative_prompt,
         "format": job.format,
+        "size": None if job.form.size_px is None else "x".join(map(str, job.form.size_px)),
+        "fit": job.form.fit,
         "preview": job.preview,
         "seamless": request.seamless,
         "model": job.model,

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import MAX_CANDIDATES, Repaint
+from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
-from dalle_server.web.drawing import Form, Order
+from dalle_server.web.drawing import Order
 from dalle_server.web.schemas import Body, Whole
-from dalle_server.web.sizes import parse_size
 
 MAX_PROMPT_CHARS = 32_000
 MAX_IMAGE_INDEX = 2**31 - 1

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from dalle_server.drawing.form import Form
 from dalle_server.errors import InvalidRequest
+from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.web.jobs.storage.given import Over
 
@@ -37,7 +39,7 @@ class Job:
     request: GenerationRequest  # seed and sampling resolved; its client is whom fairness counts against
     model: str
     digest: str  # of the weights that it was submitted for
-    format: str = "png"
+    form: Form = field(default_factory=Form)
     preview: bool = True
     status: str = "queued"
     created_at: float
@@ -52,6 +54,10 @@ class Job:
     over: Over | None = None  # a given picture that its own are drawn over
     pictures: tuple[JobPicture, ...] = field(default=())
     is_damaged: bool = False
+
+    @property
+    def format(self) -> str:
+        return self.form.format.value
 
     @property
     def seed(self) -> int:
@@ -83,6 +89,7 @@ def to_values(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "error": None if job.error is None else json.dumps(job.error),
+        "form": json.dumps(wire) if (wire := job.form.to_dict()) else None,
         "over": None if job.over is None else job.over.to_json(),
         "given_bytes": 0 if job.over is None else job.over.size_bytes,
     }
@@ -90,18 +97,22 @@ def to_values(job: Job) -> dict[str, Any]:
 
 def from_values(row: dict[str, Any], pictures: tuple[JobPicture, ...] = ()) -> Job:
     """A row as a job. One that cannot be read is a failed job that says so: it must cost no other."""
-    names = ("id", "owner", "model", "digest", "format", "preview", "created_at", "started_at", "finished_at")
+    names = ("id", "owner", "model", "digest", "preview", "created_at", "started_at", "finished_at")
     plain = {name: row[name] for name in (*names, "queue_s", "total_s", "faults", "last_event")}
     plain["cancel_asked"] = bool(row.get("cancel_asked"))
     try:
         request, error = GenerationRequest.from_dict(json.loads(row["request"])), _error(row["error"])
         over = Over.from_json(row["over"]) if row.get("over") else None
+        form = Form.from_dict(json.loads(row.get("form") or "{}"), ImageFormat(row["format"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidRequest) as fault:
         reason = {"message": f"the record of this job cannot be read: {fault}"[:300], "code": "storage_error"}
         damaged = {"type": "server_error", "param": None, **reason}
         request = GenerationRequest.of(DAMAGED, seed=0, sampling=SamplingParams.reference_defaults())
-        return Job(**plain, request=request, status="failed", error=damaged, pictures=pictures, is_damaged=True)
-    return Job(**plain, request=request, status=row["status"], error=error, over=over, pictures=pictures)
+        known = next((format for format in ImageFormat if format.value == row["format"]), ImageFormat.PNG)
+        told: dict[str, Any] = {"form": Form(format=known), "status": "failed", "error": damaged, "is_damaged": True}
+        return Job(**plain, **told, request=request, pictures=pictures)
+    told = {"form": form, "status": row["status"], "error": error, "over": over}
+    return Job(**plain, **told, request=request, pictures=pictures)
 
 
 def _error(text: str | None) -> dict[str, Any] | None:

@@ -15,8 +15,10 @@ from typing import Any
 
 from PIL import Image
 
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.errors import InvalidRequest
+from dalle_server.pictures.codec import ImageFormat
 from dalle_server.pictures.metadata import FORMATS, PictureMetadata, find_metadata
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.storage.files import GIVEN, PICTURE_FILE, RECORD, PictureFiles
@@ -30,12 +32,14 @@ LOST = {
     "code": "storage_error",
 }
 
+KEPT = ("request", "model", "digest", "format", "form", "preview", "over", "given_bytes")  # what was asked for
+
 log = logging.getLogger(__name__)
 
 
 def record_of(job: Job) -> bytes:
     """What stands in job.json."""
-    kept = ("id", "owner", "request", "model", "digest", "format", "preview", "created_at", "over", "given_bytes")
+    kept = ("id", "owner", "created_at", *KEPT)
     values = to_values(job)
     return json.dumps({name: values[name] for name in kept}, indent=1).encode()
 
@@ -105,10 +109,9 @@ def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFil
         return
     values = to_values(known)
     is_done = len(mine) >= len(known.request.images)
-    kept = ("request", "model", "digest", "format", "preview", "over", "given_bytes")
     rows.update(
         job.id,
-        **{name: values[name] for name in kept},
+        **{name: values[name] for name in KEPT},
         status="done" if is_done else "failed",
         error=None if is_done else LOST,
         finished_at=job.finished_at or time.time(),
@@ -171,7 +174,7 @@ def _described_job(
     """From the pictures' own recipes: all but whose it was, and how many more there were to be."""
     if not described:
         return None
-    name, (_, recipe) = next(iter(described.items()))
+    name, (picture, recipe) = next(iter(described.items()))
     alone = recipe.request()
     count = 1 + max(picture.index for picture, _ in described.values())
     request = GenerationRequest.of(
@@ -188,6 +191,6 @@ def _described_job(
         request=request,
         model=recipe.model,
         digest=recipe.weights_digest,
-        format=name.rsplit(".", 1)[-1],
+        form=Form(format=ImageFormat(name.rsplit(".", 1)[-1]), size_px=(picture.width_px, picture.height_px)),
         created_at=files.changed_at(name),
     )

@@ -1,8 +1,7 @@
 """The tables of the jobs database, and the way from every earlier form of them to this one.
 
 Version 1 was that of dalle-server 0.1.0; version 2 knew no given pictures, version 3 no servers
-beside it. A database of a newer version is refused
-and left as it is.
+beside it, version 4 no sizes. A database of a newer version is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sqlalchemy as sa
 from dalle_server.errors import DalleServerError
 from dalle_server.request import GenerationRequest, SamplingParams
 
-VERSION = 4
+VERSION = 5
 
 _PREPARING = 0x64616C6C65  # the number of a lock, the same for all servers
 
@@ -50,6 +49,7 @@ jobs = sa.Table(
     sa.Column("last_event", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("over", sa.Text),  # given.Over, as JSON
     sa.Column("given_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("form", sa.Text),  # drawing.form.Form.to_dict, as JSON
     sa.Column("holder", sa.Text),  # the server that draws it, of several: servers.id
     sa.Column("cancel_asked", sa.Boolean, nullable=False, server_default=sa.false()),  # by a client of another server
     sqlite_autoincrement=True,  # no number is given twice: pages of the list go by it
