@@ -146,6 +146,7 @@ class DalleModel:
         mask: PictureFile | None = None,
         strength: float | None = None,
         candidates: int | None = None,
+        grow: int = 0,
         negative_prompt: str = "",
         seamless: bool = False,
         **sampling: Any,
@@ -153,13 +154,14 @@ class DalleModel:
         """The picture with a part of it painted anew: what `mask` (or the picture itself) has transparent, or white
         where nothing is; all of it without a mask, as far as `strength` (0 keeps it, 1 ignores it) says.
 
-        `sampling`: temperature, top_k, top_p, condition_scale. Outside the mask every pixel is the given one. The
-        bytes of a file that is ours tell more than its pixels: prefer a path to an opened picture. Raises
-        InvalidRequest, NotSupported where the weights have no encoder, GenerationFailed.
+        `grow`: so many tokens around the mask are painted too, for the sake of those inside: outside the mask every
+        pixel is the given one. `sampling`: temperature, top_k, top_p, condition_scale. The bytes of a file that is ours
+        tell more than its pixels: prefer a path to an opened picture. Raises InvalidRequest, NotSupported where the
+        weights have no encoder, GenerationFailed.
         """
         require_words(text)
         wanted = Repaint.read(
-            _file(image), None if mask is None else _file(mask), strength=strength, candidates=candidates
+            _file(image), None if mask is None else _file(mask), strength=strength, candidates=candidates, grow=grow
         )
         return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 

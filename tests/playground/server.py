@@ -60,6 +60,7 @@ class Server:
         self.port = free_port()
         self.settings = Settings(port=self.port, host="127.0.0.1", data_dir=data_dir, **settings)
         self.step_s = 0.01
+        self.described: tuple[Any, ...] = ()  # the first model's name and card, where more than it is to be told
         self.features: tuple[str, ...] | None = None  # the fake runner's; None: all that it has
         self.ready = threading.Event()  # cleared: a model that is still loading
         self.ready.set()
@@ -69,7 +70,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        first = Source(lambda observer: self._load())
+        first = Source(lambda observer: self._load(), *self.described)
         self.service = Service(
             self.settings, sources=[first, *map(self._source, self._others), *map(_listed, self._listed)]
         )

@@ -29,7 +29,7 @@ DIRECTORY = Path(__file__).parents[2] / "docs" / "images" / "playground"
 MAX_BYTES = 150_000
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-OTHERS = ("mini", "mega", "janus_pro_1b")
+MODELS = ("nano", "mini", "mega", "janus_pro_1b")
 WRITTEN = """[...document.querySelectorAll(".cell.writing")]
   .map((cell) => parseFloat(cell.style.getPropertyValue("--written")))"""
 PAST = [
@@ -141,8 +141,9 @@ def settings(browser: Browser, server: Server) -> bytes:
 def models(browser: Browser, server: Server) -> bytes:
     """The menu of a server that has other models beside nano; they are told as a fresh machine's."""
     with tempfile.TemporaryDirectory() as directory:
-        cards = [describe(Settings(model_version=name, cache_dir=Path(directory))) for name in OTHERS]
-        several = Server(Path(directory), load_engine, listed=cards, model_version="nano")
+        nano, *others = (describe(Settings(model_version=name, cache_dir=Path(directory))) for name in MODELS)
+        several = Server(Path(directory), load_engine, listed=others, model_version="nano")
+        several.described = nano.name, lambda: nano
         several.start()
         page = open_page(browser, several)
         page.locator("#model summary").click()

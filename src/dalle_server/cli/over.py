@@ -51,7 +51,8 @@ def draw(settings: Settings, arguments: argparse.Namespace) -> int:
 def _wanted(arguments: argparse.Namespace, image: bytes, mask: bytes | None) -> Repaint:
     match arguments.command:
         case "edit":
-            return Repaint.read(image, mask, strength=arguments.strength, candidates=arguments.candidates)
+            told = {name: getattr(arguments, name) for name in ("strength", "candidates", "grow")}
+            return Repaint.read(image, mask, **told)
         case "vary":
             return Repaint.variation(image, strength=arguments.strength, candidates=arguments.candidates)
         case _:

@@ -119,6 +119,7 @@ def _add_drawing_over(commands: _Commands) -> None:
     """edit, vary, branch."""
     edit = commands.add_parser("edit", help="paint a part of a picture anew", allow_abbrev=False)
     edit.add_argument("--mask", type=Path, metavar="FILE", help="transparent, or white, is painted [its own holes]")
+    edit.add_argument("--grow", type=int, default=0, metavar="N", help="tokens around it that are painted too [0]")
     edit.add_argument("--prompt", required=True, metavar="TEXT", help="what the picture shows in the end")
     _add_strength_flags(edit, "[1 with a mask, else 0.75]", "[4]")
 

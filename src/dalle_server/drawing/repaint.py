@@ -36,6 +36,7 @@ from dalle_server.request import FREE, MAX_TOKEN_ID, GenerationRequest, ImageKey
 MAX_CANDIDATES = 16
 MAX_DRAWN = 64  # pictures that one request draws, candidates included
 INDEX_BITS = 24  # of a key's index: the rest numbers the candidates, 0 being the picture's own noise
+MAX_GROW = 16  # tokens: all of Mini's grid
 CANDIDATES = 4  # of an edit, where nobody says how many
 EDIT_STRENGTH = 0.75  # of an edit without a mask
 VARIATION_STRENGTH = 0.5
@@ -77,6 +78,7 @@ class Repaint:
         strength: float | None = None,
         candidates: int | None = None,
         keep_tokens: int = 0,
+        grow: int = 0,
     ) -> Self:
         """From files, as every API of ours but AUTOMATIC1111's understands them: a picture's own holes are a mask.
 
@@ -93,6 +95,7 @@ class Repaint:
             strength=chosen if strength is None else checks.number("strength", strength, 0.0, 1.0),
             candidates=checks.whole_number("candidates", candidates or CANDIDATES, 1, MAX_CANDIDATES),
             keep_tokens=keep_tokens,
+            grow=checks.whole_number("grow", grow, 0, MAX_GROW),
         )
 
     @classmethod

@@ -92,6 +92,16 @@ def test_a_job_repaints_what_the_mask_shows_as_an_edit_does(client: FlaskClient)
         assert told.over is not None and told.over.mask and told.image_index % 2**24 == index
 
 
+def test_grown_tokens_change_and_pixels_outside_the_mask_do_not(client: FlaskClient) -> None:
+    fields: Json = {"prompt": "a pear", "seed": 3, "candidates": 1}
+    given = {"image": url(png(PHOTO)), "mask": url(png(MASK))}
+    plain, grown = (files(client, drawn(client, **fields, **given, grow=grow))[0] for grow in (0, 2))
+    assert read_metadata(plain).forced != read_metadata(grown).forced
+    assert np.array_equal(pixels_of(grown)[MASK == 0], PHOTO[MASK == 0])
+    body = {**fields, "grow": 2, "images": [{"image_url": given["image"]}], "mask": {"image_url": given["mask"]}}
+    assert grown == base64.b64decode(client.post("/v1/images/edits", json=body).json["data"][0]["b64_json"])
+
+
 def test_multipart_is_the_same(client: FlaskClient) -> None:
     as_json = drawn(client, prompt="a pear", seed=3, strength=0.7, image=url(png(PHOTO)), mask=url(png(MASK)))
     form = {"prompt": "a pear", "seed": "3", "strength": "0.7"}
@@ -210,6 +220,8 @@ SMALL = url(png(np.zeros((16, 16, 3), np.uint8)))
         ({"mask": SMALL}, 400, "mask", "send one as image"),
         ({"strength": 0.5}, 400, "strength", "send one as image"),
         ({"keep_tokens": 3}, 400, "keep_tokens", "send one as image"),
+        ({"grow": 1}, 400, "grow", "send one as image"),
+        ({"image": SMALL, "grow": 17}, 400, "grow", "16"),
         ({"image": SMALL, "keep_tokens": 64}, 400, "keep_tokens", "between 0 and 63"),
         ({"image": SMALL, "strength": 1.5}, 400, "strength", "less than or equal to 1"),
         ({"image": SMALL, "candidates": 17}, 400, "candidates", "16"),

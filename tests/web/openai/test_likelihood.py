@@ -78,6 +78,14 @@ def test_the_web_uis_clients_have_it_too(server: Live) -> None:
     assert alone["images"] == reply["images"]
 
 
+def test_a_response_has_the_likeliest_too(server: Live) -> None:
+    best = generate(server, best_of=4)["data"][0]
+    tool = {"type": "image_generation", "seed": best["seed"], "best_of": 4}
+    reply = post(server, "/v1/responses", input="a red apple", tools=[tool])
+    assert reply["output"][0]["result"] == best["b64_json"] and best["image_index"] != 0
+    assert reply["usage"]["output_tokens"] == 4 * 16
+
+
 def test_a_score_is_what_the_model_said_while_it_drew(server: Live) -> None:
     (drawn,) = generate(server, logprobs=True)["data"]
     told = post(server, "/v1/images/score", prompt="a red apple", image=drawn["b64_json"])

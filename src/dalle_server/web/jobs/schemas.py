@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import MAX_CANDIDATES
+from dalle_server.drawing.repaint import MAX_CANDIDATES, MAX_GROW
 from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
@@ -59,6 +59,7 @@ class JobFields(Body):
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture over `image`; the best counts"
     )
     keep_tokens: int = Field(0, ge=0, description="of `image`, so many tokens stay: it is drawn again from there")
+    grow: int = Field(0, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
 
     @field_validator("size")
     @classmethod

@@ -20,7 +20,7 @@ from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
-NEED_AN_IMAGE = ("mask", "strength", "candidates", "keep_tokens")
+NEED_AN_IMAGE = ("mask", "strength", "candidates", "keep_tokens", "grow")
 
 
 def submit() -> Job:
@@ -93,4 +93,5 @@ def _repaint(body: JobFields, given: Given) -> Repaint:
         strength=body.strength,
         candidates=body.candidates,
         keep_tokens=body.keep_tokens,
+        grow=body.grow,
     )

@@ -50,7 +50,12 @@ def edits() -> ResponseReturnValue:
         mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
         over = Repaint.read(
-            image, mask, strength=body.strength, candidates=body.candidates, keep_tokens=body.keep_tokens
+            image,
+            mask,
+            strength=body.strength,
+            candidates=body.candidates,
+            keep_tokens=body.keep_tokens,
+            grow=body.grow,
         )
     return _answer(model, body, body.prompt, over)
 

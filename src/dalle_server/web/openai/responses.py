@@ -28,7 +28,7 @@ from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
 from dalle_server.web.routing import makes_pictures
-from dalle_server.web.schemas import Body, read_json
+from dalle_server.web.schemas import Body, Whole, read_json
 
 blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
 TOOL = "image_generation"
@@ -39,6 +39,7 @@ class Tool(RepaintBody):
     """Of `image_generation` all fields count, ours included; other tools are ignored."""
 
     type: str
+    best_of: Whole | None = Field(None, ge=1, description="draw so many, answer with the likeliest")
     input_image_mask: ImageReference | None = Field(None, description="of the input's picture: what is painted anew")
 
 
@@ -86,7 +87,12 @@ class ResponsesBody(Body):
         mask = None if tool.input_image_mask is None else referred(tool.input_image_mask, "input_image_mask")
         with encoding():
             return Repaint.read(
-                image, mask, strength=tool.strength, candidates=tool.candidates, keep_tokens=tool.keep_tokens
+                image,
+                mask,
+                strength=tool.strength,
+                candidates=tool.candidates,
+                keep_tokens=tool.keep_tokens,
+                grow=tool.grow,
             )
 
     @property
@@ -200,12 +206,13 @@ def responses() -> ResponseReturnValue:
     prompt, over = body.prompt, body.picture()
     num_tokens = config.picture.num_tokens
     order = tool.order(prompt, num_tokens) if over is None else tool.order_over(over, prompt, num_tokens)
-    drawing = draw(model, replace(order, num_images=1), over)
+    drawing = draw(model, replace(order, num_images=1, best_of=tool.best_of), over)
     response = _Response(drawing, tool, body.model or config.name)
     if body.stream:
         return sse.stream(drawing.generation, _ResponseEvents(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()
-    return jsonify(response.whole(response.item("completed", base64_text(drawing.file(image))), len(image.tokens)))
+    item = response.item("completed", base64_text(drawing.file(image)))
+    return jsonify(response.whole(item, drawing.num_drawn * len(image.tokens)))
 
 
 class _ResponseEvents:
@@ -241,9 +248,10 @@ class _ResponseEvents:
                 yield self._call("partial_image", partial_image_index=self._partials - 1, partial_image_b64=shown)
             case ImageReady(image):
                 item = self._response.item("completed", base64_text(drawing.file(image)))
+                tokens = drawing.num_drawn * len(image.tokens)
                 yield self._call("completed")
                 yield self._event("response.output_item.done", output_index=0, item=item.model_dump())
-                yield self._event("response.completed", response=self._response.whole(item, len(image.tokens)))
+                yield self._event("response.completed", response=self._response.whole(item, tokens))
                 self._over = True
             case Failed(error):
                 yield self._failure(error)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import MAX_CANDIDATES, Repaint
+from dalle_server.drawing.repaint import MAX_CANDIDATES, MAX_GROW, Repaint
 from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
@@ -120,6 +120,7 @@ class RepaintBody(OutputBody):
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
     )
     keep_tokens: Whole = Field(0, ge=0, description="the picture's first tokens stay: it is drawn again from there")
+    grow: Whole = Field(0, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
 
     def order_over(
         self, over: Repaint, prompt: str | None, num_tokens: int, format: ImageFormat | None = None
