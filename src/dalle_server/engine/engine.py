@@ -70,6 +70,7 @@ class Engine:
         self.determinism = ""
         self.observer = observer or Observer()
         self.on_fatal = on_fatal
+        self.is_stuck = False  # a call never came back: what it computes on cannot be let go
         self.tokenizer = tokenizer
         self._max_waiting_images = max_waiting_images
         # On a CPU a batch takes as long as its pictures one by one, and the first would wait for the last.
@@ -220,6 +221,7 @@ class Engine:
             if loop is not self._loop or loop.is_abandoned or self._state in ("failed", "stopped"):
                 return  # another thread was first
             loop.is_abandoned = True
+            self.is_stuck |= not runner_usable
             self._counters.faults += 1
             last, self._last_fault = self._last_fault, time.monotonic()
             may_restart = self._state == "ready" and (last is None or self._last_fault - last > FAULT_PARDON_S)

@@ -103,6 +103,28 @@ def test_the_first_is_loaded_at_start_the_others_when_they_are_asked_for(worlds:
     assert held.model.engine is world.engines["b"][0]
 
 
+def test_a_model_whose_engine_failed_is_given_up_alone_and_loaded_anew(
+    worlds: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    held = world.use("b")
+    assert world.pool.give_up(held.model.engine)
+    assert world.engines["b"][0].stopped
+    assert world.states() == {"a": "loaded", "b": "failed"}
+    assert world.pool.unloads == {("b", "failed"): 1}
+    with pytest.raises(NotReady, match="failed twice within an hour"):
+        world.use("b")
+    assert world.use("a").model.engine is world.engines["a"][0]
+    monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
+    assert world.use("b").model.engine is world.engines["b"][1]
+
+
+def test_the_only_model_is_not_given_up(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1})
+    assert not world.pool.give_up(world.engines["a"][0])
+    assert world.states() == {"a": "loaded"}
+
+
 def test_many_who_wait_are_served_by_one_load(worlds: list[World]) -> None:
     world = world_of(worlds, {"a": 1, "b": 1})
     world.gate.clear()

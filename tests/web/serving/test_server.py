@@ -207,6 +207,23 @@ def test_a_fault_is_answered_and_survived_once(tmp_path: Path) -> None:
         assert server.exit_code() == 1
 
 
+def test_of_several_models_only_the_one_that_fails_twice_is_given_up(tmp_path: Path) -> None:
+    def draw(server: ServerProcess, model: str, prompt: str) -> tuple[int, str]:
+        status, _, body = server.request("POST", "/v1/images/generations", {"model": model, "prompt": prompt})
+        return status, body.decode()
+
+    with ServerProcess(tmp_path, "--models", "nano,mini") as server:
+        server.ready()
+        for _ in range(2):
+            server.wait_for(lambda: draw(server, "mini", "a red apple")[0] == 200)  # after a fault it restarts
+            assert draw(server, "mini", "FAULT")[0] == 500
+        server.wait_for(lambda: {"name": "mini", "state": "failed"} in server.get("/health")[1]["models"])
+        status, said = draw(server, "mini", "a red apple")
+        assert status == 503 and "failed twice within an hour" in said
+        assert draw(server, "nano", "a red apple")[0] == 200
+        assert server.get("/ready")[0] == 200 and server.process.poll() is None
+
+
 def test_a_client_that_never_reads_does_not_hold_the_end(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         server.ready()

@@ -126,6 +126,23 @@ class Pool:
                 held.model.used_at = time.monotonic()
                 self._changed.notify_all()
 
+    def give_up(self, engine: ServingEngine) -> bool:
+        """Of an engine that failed for good: its model can be loaded anew after RETRY_S, and until then whoever asks
+        for it learns why not. False where it is no model's, or the only one's.
+        """
+        with self._changed:
+            model = next((each for each in self.models if each.engine_now is engine), None)
+            if model is None or len(self.models) == 1:
+                return False
+            self._take_out(model, engine, "failed")
+            model.failure = NotReady("its engine failed twice within an hour; the server's log says more")
+            model.failed_at = time.monotonic()
+            self._changed.notify_all()
+        logger.error("model %s is given up for now: %s", model.name, model.failure.message)
+        engine.stop()
+        release_memory()
+        return True
+
     def wait_until_first_is_over(self, timeout_s: float | None) -> bool:
         """True when the first load of the first model has ended within timeout_s, well or not."""
         first = self.first
@@ -276,13 +293,17 @@ class Pool:
                     continue
             self._unload(model, f"nobody asked for it for {self._idle_unload_s:g} s", "idle")
 
+    def _take_out(self, model: Model, engine: ServingEngine, reason: str) -> None:
+        model.engine_now, model.leaves = None, False
+        model.past.add(engine.stats())
+        self.unloads[model.name, reason] = self.unloads.get((model.name, reason), 0) + 1
+
     def _unload(self, model: Model, why: str, reason: str) -> None:
         with self._changed:
             if self._stopping or not model.is_idle or model.engine_now is None:
                 return
-            engine, model.engine_now, model.leaves = model.engine_now, None, False
-            model.past.add(engine.stats())
-            self.unloads[model.name, reason] = self.unloads.get((model.name, reason), 0) + 1
+            engine = model.engine_now
+            self._take_out(model, engine, reason)
         logger.info("model %s is unloaded: %s", model.name, why)
         engine.stop()
         del engine

@@ -21,6 +21,7 @@ from types import FrameType
 from flask import Flask
 
 from dalle_server.config import Settings
+from dalle_server.engine.engine import Engine
 from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.pictures.saving import sweep_leftovers
@@ -102,7 +103,7 @@ class Process:
     # -- loading
 
     def _load(self, settings: Settings, observer: Observer) -> ServingEngine:
-        engine = self._load_engine(settings, observer, self._on_fatal)
+        engine = self._load_engine(settings, observer, lambda: self._on_fatal(engine))
         engine.start()
         engine.submit(GenerationRequest.of(WARM_UP_PROMPT, seed=0)).result()
         return engine
@@ -141,9 +142,13 @@ class Process:
         )
         self.stop(0)
 
-    def _on_fatal(self) -> None:
-        """Called by the engine: every generation has ended with its error already."""
-        self.stop(1)
+    def _on_fatal(self, engine: ServingEngine) -> None:
+        """Called by the engine: every generation has ended with its error already. The process goes on with its other
+        models, where nothing of this one is left behind: no call that never returned, no state of a device.
+        """
+        is_alone = isinstance(engine, Engine) and not engine.is_stuck and engine.info.device == "cpu"
+        if not (is_alone and self._service.pool.give_up(engine)):
+            self.stop(1)
 
     def stop(self, exit_code: int) -> None:
         """Begin the end; the first caller's code counts."""
