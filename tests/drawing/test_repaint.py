@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,21 @@ from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.pull import CodeDistances
 from dalle_server.errors import InvalidRequest, Overloaded
-from dalle_server.generation import Cancelled, Done, Failed, GeneratedImage, Generation, ImageReady, Preview, Progress
+from dalle_server.generation import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    GeneratedImage,
+    Generation,
+    ImageReady,
+    Preview,
+    Progress,
+)
 from dalle_server.pictures.canvas import Picture
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import read_metadata
-from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels
+from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels, SamplingParams
 from tests.fake_runner import FakeRunner, FakeTokenizer, colours, fake_config
 
 SIDE_PX = 4 * 8  # a grid of 16 tokens, 8 pixels each
@@ -255,3 +266,21 @@ def test_cancelling_ends_all(engine: Engine) -> None:
     repainting.cancel("enough")
     events = list(repainting.events(poll_s=0.05))
     assert events[-1] == Cancelled("enough")
+
+
+def test_news_are_waited_for_and_not_looked_for_again_and_again() -> None:
+    generation = Generation(request(forced_tokens=(FREE,) * 16), SamplingParams.reference_defaults())
+    still_to_come: list[Event] = [Progress(8, 16, None), Failed(InvalidRequest("no"))]
+    waits: list[float | None] = []
+    repainting = Repainting(request(), [generation])
+
+    class Spoke(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            generation.emit(still_to_come.pop(0))
+            return super().wait(timeout)
+
+    repainting._spoke = Spoke()
+    generation.on_event(repainting._spoke.set)
+    told = [type(event) for event in repainting.events()]
+    assert (told, waits) == ([Progress, Failed], [None, None])

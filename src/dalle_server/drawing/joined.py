@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 from dalle_server.generation import Cancelled, Done, Event, Failed, Generation
 
-IDLE_S = 0.01
+LOOK_S = 0.01  # how often it is asked whether there is a place in the queue again
 
 
 def all_or_none(submitted: Iterable[Generation]) -> list[Generation]:
@@ -39,6 +40,14 @@ class Joined(ABC):
 
     terminal: Done | Failed | Cancelled | None = None
 
+    def __init__(self) -> None:
+        self._spoke = threading.Event()  # one of the generations, or a cancel
+
+    @property
+    def _waits_for_a_place(self) -> bool:
+        """A part is to be submitted as soon as the queue has room, which nobody tells."""
+        return False
+
     @abstractmethod
     def cancel(self, reason: str = "cancelled by the client") -> None:
         """Every generation that has not ended."""
@@ -51,6 +60,7 @@ class Joined(ABC):
         """Every event up to the terminal one. With poll_s, yields None when that long nothing happened."""
         spoke_at = time.monotonic()
         while self.terminal is None:
+            self._spoke.clear()
             told = self._news()
             for event in told:
                 if isinstance(event, (Done, Failed, Cancelled)):
@@ -61,8 +71,12 @@ class Joined(ABC):
                     return
             if told:
                 spoke_at = time.monotonic()
-            elif poll_s is not None and time.monotonic() - spoke_at >= poll_s:
+                continue
+            rest_s = None if poll_s is None else spoke_at + poll_s - time.monotonic()
+            if rest_s is not None and rest_s <= 0:
                 spoke_at = time.monotonic()
                 yield None
+            elif self._waits_for_a_place:
+                self._spoke.wait(LOOK_S)
             else:
-                time.sleep(IDLE_S)
+                self._spoke.wait(rest_s)

@@ -127,6 +127,7 @@ class Painting(Joined):
 
     def __init__(self, submit: Submit, shape: Shape, request: GenerationRequest, given: Tokens | None):
         """`given` are the tokens of the whole grid. Raises what `submit` raises."""
+        super().__init__()
         self.request, self.shape = request, shape
         self.cancel_reason: str | None = None
         self._submit, self._given = submit, None if given is None else given.reshape(shape.rows, shape.columns)
@@ -160,6 +161,7 @@ class Painting(Joined):
             id=f"{self.request.id}-{picture.index}-{picture.window}",
         )
         picture.generation = self._submit(request)
+        picture.generation.on_event(self._spoke.set)
         picture.reader, picture.tokens_done = picture.generation.events(poll_s=0), 0
         return picture.generation
 
@@ -189,9 +191,14 @@ class Painting(Joined):
             if picture.generation is not None:
                 picture.generation.want_previews(self._window_every)
 
+    @property
+    def _waits_for_a_place(self) -> bool:
+        return any(each.generation is None and each.index not in self._finished for each in self._pictures)
+
     def cancel(self, reason: str = "cancelled by the client") -> None:
         if self.terminal is None and self.cancel_reason is None:
             self.cancel_reason = reason
+            self._spoke.set()
         for picture in self._pictures:
             if picture.generation is not None:
                 picture.generation.cancel(reason)

@@ -49,6 +49,7 @@ class Repainting(Joined):
     """
 
     def __init__(self, request: GenerationRequest, generations: Sequence[Generation]):
+        super().__init__()
         self.request = request
         self.sampling = generations[0].sampling
         self.text_token_count = generations[0].text_token_count
@@ -56,6 +57,7 @@ class Repainting(Joined):
         self._generations = generations
         for generation in generations:
             generation.previewed = 0  # of the candidates one is shown: each preview costs a decode to pixels
+            generation.on_event(self._spoke.set)
         self._readers = [generation.events(poll_s=0) for generation in generations]
         self._done: dict[int, tuple[GeneratedImage, Done]] = {}
         self._tokens_done = [0] * len(generations)
