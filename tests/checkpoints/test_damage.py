@@ -57,7 +57,7 @@ def test_a_byte_order_mark_is_no_damage(native_dir: Path) -> None:
 def test_a_pickle(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "encoder.pt").write_bytes(POINTER)
-    words = [sys.executable, "-m", "dalle_server.checkpoints.published.unpickle", "encoder.pt", "out.safetensors"]
+    words = [sys.executable, "-m", "dalle_server.checkpoints.published.unpickle", "", "encoder.pt", "out.safetensors"]
     source = str(Path(__file__).parents[2] / "src")
     ended = subprocess.run(words, cwd=tmp_path, env={"PYTHONPATH": source}, capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "encoder.pt cannot be read as weights: it is a git-LFS pointer" in ended.stderr

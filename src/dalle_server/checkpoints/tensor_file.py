@@ -45,8 +45,12 @@ class LazyTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def open_tensors(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Array]:
-    """Name → read-only view of the mapped file.
+def open_tensors(
+    path: Path,
+    dtypes: Mapping[str, np.dtype[Any]] = DTYPES,
+    skip: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Array]:
+    """Name → read-only view of the mapped file, without the names to skip.
 
     Raises CheckpointError for a damaged file or a dtype that is not in `dtypes`.
     """
@@ -62,7 +66,8 @@ def open_tensors(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> di
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(unreadable(path, "a readable safetensors file", error)) from error
     header.pop("__metadata__", None)
-    return {name: _view(path, mapped, 8 + header_bytes, name, entry, dtypes) for name, entry in header.items()}
+    wanted = {name: entry for name, entry in header.items() if not skip(name)}
+    return {name: _view(path, mapped, 8 + header_bytes, name, entry, dtypes) for name, entry in wanted.items()}
 
 
 def _view(

@@ -84,6 +84,10 @@ class JanusConfig:
             raise CheckpointError(f"d_model {self.d_model} cannot be split into {self.num_heads} heads of even size")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key-value heads evenly")
+        if not 1e-12 <= self.rms_norm_eps <= 0.1:  # smaller ones vanish in float32
+            raise CheckpointError(f"rms_norm_eps must be from 1e-12 to 0.1, not {self.rms_norm_eps!r}")
+        if not 1 < self.rope_theta < 1e12:
+            raise CheckpointError(f"rope_theta must be from 1 to 1e12, not {self.rope_theta!r}")
 
     def tensors(self) -> Shapes:
         d, kv = self.d_model, self.num_kv_heads * self.head_size

@@ -6,6 +6,8 @@ of Janus-Pro's README.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -19,7 +21,7 @@ from dalle_server.checkpoints.published.janus_tokens import (
     USER,
     special_ids,
 )
-from dalle_server.checkpoints.published.tokenizer_files import open_tokenizer_file
+from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, open_tokenizer_file
 from dalle_server.checks import is_blank
 from dalle_server.engine.runners.base import TextTokens
 from dalle_server.families.janus import JanusConfig
@@ -31,14 +33,14 @@ class JanusTokenizer:
     Safe to share among threads.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: JanusConfig):
+    def __init__(self, tokenizer: Tokenizer, config: JanusConfig, where: Path = Path(TOKENIZER)):
         """Raises CheckpointError without the special tokens, which are known by their text alone: their numbers differ
         between the published sizes.
         """
-        ids = special_ids(tokenizer, config.vocab_size)
+        ids = special_ids(tokenizer, config.vocab_size, where)
         self._tokenizer = tokenizer
         self._begin, self._pad, self._image = (ids[t] for t in (BEGIN_OF_SENTENCE, PADDING, BEGIN_OF_IMAGE))
-        self._length, self._vocab_size = config.max_text_length, config.vocab_size
+        self._length = config.max_text_length
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._frame = len(self._ids(_ANSWER))
@@ -48,7 +50,8 @@ class JanusTokenizer:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> JanusTokenizer:
         """Raises CheckpointError when `tokenizer.json` is damaged."""
-        return cls(open_tokenizer_file(checkpoint.tokenizer_file), checkpoint.config.sizes(JanusConfig))
+        file = checkpoint.tokenizer_file
+        return cls(open_tokenizer_file(file), checkpoint.config.sizes(JanusConfig), file)
 
     def pair(self, prompt: str, negative_prompt: str = "") -> tuple[TextTokens, TextTokens]:
         """The conditional and the unconditional row of one picture. A negative prompt is a turn of its own; without it,

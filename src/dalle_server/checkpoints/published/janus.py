@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
-from dalle_server.checkpoints.published.janus_names import is_left_out, native_name
+from dalle_server.checkpoints.published.janus_names import LEFT_OUT, is_left_out, native_name
 from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
 from dalle_server.checkpoints.published.pickles import unpickle
 from dalle_server.checkpoints.published.source import PublishedSource
 from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files, open_tokenizer_file
-from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
+from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, check_tensors, open_tensors
 from dalle_server.errors import CheckpointError
 from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
+from dalle_server.models.config import Shapes
 
 MODEL_TYPES = ("multi_modality", "janus")  # the authors' config.json, and the transformers library's
 # What a config that names no value means: transformers' LlamaConfig. The published 7B leaves most of it out.
@@ -40,6 +41,7 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 MAX_TEXT_LENGTH = 640  # the model knows no limit, but slots do: about 2,000 letters of English
 _ROWS_AT_ONCE = 1024  # of the table that is folded: 8 MB of the 1B's
+_FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # as published; no path, and nothing hidden
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 Tensors = Mapping[str, Array]
@@ -72,10 +74,13 @@ def _opened(directory: Path, scratch: Path, progress: Progress | None) -> Iterat
         pickles = [file for file in files if file.suffix == ".bin"]
         unpickled = [Path(temporary) / f"{file.stem}.safetensors" for file in pickles]
         if pickles:
-            unpickle(pickles, unpickled, progress)
+            unpickle(pickles, unpickled, progress, skip=LEFT_OUT)
         opened: dict[str, Array] = {}
         for file in [*(file for file in files if file.suffix != ".bin"), *unpickled]:
-            opened |= open_tensors(file)
+            for name, tensor in open_tensors(file, skip=is_left_out).items():
+                if name in opened:
+                    raise CheckpointError(f"{directory}: two files hold a tensor {name}; which one counts?")
+                opened[name] = tensor
         yield opened
 
 
@@ -89,8 +94,14 @@ def _shards(directory: Path) -> list[Path]:
             if not isinstance(names, dict) or not names:
                 raise CheckpointError(f"{index} has no weight_map")
             for shard in names.values():
-                if Path(str(shard)).name != shard:
-                    raise CheckpointError(f"{index} names a file outside its folder: {json.dumps(shard)}")
+                if (
+                    not isinstance(shard, str)
+                    or not _FILE_NAME.fullmatch(shard)
+                    or Path(shard).suffix != Path(name).suffix
+                ):
+                    raise CheckpointError(
+                        f"{index} names {json.dumps(shard)}, which is no {Path(name).suffix} file of its own folder"
+                    )
             return [directory / shard for shard in sorted(set(names.values()))]
     raise CheckpointError(f"{directory} has no weights: none of {', '.join(_WEIGHTS)}, nor an index of one")
 
@@ -98,8 +109,12 @@ def _shards(directory: Path) -> list[Path]:
 def _source(directory: Path, name: str, published: Tensors) -> PublishedSource:
     named: dict[str, Array] = {}
     for theirs, tensor in published.items():
-        if not is_left_out(theirs):
-            named[native_name(theirs, str(directory))] = tensor
+        name_of_ours = native_name(theirs, str(directory))
+        if name_of_ours in named:
+            raise CheckpointError(
+                f"{directory}: {theirs} stands there under another form's name, too; which one counts?"
+            )
+        named[name_of_ours] = tensor
     tokenizer_files = find_tokenizer_files(directory)
     start = _start_embedding(directory, tokenizer_files[TOKENIZER], named)
     raw = read_json(directory / "config.json")
@@ -107,7 +122,8 @@ def _source(directory: Path, name: str, published: Tensors) -> PublishedSource:
         sizes = _sizes(raw, named, directory)
         vqgan_sizes = _vqgan_sizes(named, isqrt(sizes["image_length"]))
         transformer, vqgan = _transformer(named, start), _vqgan(named, len(vqgan_sizes["ch_mult"]))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        check_tensors(str(directory), _folded(named), _folded_shapes(named))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{directory}: no Janus weights, a tensor is missing or misshapen ({error})") from error
     described = {"family": JanusConfig.family, "name": name, "transformer": sizes, "vqgan": vqgan_sizes}
     sampling = {key: getattr(DEFAULT_SAMPLING, key) for key in ("temperature", "top_k", "top_p", "condition_scale")}
@@ -118,48 +134,70 @@ def _source(directory: Path, name: str, published: Tensors) -> PublishedSource:
 
 def _sizes(raw: Mapping[str, Any], named: Tensors, directory: Path) -> dict[str, Any]:
     """Sizes as the tensors say; what shapes do not tell, as config.json says or leaves to LlamaConfig."""
-    language = raw.get("language_config") or raw.get("text_config") or {}
+    config = directory / "config.json"
+    language = _part(raw, "language_config", config) or _part(raw, "text_config", config)
     given = {**_LLAMA_DEFAULTS, **{key: value for key, value in language.items() if value is not None}}
-    theta = (given.get("rope_parameters") or {}).get("rope_theta", given["rope_theta"])
+    theta = _part(given, "rope_parameters", config).get("rope_theta", given["rope_theta"])
     for key in ("rope_scaling", "attention_bias", "mlp_bias"):
         if given.get(key):
-            raise CheckpointError(f"{directory / 'config.json'}: {key} {given[key]!r} is not supported")
+            raise CheckpointError(f"{config}: {key} {given[key]!r} is not supported")
     if given.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{directory / 'config.json'}: hidden_act {given['hidden_act']!r} is not supported")
+        raise CheckpointError(f"{config}: hidden_act {given['hidden_act']!r} is not supported")
     d_model, num_heads = named["norm.weight"].shape[0], given["num_attention_heads"]
     sizes = {
         "hidden_size": d_model,
         "intermediate_size": named["layers.0.mlp.gate_proj.weight"].shape[0],
         "num_hidden_layers": _count(named, "layers."),
     }
-    for key, value in sizes.items():
-        if given[key] != value:
-            raise CheckpointError(f"{directory / 'config.json'}: {key} is {given[key]!r}, but the weights say {value}")
+    _compare(given, sizes, config)
+    if not isinstance(num_heads, int) or num_heads < 1 or d_model % num_heads:
+        raise CheckpointError(f"{config}: num_attention_heads {num_heads!r} do not share hidden_size {d_model} evenly")
+    num_kv_heads = named["layers.0.self_attn.k_proj.weight"].shape[0] // (d_model // num_heads)
+    _compare({"num_key_value_heads": num_kv_heads, **given}, {"num_key_value_heads": num_kv_heads}, config)
     return {
         "d_model": d_model,
         "num_layers": sizes["num_hidden_layers"],
         "num_heads": num_heads,
-        "num_kv_heads": named["layers.0.self_attn.k_proj.weight"].shape[0] // (d_model // num_heads),
+        "num_kv_heads": num_kv_heads,
         "ffn_dim": sizes["intermediate_size"],
         "vocab_size": named["embed_tokens.weight"].shape[0],
         "image_vocab_size": named["gen_embed.weight"].shape[0],
         "image_length": _image_length(raw, named, directory),
         "max_text_length": MAX_TEXT_LENGTH,
-        "rms_norm_eps": float(given["rms_norm_eps"]),
-        "rope_theta": float(theta),
+        "rms_norm_eps": _number(given["rms_norm_eps"], "rms_norm_eps", config),
+        "rope_theta": _number(theta, "rope_theta", config),
     }
+
+
+def _compare(given: Mapping[str, Any], sizes: Mapping[str, int], where: Path) -> None:
+    for key, value in sizes.items():
+        if given[key] != value:
+            raise CheckpointError(f"{where}: {key} is {given[key]!r}, but the weights say {value}")
+
+
+def _part(raw: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
+    part = raw.get(key) or {}
+    if not isinstance(part, dict):
+        raise CheckpointError(f"{where}: {key} holds {type(part).__name__}, not a JSON object")
+    return part
+
+
+def _number(value: object, key: str, where: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise CheckpointError(f"{where}: {key} must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _image_length(raw: Mapping[str, Any], named: Tensors, directory: Path) -> int:
     """The authors' form writes the grid's size in processor_config.json only, or leaves it to the picture's size."""
     processor = directory / "processor_config.json"
-    vision = raw.get("vision_config") or {}
+    vision = _part(raw, "vision_config", directory / "config.json")
     known = vision.get("num_image_tokens") or (read_json(processor) if processor.is_file() else {}).get(
         "num_image_tokens"
     )
     if isinstance(known, int):
         return known
-    image_px = (vision.get("params") or vision).get("image_size")
+    image_px = (_part(vision, "params", directory / "config.json") or vision).get("image_size")
     if not isinstance(image_px, int):
         raise CheckpointError(f"{directory}: neither config.json nor {processor.name} tells the number of image tokens")
     return (image_px >> (_count(named, "vqgan.decoder.up.") - 1)) ** 2
@@ -197,6 +235,20 @@ def _transformer(named: Tensors, start: NDArray[np.float32]) -> dict[str, LazyTe
     }
 
 
+def _folded(named: Tensors) -> dict[str, Array]:
+    return {name: array for name, array in named.items() if name.startswith(("gen_embed.", "gen_aligner."))}
+
+
+def _folded_shapes(named: Tensors) -> Shapes:
+    """What the table of image tokens is folded from."""
+    num_codes, code_width = named["gen_embed.weight"].shape
+    d = named["norm.weight"].shape[0]
+    shapes: Shapes = {"gen_embed.weight": (num_codes, code_width)}
+    for layer, width in (("fc1", code_width), ("fc2", d)):
+        shapes |= {f"gen_aligner.{layer}.weight": (d, width), f"gen_aligner.{layer}.bias": (d,)}
+    return shapes
+
+
 def _image_table(named: Tensors, start: NDArray[np.float32]) -> NDArray[np.float32]:
     """Every image token's embedding, aligner(gen_embed): two linear layers, an exact GELU between. And the start's."""
     codes = named["gen_embed.weight"].astype(np.float32)
@@ -221,10 +273,13 @@ def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -> NDArray[np.float32]:
     """The text embedding of `<begin_of_image>`, which the first step feeds."""
     opened = Tokenizer.from_buffer(tokenizer) if isinstance(tokenizer, bytes) else open_tokenizer_file(tokenizer)
+    where = directory / TOKENIZER if isinstance(tokenizer, bytes) else tokenizer
     if "embed_tokens.weight" not in named:
         raise CheckpointError(f"{directory}: no Janus weights, the embeddings of text tokens are missing")
     table = named["embed_tokens.weight"]
-    row: NDArray[np.float32] = table[special_ids(opened, len(table))[BEGIN_OF_IMAGE]].astype(np.float32)
+    if table.ndim != 2:
+        raise CheckpointError(f"{directory}: the embeddings of text tokens are misshapen: {table.shape}")
+    row: NDArray[np.float32] = table[special_ids(opened, len(table), where)[BEGIN_OF_IMAGE]].astype(np.float32)
     return row
 
 

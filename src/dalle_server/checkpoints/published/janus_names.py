@@ -10,7 +10,7 @@ import re
 from dalle_server.errors import CheckpointError
 
 # The understanding half, the head that writes text, and a training statistic.
-_LEFT_OUT = re.compile(
+LEFT_OUT = (
     r"(vision_model|aligner|model\.vision_model|model\.aligner)\."
     r"|language_model\.lm_head\.|lm_head\."
     r"|gen_vision_model\.quantize\.codebook_used$"
@@ -50,7 +50,7 @@ _VQGAN_WORDS = (
 
 def is_left_out(name: str) -> bool:
     """Whether a published tensor takes no part in making pictures."""
-    return _LEFT_OUT.match(name) is not None
+    return re.match(LEFT_OUT, name) is not None
 
 
 def native_name(name: str, where: str) -> str:

@@ -10,12 +10,21 @@ from itertools import chain
 from pathlib import Path
 
 import dalle_server
+from dalle_server.checkpoints.hub.damage import missing
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 
 
-def unpickle(sources: Sequence[Path], targets: Sequence[Path], progress: Progress | None = None) -> None:
-    """Write each pickle's tensors as a safetensors file. Raises CheckpointError with what the process said."""
+def unpickle(
+    sources: Sequence[Path], targets: Sequence[Path], progress: Progress | None = None, skip: str = ""
+) -> None:
+    """Write each pickle's tensors as a safetensors file, without those whose names begin as the pattern `skip` says.
+
+    Raises CheckpointError with what the process said.
+    """
+    for source in sources:
+        if not source.is_file():
+            raise CheckpointError(missing(source))
     total = sum(path.stat().st_size for path in sources)
     if progress:
         progress("unpickling", 0, total)
@@ -24,7 +33,7 @@ def unpickle(sources: Sequence[Path], targets: Sequence[Path], progress: Progres
     # -P: a numpy.py in the working directory must not be imported in numpy's place.
     command = [sys.executable, "-P", "-m", "dalle_server.checkpoints.published.unpickle"]
     finished = subprocess.run(
-        [*command, *map(str, chain(*zip(sources, targets, strict=True)))],
+        [*command, skip, *map(str, chain(*zip(sources, targets, strict=True)))],
         env=os.environ | {"PYTHONPATH": search_path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
