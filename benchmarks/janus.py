@@ -4,9 +4,10 @@ The peer is the transformers library's own generation (`JanusForConditionalGener
 published unless told otherwise. Both draw from a prompt of 12 ids at guidance 5, in processes of their own; the peer's
 picture is its median step scaled to 576 steps, plus its prompt and its pixels, where fewer steps are measured.
 
-    python -m benchmarks.janus [--images 1 4] [--dtype int8] [--peer_steps 12] [--steps 576]
+    python -m benchmarks.janus [--images 1 4] [--dtype int8] [--peer_steps 12] [--steps 576] [--size 7b --layers 2]
 
-Needs 10 GB of disk in benchmarks/work, and 8 GB of memory for the peer. Ends in one JSON line.
+Needs 10 GB of disk in benchmarks/work, and 8 GB of memory for the peer; 7B needs five times that, unless it has fewer
+layers than its 30. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.janus import SIZES, write_published
+from benchmarks.checkpoints.janus import SIZES, SIZES_7B, write_published
 from benchmarks.checkpoints.prepared import WORK
 from benchmarks.conversion import CONVERT, measure
 from benchmarks.decode_step import reader, step_bytes
@@ -30,10 +32,10 @@ from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow, TextTokens
 from dalle_server.engine.runners.select import choose_runner
-from dalle_server.families.janus import DEFAULT_SAMPLING
+from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
 from dalle_server.request import ImageKey
 
-PUBLISHED, NATIVE = WORK / "janus-1b" / "published", WORK / "janus-1b" / "native"
+SIZES_OF = {"1b": SIZES, "7b": SIZES_7B}
 NUM_STEPS = SIZES.image_length
 NUM_IDS = 12
 
@@ -45,15 +47,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of our own pictures")
     parser.add_argument("--peer_steps", type=int, default=12, help="of the peer's; 0: no peer")
     parser.add_argument("--peer_dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--size", choices=SIZES_OF, default="1b")
+    parser.add_argument("--layers", type=int, help="fewer than the model's own")
     parser.add_argument("--contestant", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sizes = SIZES_OF[arguments.size]
+    sizes = replace(sizes, num_layers=arguments.layers or sizes.num_layers)
+    folder = WORK / f"janus-{arguments.size}{f'-{arguments.layers}' if arguments.layers else ''}"
     if arguments.contestant == "ours":
-        print(json.dumps(ours(arguments.images, arguments.dtype, arguments.steps)))
+        print(json.dumps(ours(folder / "native", arguments.images, arguments.dtype, arguments.steps)))
         return
     if arguments.contestant == "peer":
-        print(json.dumps(peer(arguments.images, arguments.peer_dtype, arguments.peer_steps)))
+        print(json.dumps(peer(sizes, arguments.images, arguments.peer_dtype, arguments.peer_steps)))
         return
-    answer: dict[str, Any] = {"benchmark": "janus", "dtype": arguments.dtype, "conversion": prepared()}
+    answer: dict[str, Any] = {"benchmark": "janus", "dtype": arguments.dtype, "conversion": prepared(folder, sizes)}
     answer["ours"] = in_a_process("ours")
     if arguments.peer_steps:
         answer["peer"] = {"dtype": arguments.peer_dtype, "results": in_a_process("peer")["results"]}
@@ -63,15 +70,16 @@ def main() -> None:
     print(json.dumps({**answer, **machine.describe()}))
 
 
-def prepared() -> dict[str, float]:
+def prepared(folder: Path, sizes: JanusConfig) -> dict[str, float]:
     """Seconds and memory of the conversion; empty where it was made before."""
-    if not (PUBLISHED / "config.json").exists():
-        print("writing a random checkpoint of Janus-Pro-1B's shape …", flush=True)
-        write_published(PUBLISHED)
-    if (NATIVE / "config.json").exists():
+    published, native = folder / "published", folder / "native"
+    if (native / "config.json").exists():
         return {}
-    found = measure(CONVERT.format(source=str(PUBLISHED), target=str(NATIVE)))
-    found["largest_tensor_mib"] = max(a.nbytes for a in open_checkpoint(NATIVE).transformer.values()) >> 20
+    if not (published / "config.json").exists():
+        print(f"writing a random checkpoint of Janus-Pro's shape into {published} …", flush=True)
+        write_published(published, sizes)
+    found = measure(CONVERT.format(source=str(published), target=str(native)))
+    found["largest_tensor_mib"] = max(a.nbytes for a in open_checkpoint(native).transformer.values()) >> 20
     print(f"conversion: {found}", flush=True)
     return found
 
@@ -89,9 +97,9 @@ def in_a_process(contestant: str) -> dict[str, Any]:
     return answer
 
 
-def ours(images: list[int], dtype: str, num_steps: int) -> dict[str, Any]:
+def ours(native: Path, images: list[int], dtype: str, num_steps: int) -> dict[str, Any]:
     start = time.perf_counter()
-    checkpoint = open_checkpoint(NATIVE)
+    checkpoint = open_checkpoint(native)
     runner = choose_runner(checkpoint, "compiled", dtype, device="cpu", num_slots=max(images), cache_dir=WORK)
     answer: dict[str, Any] = {"load_s": round(time.perf_counter() - start, 1), "loaded_gb": resident_gb()}
     weight_bytes = step_bytes(checkpoint, dtype)
@@ -135,14 +143,14 @@ def summary(num_images: int, text_s: float, steps: list[float], pixels_s: float)
     }
 
 
-def peer(images: list[int], dtype: str, num_steps: int) -> dict[str, Any]:
+def peer(sizes: JanusConfig, images: list[int], dtype: str, num_steps: int) -> dict[str, Any]:
     """The library's own loop, with as many steps as asked for and a cache as long as a picture's."""
     import torch
     from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 
     text = LlamaConfig(
-        hidden_size=SIZES.d_model, intermediate_size=SIZES.ffn_dim, num_hidden_layers=SIZES.num_layers,
-        num_attention_heads=SIZES.num_heads, num_key_value_heads=SIZES.num_kv_heads, vocab_size=SIZES.vocab_size,
+        hidden_size=sizes.d_model, intermediate_size=sizes.ffn_dim, num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads, num_key_value_heads=sizes.num_kv_heads, vocab_size=sizes.vocab_size,
         max_position_embeddings=16384,
     )  # fmt: skip
     # The half that reads pictures takes no part: one layer of it is enough.

@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,11 @@ from dalle_server.engine.runners.base import (
     StepResult,
     StepRow,
     TextTokens,
+    read_whole,
 )
 from dalle_server.engine.sampling import guide, log_probabilities, sample
 from dalle_server.families.dalle_bart import DalleBartConfig
+from dalle_server.families.janus import JanusConfig
 from dalle_server.models.config import ModelConfig, VQGANConfig
 from dalle_server.request import ImageKey
 
@@ -71,6 +73,17 @@ def fake_config(grid_side: int = 4, codebook_size: int = 64) -> ModelConfig:
     )
 
 
+def fake_janus_config(grid_side: int = 24, codebook_size: int = 64) -> ModelConfig:
+    """The other family's, 16 pixels a token; texts are the same."""
+    made = fake_config(grid_side, codebook_size)
+    sizes = JanusConfig(
+        d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, ffn_dim=8, vocab_size=256, image_vocab_size=codebook_size,
+        image_length=grid_side**2, max_text_length=MAX_TEXT_LENGTH, rms_norm_eps=1e-6, rope_theta=1e4,
+    )  # fmt: skip
+    vqgan = replace(made.vqgan, ch_mult=(1, 1, 1, 1, 1), resolution=16 * grid_side)
+    return replace(made, transformer=sizes, vqgan=vqgan)
+
+
 class FakeTokenizer:
     """One id per UTF-8 byte, between <s> 0 and </s> 2."""
 
@@ -88,6 +101,27 @@ def colours(codebook_size: int) -> NDArray[np.int32]:
     """(C, 3): what each id stands for."""
     every = np.arange(codebook_size, dtype=np.int32)
     return np.stack([(every * step + 40) % 256 for step in (37, 91, 151)], axis=-1)
+
+
+@dataclass(slots=True)
+class FakeText:
+    """Read a token at a time, if need be."""
+
+    text: TextTokens
+    num_read: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_read == self.text.length
+
+    @property
+    def nbytes(self) -> int:
+        return 1000 * self.text.length
+
+    @property
+    def digest(self) -> int:
+        assert self.is_whole
+        return zlib.crc32(self.text.ids[: self.text.length].tobytes())
 
 
 @dataclass(slots=True)
@@ -139,6 +173,7 @@ class FakeRunner:
         self.step_s, self.detokenize_s = step_s, detokenize_s
         self.on_step: Callable[[Sequence[StepRow]], None] = lambda rows: None  # may raise or block
         self.on_encode: Callable[[Sequence[TextTokens]], None] = lambda texts: None
+        self.on_read: Callable[[FakeText, int], None] = lambda text, num_tokens: None
         self.on_tokenize: Callable[[NDArray[np.uint8]], None] = lambda pixels: None
         self.on_detokenize: Callable[[NDArray[np.int32]], None] = lambda grids: None
         self.nan_at: dict[ImageKey, int] = {}  # the position from which an image's logits are NaN
@@ -150,13 +185,22 @@ class FakeRunner:
         self._distances = CodeDistances(colours(self.config.picture.codebook_size))
         self._stepping = threading.Lock()
 
-    def encode(self, texts: Sequence[TextTokens]) -> list[int]:
-        self.on_encode(texts)
-        return [zlib.crc32(text.ids[: text.length].tobytes()) for text in texts]
+    def open_text(self, text: TextTokens) -> FakeText:
+        return FakeText(text)
 
-    def admit(self, slot: int, conditional: int, unconditional: int) -> None:
+    def read_text(self, encoded: FakeText, num_tokens: int) -> None:
+        assert num_tokens > 0 and not encoded.is_whole
+        self.on_read(encoded, num_tokens)
+        if not encoded.num_read:
+            self.on_encode([encoded.text])
+        encoded.num_read = min(encoded.text.length, encoded.num_read + num_tokens)
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[FakeText]:
+        return read_whole(self, texts)
+
+    def admit(self, slot: int, conditional: FakeText, unconditional: FakeText) -> None:
         assert 0 <= slot < self.num_slots, slot
-        self._slots[slot] = _Slot(conditional, unconditional)
+        self._slots[slot] = _Slot(conditional.digest, unconditional.digest)
 
     def step(self, rows: Sequence[StepRow]) -> _Ready:
         assert self._stepping.acquire(blocking=False), "two threads in step()"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -27,6 +28,7 @@ SIZES = JanusConfig(
     d_model=2048, num_layers=24, num_heads=16, num_kv_heads=16, ffn_dim=5632, vocab_size=102400,
     image_vocab_size=16384, image_length=576, max_text_length=640, rms_norm_eps=1e-6, rope_theta=1e4,
 )  # fmt: skip
+SIZES_7B = replace(SIZES, d_model=4096, num_layers=30, num_heads=32, num_kv_heads=32, ffn_dim=11008)
 VQGAN = VQGANConfig(
     ch=128, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=2, attn_resolutions=(24,), z_channels=256,
     embed_dim=CODE_WIDTH, n_embed=16384, resolution=384,

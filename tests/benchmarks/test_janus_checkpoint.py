@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.janus import SIZES, VQGAN, published_tensors, write_published
+from benchmarks.checkpoints.janus import SIZES, SIZES_7B, VQGAN, published_tensors, write_published
 from dalle_server import DalleModel, ModelSize
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.published.janus_names import is_left_out
+from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors, vqgan_encoder_tensors
+from dalle_server.families.janus import JanusConfig
+from dalle_server.variants import VARIANTS
 from tests.families.janus_goldens import DATA
 from tests.runners.cpu.cpu_runners import needs_compiled
 
 
-def test_names_and_shapes_are_the_published_ones() -> None:
-    published = json.loads((DATA / "manifests" / "hf-Janus-Pro-1B.json").read_text("utf-8"))["params"]
-    assert published_tensors() == {name: tuple(entry[0]) for name, entry in published.items() if not is_left_out(name)}
+@pytest.mark.parametrize(("size", "sizes"), [("1B", SIZES), ("7B", SIZES_7B)])
+def test_names_and_shapes_are_the_published_ones(size: str, sizes: JanusConfig) -> None:
+    published = json.loads((DATA / "manifests" / f"hf-Janus-Pro-{size}.json").read_text("utf-8"))["params"]
+    kept = {name: tuple(entry[0]) for name, entry in published.items() if not is_left_out(name)}
+    assert published_tensors(sizes) == kept
+    variant = VARIANTS[ModelSize[f"JANUS_PRO_{size}"]]
+    assert variant.published and variant.published.download_bytes == 2 * sum(
+        math.prod(e[0]) for e in published.values()
+    )
+    tensors = sizes.tensors() | vqgan_decoder_tensors(VQGAN) | vqgan_encoder_tensors(VQGAN)
+    folded = math.prod(tensors["image_embed.weight"])  # in float32
+    ours = 2 * (folded + sum(map(math.prod, tensors.values())))
+    assert variant.weights_bytes == pytest.approx(ours, rel=1e-3)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])

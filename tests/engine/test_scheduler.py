@@ -93,7 +93,7 @@ def test_eta_is_steps_left_times_the_measured_step_plus_the_pixels():
     tracker.accept(running)
     tracker.accept(waiting)
     sequence, _ = tracker.admit_next()  # type: ignore[misc]
-    tracker.started(running)
+    tracker.admitted(sequence)
     sequences, rows = tracker.rows_to_launch()
     tracker.write(sequences, rows, StepResult(np.array([5], np.int32)))
     tracker.finish(running, Cancelled("enough"))

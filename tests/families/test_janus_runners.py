@@ -7,15 +7,17 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import TOKENIZE, Runner, TextTokens
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.models import janus
 from dalle_server.request import SamplingParams
-from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens, ids
+from dalle_server.text.janus import JanusTokenizer
+from tests.families.janus_goldens import NUM_PROMPTS, converted, goldens, ids, opened
 from tests.parity.decoding import Picture, admit, decode, row
-from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
+from tests.runners.cpu.cpu_runners import RUNNABLE, cpu_runner, needs_compiled, without_pixels
 from tests.runners.random_checkpoint import random_janus, random_text
 
 # As measured between the reference, the transformers library and other builds of the same facts.
@@ -125,3 +127,50 @@ def test_heads_that_share_keys_in_weights_of_any_type(kv_heads: int, dtype: type
     one = Picture(random_text(1, 40), random_text(2, 7), sampling, forced=forced)
     (found, expected) = (decode(load(made), [one])[1] for load in (EXACT["compiled"], EXACT["torch"]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@needs_compiled
+@pytest.mark.parametrize("dtype", ["int8", "fp32"])
+@pytest.mark.parametrize("pieces", [[1] * 47, [16, 5, 26], [46, 1]])
+def test_a_prompt_in_pieces_is_the_same_to_the_bit(dtype: str, pieces: list[int]) -> None:
+    runner = without_pixels(opened(64), dtype, RUNNABLE[0], num_slots=1)
+    prompt = ids(1, "cond").astype(np.int32)
+    text = TextTokens(prompt, len(prompt))
+    (whole,) = runner.encode([text])
+    opened_text = runner.open_text(text)
+    for num_tokens in pieces:
+        assert not opened_text.is_whole
+        runner.read_text(opened_text, num_tokens)
+    assert opened_text.is_whole and opened_text.nbytes == whole.nbytes
+    assert opened_text.cells.tobytes() == whole.cells.tobytes()
+
+
+@needs_compiled
+def test_a_slot_has_no_room_for_prompts_and_copies_none() -> None:
+    short, long = (without_pixels(opened(most), "int8", RUNNABLE[0], num_slots=2) for most in (64, 640))
+    caches = [runner._step._caches for runner in (short, long)]  # type: ignore[attr-defined]
+    assert caches[0].cells.nbytes == caches[1].cells.nbytes
+    prompt = ids(0, "cond").astype(np.int32)
+    (text,) = long.encode([TextTokens(prompt, len(prompt))])
+    for slot in range(2):
+        long.admit(slot, text, text)
+    assert set(caches[1].texts[:4]) == {text.cells.ctypes.data}
+
+
+def test_torch_reads_in_pieces_of_one_size(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = TorchRunner(checkpoint, num_slots=1)
+    prompt = ids(1, "cond").astype(np.int32)
+    text = TextTokens(prompt, len(prompt))
+    (whole,) = runner.encode([text])
+    monkeypatch.setattr(janus, "TEXT_PIECE", 10)
+    (pieced,) = runner.encode([text])
+    assert whole.num_read == pieced.num_read == len(prompt) - 1 and whole.nbytes == pieced.nbytes > 0
+    for part in ("keys", "values"):
+        torch.testing.assert_close(getattr(pieced.states, part), getattr(whole.states, part), rtol=0, atol=1e-5)
+
+
+def test_prompts_of_one_length_have_one_unconditional_prefix(checkpoint: Checkpoint) -> None:
+    tokenizer = JanusTokenizer.from_checkpoint(checkpoint)
+    pairs = [tokenizer.pair(prompt) for prompt in ("1 2", "2 1", "1 2 3")]
+    conditional, unconditional = ([pair[row].ids.tobytes() for pair in pairs] for row in range(2))
+    assert len(set(conditional)) == 3 and unconditional[0] == unconditional[1] != unconditional[2]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Failed
+
+# Tokens of texts that a step reads: beside running pictures as many as it has rows, which cost about as much, and never
+# fewer than the first (a row costs little beside the weights); where no picture waits for it, as many as the second.
+FEWEST_READ, MOST_READ = 16, 64
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ class DecodeLoop:
         self.step_begun: float | None = None  # time.monotonic() while a step is under way, for the watchdog
         self.is_abandoned = False  # after a fault; the engine has another loop by then, or none
         self._counters, self._observer = counters, observer
-        self._texts = EncodedTexts(runner)
+        self._texts = EncodedTexts(runner, self._admit, self._lose_text)
         self._launched: deque[LaunchedStep] = deque()
 
     def hold(self) -> Place:
@@ -89,24 +94,22 @@ class DecodeLoop:
         return bool(self._launched) or self.tracker.has_steps
 
     def _fill_free_slots(self) -> None:
-        """Encode and admit waiting pictures. Running out of memory here costs that request alone."""
+        """Give free slots to waiting pictures, and read on in the texts of those that have none yet: so much that a
+        step takes about twice as long for it.
+        """
         while admitted := self.tracker.admit_next():
-            sequence, slot = admitted
-            group = sequence.group
-            try:
-                conditional, unconditional = (
-                    self._texts.encode(group.conditional),
-                    self._texts.encode(group.unconditional),
-                )
-                self.runner.admit(slot, conditional, unconditional)
-            except MemoryError:
-                logger.warning("%s: out of memory at admission", group.handle.request.id)
-                self._texts.clear()
-                self.tracker.finish(
-                    group, Failed(GenerationFailed("not enough memory for this picture; try again later"))
-                )
-            else:
-                self.tracker.started(group)
+            self._texts.add(*admitted)
+        num_rows = 2 * self.tracker.num_writing
+        self._texts.read(max(num_rows, FEWEST_READ) if num_rows else MOST_READ)
+
+    def _admit(self, sequence: ImageSequence, slot: int, conditional: Any, unconditional: Any) -> None:
+        self.runner.admit(slot, conditional, unconditional)
+        self.tracker.admitted(sequence)
+
+    def _lose_text(self, group: ImageGroup) -> None:
+        """Running out of memory at admission costs that request alone."""
+        logger.warning("%s: out of memory at admission", group.handle.request.id)
+        self.tracker.finish(group, Failed(GenerationFailed("not enough memory for this picture; try again later")))
 
     def _launch(self) -> LaunchedStep | None:
         """Start the next step of every running picture. Out of memory, the next smaller bucket is tried once."""

@@ -51,7 +51,7 @@ class Scheduler:
         if sequence.slot is not None:
             del self.running[sequence.slot]
             heapq.heappush(self._free, sequence.slot)
-            sequence.slot = None
+            sequence.slot, sequence.is_admitted = None, False
 
     def remove(self, group: ImageGroup) -> None:
         """Take every picture of this request out of queue and slots."""
@@ -71,12 +71,15 @@ class Scheduler:
             self.waiting.put_back(sequence)
 
     def to_launch(self) -> list[ImageSequence]:
-        """The running pictures that still have a token to launch, by slot."""
-        return [sequence for _, sequence in sorted(self.running.items()) if sequence.launched < sequence.tokens.size]
+        """The running pictures whose texts have been read and that still have a token to launch, by slot."""
+        admitted = [sequence for _, sequence in sorted(self.running.items()) if sequence.is_admitted]
+        return [sequence for sequence in admitted if sequence.launched < sequence.tokens.size]
 
     def positions(self) -> dict[ImageGroup, int]:
-        """For each request of which no picture runs yet: how many pictures come before its first."""
-        positions: dict[ImageGroup, int] = {}
+        """For each request of which no picture is written yet: how many pictures come before its first; none, while
+        its text is read.
+        """
+        positions = {sequence.group: 0 for sequence in self.running.values() if sequence.group.started_at is None}
         for ahead, sequence in enumerate(self.waiting.in_order()):
             if sequence.group.started_at is None:
                 positions.setdefault(sequence.group, ahead)

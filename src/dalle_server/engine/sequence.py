@@ -28,6 +28,7 @@ class ImageSequence:
     launched: int = 0
     written: int = 0
     slot: int | None = None  # while it runs
+    is_admitted: bool = False  # its slot has its texts
 
     @property
     def is_complete(self) -> bool:

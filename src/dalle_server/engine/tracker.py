@@ -121,14 +121,23 @@ class RequestTracker:
             sequence = self._scheduler.admit_next()
             if sequence is None or sequence.slot is None:
                 return None
+            self._tell_positions()
             return sequence, sequence.slot
 
-    def started(self, group: ImageGroup) -> None:
-        """The first picture of a request was admitted (later calls do nothing)."""
+    @property
+    def num_writing(self) -> int:
+        """Pictures that a step writes a token of."""
         with self._changed:
-            if group.started_at is None:
-                self._start(group)
-            self._tell_positions()
+            return len(self._scheduler.to_launch())
+
+    def admitted(self, sequence: ImageSequence) -> None:
+        """The picture's texts are in its slot: from now on it is written. Its request has started with the first."""
+        with self._changed:
+            if sequence.slot is None:
+                return  # its request has ended meanwhile
+            sequence.is_admitted = True
+            if sequence.group.started_at is None:
+                self._start(sequence.group)
 
     def _start(self, group: ImageGroup) -> None:
         group.started_at = time.monotonic()

@@ -44,6 +44,7 @@ class DalleBartConfig:
 
     family: ClassVar[str] = "dalle-bart"
     cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
+    int8_cache_bytes: ClassVar[int] = 2
     licence_note: ClassVar[str] = ""
 
     d_model: int

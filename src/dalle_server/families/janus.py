@@ -34,6 +34,9 @@ class JanusConfig:
 
     family: ClassVar[str] = "janus"
     cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
+    int8_cache_bytes: ClassVar[int] = (
+        1  # 576 positions of 24 layers: what a slot takes, and a fifth of what a step reads
+    )
     licence_note: ClassVar[str] = LICENCE_NOTE
 
     d_model: int

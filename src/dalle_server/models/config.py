@@ -107,6 +107,7 @@ class FamilyConfig(Protocol):
 
     family: ClassVar[str]
     cpu_runners: ClassVar[tuple[str, ...]]  # that draw it on a CPU, beside torch, which draws every family
+    int8_cache_bytes: ClassVar[int]  # of a number in keys and values, where a CPU computes in int8: 2 (float16) or 1
     licence_note: ClassVar[str]  # what whoever serves its published weights must know; may be empty
 
     @property

@@ -315,7 +315,15 @@ class DalleBart(nn.Module):
     def start_token_id(self) -> int:
         return self.config.decoder_start_token_id
 
-    def read_text(self, ids: Tensor) -> TextStates:
+    @property
+    def text_piece(self) -> None:
+        """An encoder's tokens see those behind them: a text is read whole."""
+
+    @property
+    def fed_by_step(self) -> int:
+        return 0
+
+    def read_text(self, ids: Tensor, before: object = None) -> TextStates:
         """One text (T,), alone and without its padding: its states then depend on nothing else."""
         padding = self.config.max_text_length - len(ids)
         memory = self.encode(ids[None], torch.ones_like(ids)[None])

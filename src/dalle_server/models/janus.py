@@ -21,6 +21,7 @@ from dalle_server.families.janus import JanusConfig
 from dalle_server.models.config import WINDOW_BLOCK
 
 INIT_STD = 0.02
+TEXT_PIECE = 64  # tokens of a prompt at once
 
 
 class RMSNorm(nn.Module):
@@ -185,22 +186,36 @@ class Janus(nn.Module):
     def _rotation(self, positions: Tensor) -> Rotation:
         return Rotation.at(positions, self.config.head_size, self.config.rope_theta, self.norm.weight.dtype)
 
-    def prefill(self, ids: Tensor) -> tuple[Tensor, Prefix]:
-        """A prompt (T,) → hidden states (T, d) after the final norm, and keys and values (layers, K, T, D)."""
+    def prefill(self, ids: Tensor, before: Prefix | None = None) -> tuple[Tensor, Prefix]:
+        """A prompt (T,), or what follows `before` of it → hidden states (T, d) after the final norm, and keys and
+        values (layers, K, all T, D).
+        """
+        start = before.keys.shape[2] if before else 0
         x = self.embed_tokens(ids[None])
-        rotation = self._rotation(torch.arange(len(ids), device=ids.device)[None])
-        causal = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool, device=ids.device).tril()
+        places = torch.arange(start, start + len(ids), device=ids.device)
+        rotation = self._rotation(places[None])
+        causal = (torch.arange(start + len(ids), device=ids.device) <= places[:, None])[None, None]
         kept = []
-        for layer in self._layers():
+        for index, layer in enumerate(self._layers()):
             q, k, v = layer.self_attn.queries_keys_values(layer.input_layernorm(x), rotation)
+            if before:
+                k, v = (torch.cat([old[index][None], new], 2) for old, new in ((before.keys, k), (before.values, v)))
             x = layer.finish(x, attend(q, k, v, causal))
             kept.append((k[0], v[0]))
         keys, values = (torch.stack(part) for part in zip(*kept, strict=True))
         return self.norm(x)[0], Prefix(keys, values)
 
-    def read_text(self, ids: Tensor) -> Prefix:
-        """A prompt (T,) that ends in `<begin_of_image>`, which the first step feeds."""
-        return self.prefill(ids[:-1])[1]
+    @property
+    def text_piece(self) -> int:
+        return TEXT_PIECE
+
+    @property
+    def fed_by_step(self) -> int:
+        """`<begin_of_image>`, with which every prompt ends."""
+        return 1
+
+    def read_text(self, ids: Tensor, before: Prefix | None = None) -> Prefix:
+        return self.prefill(ids, before)[1]
 
     def step(self, ids: Tensor, positions: Tensor, cache: PrefixCache, length: int | None = None) -> Tensor:
         """Rows of `image_embed` before `positions` (R,) of the pictures → (R, d), what lm_head reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,23 @@ def test_the_first_the_next_and_an_uncached_start_agree(
     monkeypatch.setattr(packing, "pack", lambda *_: pytest.fail("packed again"))
     np.testing.assert_array_equal(first, uncached)
     np.testing.assert_array_equal(logits(checkpoint, tmp_path, dtype), uncached)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_without_a_cache_one_product_at_a_time_is_there_twice(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    packed: list[weakref.ref[np.ndarray]] = []
+
+    def pack_alone(*what: Any) -> np.ndarray:
+        assert not any(array() is not None for array in packed)
+        array = pack(*what)
+        packed.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(packing, "pack", pack_alone)
+    cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=None)
+    assert len(packed) == len(products(checkpoint.config))
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

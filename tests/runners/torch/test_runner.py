@@ -119,9 +119,9 @@ def test_nan_spoils_one_picture_and_not_the_slots_next(batch, form):
     runner = make_runner(form)
     expected, _ = decode(runner, batch[:3])
     broken = runner.encode([batch[1].conditional])[0]
-    values = broken.cross_values.clone()
+    values = broken.states.cross_values.clone()
     values[:, :, :, 0] = torch.nan
-    broken = replace(broken, cross_values=values)
+    broken.states = replace(broken.states, cross_values=values)
     for slot in range(3):
         admit(runner, slot, batch[slot])
     runner.admit(1, broken, broken)
@@ -181,10 +181,10 @@ def test_a_neighbour_far_ahead_changes_no_bit(form, sizes):
 
 def test_texts_encode_alike_in_any_company(batch):
     runner = make_runner()
-    several = runner.encode([picture.conditional for picture in batch[:3]])
-    single = runner.encode([batch[2].conditional])[0]
-    assert torch.equal(several[2].cross_keys, single.cross_keys)
-    assert torch.equal(several[2].cross_values, single.cross_values)
+    several = runner.encode([picture.conditional for picture in batch[:3]])[2].states
+    single = runner.encode([batch[2].conditional])[0].states
+    assert torch.equal(several.cross_keys, single.cross_keys)
+    assert torch.equal(several.cross_values, single.cross_values)
     assert single.cross_keys.shape[3] == runner.config.text.max_length
 
 

@@ -34,6 +34,23 @@ class TextTokens:
     length: int
 
 
+class EncodedText(Protocol):
+    """A text in a runner's own form, what `admit` takes, while it is read and afterwards."""
+
+    @property
+    def num_read(self) -> int:
+        """Tokens of it that have been read."""
+        ...
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
     """What runs, where, and why: shown in the log, by /v1/info and by the playground."""
@@ -96,12 +113,22 @@ class Runner(Protocol):
     lookahead: int  # steps that may be launched before the first is read: 0 on CPU, 1 on CUDA
     row_buckets: tuple[int, ...]  # batch sizes (in images) that a step is padded to; ascending
 
+    def open_text(self, text: TextTokens) -> Any:
+        """An EncodedText of which nothing is read yet. Raises MemoryError."""
+        ...
+
+    def read_text(self, encoded: Any, num_tokens: int) -> None:
+        """Read on in it: about so many tokens, or all of them where a text cannot be read in pieces. Its bits depend
+        neither on the pieces nor on any other text. Raises MemoryError; nothing of the text is read then.
+        """
+        ...
+
     def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
-        """Encoder states and cross-attention K/V of each text, in this runner's own form. Raises MemoryError."""
+        """Each text, read to its end. Raises MemoryError."""
         ...
 
     def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
-        """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two `encode` results.
+        """Prepare a slot for a new image: zeroed self-attention cache, cross K/V of two whole EncodedTexts.
 
         Comes after every launched step, also of one that is not read yet. Raises MemoryError.
         """
@@ -140,3 +167,12 @@ class Runner(Protocol):
     def close(self) -> None:
         """Let go of weights and caches, though someone may still hold this object. A second call does nothing."""
         ...
+
+
+def read_whole(runner: Runner, texts: Sequence[TextTokens]) -> list[Any]:
+    """Each text, opened and read to its end: what a runner's `encode` does."""
+    encoded = [runner.open_text(text) for text in texts]
+    for one, text in zip(encoded, texts, strict=True):
+        while not one.is_whole:
+            runner.read_text(one, text.length)
+    return encoded

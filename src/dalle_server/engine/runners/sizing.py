@@ -18,18 +18,24 @@ _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and wha
 def default_num_slots(config: ModelConfig, choice: Choice) -> int:
     fewest, most, budget_bytes = _CPU_SLOTS if choice.device == "cpu" else _GPU_SLOTS
     value_bytes = 4 if choice.dtype == "fp32" else 2
+    slot_bytes = _slot_bytes(config, choice)
     if choice.device.startswith("cuda"):
         free_bytes = _free_gpu_bytes(choice.device) - config.num_weights * value_bytes - _GPU_RESERVE_BYTES
         budget_bytes = min(budget_bytes, max(0, free_bytes))
-    return max(fewest, min(most, budget_bytes // (config.transformer.slot_values() * value_bytes)))
+    return max(fewest, min(most, budget_bytes // slot_bytes))
 
 
 def memory_bytes(config: ModelConfig, choice: Choice, num_slots: int) -> int:
     """What the model takes when it is loaded, about: weights, slots, and room to work in."""
     value_bytes = {"fp32": 4.0, "int8": 1.15}.get(choice.dtype, 2.0)  # int8 keeps a scale for each group
-    slot_bytes = config.transformer.slot_values() * (4 if choice.dtype == "fp32" else 2)
+    slot_bytes = _slot_bytes(config, choice)
     weights_bytes = value_bytes * config.num_weights + 4 * num_vqgan_weights(config)
     return int(weights_bytes + (num_slots + 1) * slot_bytes + _work_bytes(config))
+
+
+def _slot_bytes(config: ModelConfig, choice: Choice) -> int:
+    cell_bytes = {"fp32": 4, "int8": config.transformer.int8_cache_bytes}.get(choice.dtype, 2)
+    return config.transformer.slot_values() * cell_bytes
 
 
 def num_vqgan_weights(config: ModelConfig) -> int:

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.builds import OPTIONS, SOURCES, define_of
+from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.step import CompiledStep
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureMap
+from tests.runners.cpu.cpu_runners import RUNNABLE
 
 BASE = 1 << 32  # where the emulated process has nothing of its own
 
@@ -79,9 +81,11 @@ class Recorder(Team):
         self._kept: list[Any] = []
         arrays: list[Any] = [*part._memory._kept]
         if isinstance(part, CompiledStep):
-            arrays += [part._decoder, *part._caches.arrays.values(), part._caches.text_lengths]
+            caches = part._caches
+            arrays += [part._decoder, caches.cells, caches.texts, caches.text_lengths]
+            arrays += {id(text.cells): text.cells for text in caches.kept if text is not None}.values()
         else:
-            arrays += [part._encoder, part._cross, *part._caches]
+            arrays += [part._encoder, part._cross, part._cache]
         for array in arrays:
             self.image.add(array)
         part._team = self
@@ -92,7 +96,7 @@ class Recorder(Team):
         is_step = function.__name__ == "decode_step"
         for name, (size, dtype) in (_of_step if is_step else _of_text)(arguments).items():
             found = np.frombuffer(ctypes.string_at(getattr(arguments, name), size), dtype)
-            is_output = name in ("logits", "states", "keys_values")
+            is_output = name in ("logits", "states", "kept")
             there = np.zeros_like(found) if is_output else found.copy()
             if is_output:
                 self.results.append((there, found.copy()))
@@ -171,12 +175,11 @@ def _of_step(arguments: Any) -> Sizes:
 
 
 def _of_text(arguments: Any) -> Sizes:
-    encoder, length = arguments.encoder.contents, arguments.length
-    rows = (4 * length * encoder.stack.width, np.float32)
-    is_exact = encoder.stack.inputs.is_exact
-    layers = encoder.stack.num_layers if encoder.is_prefix else encoder.cross_layers
-    cells = 2 * layers * encoder.kept_heads * length * encoder.kept_size
-    return {"embeddings": rows, "states": rows, "keys_values": (cells * (4 if is_exact else 2), np.uint16)}
+    encoder = arguments.encoder.contents
+    rows = (4 * arguments.rows * encoder.stack.width, np.float32)
+    heads = encoder.kept_heads * (encoder.stack.num_layers if encoder.is_prefix else encoder.cross_layers)
+    size = load_library(RUNNABLE[0]).cache_bytes(heads, arguments.length, encoder.kept_size, encoder.stack.cell)
+    return {"embeddings": rows, "states": rows, "kept": (size, np.uint8)}
 
 
 def compile_emulate(build: str, target: str, program: Path) -> None:

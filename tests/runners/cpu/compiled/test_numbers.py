@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
+from dalle_server.engine.runners.cpu.compiled.caches import KeptText
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.cpu.packing import products, stacked
-from dalle_server.engine.runners.cpu.parts import TextCache
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import ConfigError
 from dalle_server.families.dalle_bart import DalleBartConfig
@@ -62,7 +62,17 @@ def rounded(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return rows.reshape(len(rows), -1)
 
 
-def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
+def kept(text: KeptText, layer: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values (H, T, D) in float16, as attention.h lays them out."""
+    heads, length = text.cells.shape[1], len(text.ids)
+    room, width = (-(-size // LANES) * LANES for size in (length, head_size))
+    cells = text.cells[layer].view(np.float16)
+    keys = cells[:, : room * head_size].reshape(heads, -1, head_size, LANES).swapaxes(2, 3).reshape(heads, room, -1)
+    values = cells[:, room * head_size :].reshape(heads, room, width)
+    return keys[:, :length], values[:, :length, :head_size]
+
+
+def int8_model(checkpoint: Checkpoint, text: KeptText) -> DalleBart:
     """The torch model whose decode step computes in int8, for one text."""
     model = DalleBart(checkpoint.config.sizes(DalleBartConfig))
     model.load_state_dict({name: torch.tensor(t.astype(np.float32)) for name, t in checkpoint.transformer.items()})
@@ -75,7 +85,7 @@ def int8_model(checkpoint: Checkpoint, text: TextCache) -> DalleBart:
         layer.self_attn.k_proj, layer.self_attn.v_proj = Int8Linear(key, True), Int8Linear(value, True)
         layer.self_attn.out_proj = Int8Linear(rounded(checkpoint, f"{prefix}.self_attn.out"))
         layer.encoder_attn.q_proj = Int8Linear(rounded(checkpoint, f"{prefix}.encoder_attn.q") * scale)
-        keys, values = text.keys_values[index, :, :, : text.length]
+        keys, values = kept(text, index, len(key) // num_heads)
         layer.encoder_attn.k_proj, layer.encoder_attn.v_proj = Given(keys), Given(values)
         layer.encoder_attn.out_proj = Int8Linear(rounded(checkpoint, f"{prefix}.encoder_attn.out"))
         gate, up = np.split(rounded(checkpoint, f"{prefix}.glu.gate_up"), 2)
@@ -100,9 +110,9 @@ def test_a_step_is_the_int8_arithmetic(d_model: int, heads: int, ffn_dim: int, i
 
     hidden, logits = [], []
     for text in encoded:
-        model, memory = int8_model(checkpoint, text), torch.zeros(1, text.length, d_model)
+        model, memory = int8_model(checkpoint, text), torch.zeros(1, len(text.ids), d_model)
         with torch.no_grad():
-            hidden.append(model.decoder(torch.tensor(tokens), memory, torch.ones(1, text.length)))
+            hidden.append(model.decoder(torch.tensor(tokens), memory, torch.ones(1, len(text.ids))))
             logits.append(model.lm_head(hidden[-1])[0, :, :START].numpy())
     assert_same_but_for_rounding(found[1.0], logits[0])
     assert_same_but_for_rounding(found[0.0], logits[1])

@@ -28,6 +28,7 @@ _FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8)}
 
 Tensors = Mapping[str, Any]
 Tiles = Mapping[str, NDArray[Any]]  # product's name → (tiles, groups, …): compiled/tiles.py
+TilesToPut = Mapping[str, NDArray[Any] | LazyTensor]  # likewise, packed or to be packed
 
 
 def products(config: ModelConfig) -> dict[str, Product]:
@@ -63,7 +64,7 @@ def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> Tiles:
     tensors, wanted = checkpoint.transformer, products(checkpoint.config)
 
     def write() -> None:
-        lazy = {name: _lazy(tensors, product, dtype) for name, product in wanted.items()}
+        lazy = {name: packed_later(tensors, product, dtype) for name, product in wanted.items()}
         with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
             write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
 
@@ -74,8 +75,8 @@ def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> Tiles:
     return found
 
 
-def _lazy(tensors: Tensors, product: Product, dtype: str) -> LazyTensor:
-    """Packed when it is written."""
+def packed_later(tensors: Tensors, product: Product, dtype: str) -> LazyTensor:
+    """Packed when it is asked for, so that of all products one at a time is there twice."""
     shapes = [tensors[part].shape for part in product.names]
     tiles = tile_shape(product.rows or sum(shape[0] for shape in shapes), shapes[0][1])
     width, stored = (LANES * GROUP_SIZE, np.float32) if dtype == "fp32" else (INT8_BYTES, np.int8)

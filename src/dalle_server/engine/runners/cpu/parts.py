@@ -15,16 +15,6 @@ from dalle_server.engine.runners.base import TextTokens
 
 
 @dataclass(frozen=True, slots=True)
-class TextCache:
-    """What a slot takes over of one text: keys and values (L, 2, H, T, D) in the step's cache type (bf16 as the
-    16-bit words it consists of), of which the first `length` positions are real.
-    """
-
-    keys_values: NDArray[Any]
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
 class StepBatch:
     """One new position of N images: where it is written, and the token that was written before it."""
 
@@ -37,8 +27,12 @@ class StepBatch:
 class Texts(Protocol):
     """The text side of a model."""
 
-    def encode(self, text: TextTokens) -> TextCache:
-        """Alone, so that no company can touch it. Raises MemoryError."""
+    def open(self, text: TextTokens) -> Any:
+        """An EncodedText, as the step's `admit` takes it. Raises MemoryError."""
+        ...
+
+    def read(self, text: Any, num_tokens: int) -> None:
+        """As for a runner's read_text: alone, so that no company can touch it."""
         ...
 
     def close(self) -> None: ...
@@ -49,7 +43,7 @@ class Step(Protocol):
 
     row_buckets: tuple[int, ...]  # batch sizes (in images) that a step is padded to; ascending
 
-    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+    def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
         """Begin a new image in `slot`: nothing that was there before is seen again. Raises MemoryError."""
         ...
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.pull import CodeDistances
-from dalle_server.engine.runners.base import LOGPROBS, RunnerInfo, StepResult, StepRow, TextTokens
-from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, TextCache, Texts
+from dalle_server.engine.runners.base import (
+    LOGPROBS,
+    EncodedText,
+    RunnerInfo,
+    StepResult,
+    StepRow,
+    TextTokens,
+    read_whole,
+)
+from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, Texts
 from dalle_server.engine.sampling import Draw, gumbel_max, log_probabilities, sample
 from dalle_server.models.config import ModelConfig
 
@@ -56,11 +65,17 @@ class CpuRunner:
         self._guided = np.zeros((0, config.picture.codebook_size), np.float32)
         self._cores = threading.Lock()
 
-    def encode(self, texts: Sequence[TextTokens]) -> list[TextCache]:
-        with self._cores:
-            return [self._texts.encode(text) for text in texts]
+    def open_text(self, text: TextTokens) -> Any:
+        return self._texts.open(text)
 
-    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+    def read_text(self, encoded: EncodedText, num_tokens: int) -> None:
+        with self._cores:
+            self._texts.read(encoded, num_tokens)
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
+        return read_whole(self, texts)
+
+    def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
         self._step.admit(slot, conditional, unconditional)
 
     def step(self, rows: Sequence[StepRow]) -> Ready:

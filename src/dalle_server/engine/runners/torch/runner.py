@@ -29,6 +29,7 @@ from dalle_server.engine.runners.base import (
     StepResult,
     StepRow,
     TextTokens,
+    read_whole,
 )
 from dalle_server.engine.runners.torch.device import checked_device, checked_dtype, describe, memory_errors
 from dalle_server.engine.runners.torch.fused import fuse
@@ -36,6 +37,7 @@ from dalle_server.engine.runners.torch.graphs import CudaGraphs
 from dalle_server.engine.runners.torch.inputs import StepInputs
 from dalle_server.engine.runners.torch.sampling import Pull, log_probabilities
 from dalle_server.engine.runners.torch.step import MIN_ROWS, SlotStates, window_length, windows_agree
+from dalle_server.engine.runners.torch.texts import TorchText
 from dalle_server.engine.runners.torch.weights import (
     load_detokenizer,
     load_tokenizer,
@@ -106,17 +108,23 @@ class TorchRunner:
             torch.cuda.synchronize(self._device)  # weights are there before another stream reads them
 
     @memory_errors()
-    @torch.inference_mode()
-    def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
-        return [self._states.model.read_text(self._ids(text)) for text in texts]
-
-    def _ids(self, text: TextTokens) -> Tensor:
-        return torch.from_numpy(text.ids[: text.length].astype(np.int64)).to(self._device)
+    def open_text(self, text: TextTokens) -> TorchText:
+        ids = text.ids[: text.length - self._states.model.fed_by_step]
+        return TorchText(torch.from_numpy(ids.astype(np.int64)).to(self._device))
 
     @memory_errors()
     @torch.inference_mode()
-    def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
-        self._states.admit(slot, conditional, unconditional)
+    def read_text(self, encoded: TorchText, num_tokens: int) -> None:
+        """A piece, whatever its size."""
+        encoded.read_piece(self._states.model)
+
+    def encode(self, texts: Sequence[TextTokens]) -> list[Any]:
+        return read_whole(self, texts)
+
+    @memory_errors()
+    @torch.inference_mode()
+    def admit(self, slot: int, conditional: TorchText, unconditional: TorchText) -> None:
+        self._states.admit(slot, conditional.states, unconditional.states)
         self._next_positions[slot] = 0
 
     @memory_errors()

@@ -34,7 +34,7 @@ class SlotCache(Protocol):
         ...
 
     def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
-        """Give the slot to a new image, with two `StepModel.read_text` results."""
+        """Give the slot to a new image, with what `StepModel.read_text` made of two whole texts."""
         ...
 
 
@@ -51,9 +51,21 @@ class StepModel(Protocol):
         """What stands before position 0."""
         ...
 
-    def read_text(self, ids: Tensor) -> Any:
-        """One text (T,) without padding → what a slot takes over. A family that puts the text in front of the picture
-        runs its prefill here: pictures of one prompt then share it.
+    @property
+    def text_piece(self) -> int | None:
+        """Ids of a text that are read at once, always as many, since a row's bits may depend on how many there are;
+        None: all.
+        """
+        ...
+
+    @property
+    def fed_by_step(self) -> int:
+        """Ids at a text's end that are not read: the first step feeds them."""
+        ...
+
+    def read_text(self, ids: Tensor, before: Any = None) -> Any:
+        """A piece (T,) of a text without padding, behind what `before` was made of → what a slot takes over of both. A
+        family that puts the text in front of the picture runs its prefill here: pictures of one prompt then share it.
         """
         ...
 

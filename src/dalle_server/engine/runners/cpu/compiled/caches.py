@@ -1,60 +1,60 @@
-"""Keys and values laid out as attention.h reads them, and what the decode step remembers of every slot."""
+"""Keys and values as attention.h lays them out: what is kept of a text, and what the decode step remembers of slots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.runners.cpu.compiled.layers import Layers
-from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros, sparse_zeros
-from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.parts import TextCache
-
-Array = NDArray[Any]
+from dalle_server.engine.runners.cpu.compiled.stack import aligned_zeros
 
 
-def cache_arrays(
-    heads: tuple[int, ...],
-    head_size: int,
-    positions: int,
-    dtype: type[np.floating[Any]],
-    zeros: Callable[[tuple[int, ...], Any], Array] = aligned_zeros,
-) -> tuple[Array, Array]:
-    """Keys (…, blocks, D, 16) and values (…, positions, W), W = D rounded up to 16; … is `heads`."""
-    blocks, width = -(-positions // LANES), -(-head_size // LANES) * LANES
-    return zeros((*heads, blocks, head_size, LANES), dtype), zeros((*heads, positions, width), dtype)
+@dataclass(slots=True)
+class KeptText:
+    """A text while it is read and afterwards: keys and values of its `ids` in every layer that looks at them. The
+    pictures of a prompt, and a cache of prompts, all have the same one; a slot copies nothing.
+    """
+
+    ids: NDArray[np.int32]  # those that are read
+    cells: NDArray[np.uint8]  # (L, H, a head's bytes)
+    num_read: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_read == len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        return self.cells.nbytes
+
+
+def head_cells(library: Any, heads: tuple[int, ...], positions: int, head_size: int, cell: int) -> NDArray[np.uint8]:
+    """(…, a head's bytes); … is `heads`."""
+    return aligned_zeros((*heads, library.cache_bytes(1, positions, head_size, cell)), np.uint8)
 
 
 class Caches:
-    """Keys and values of (L, rows, H) heads, two rows a slot: over the picture, and over the text.
+    """Two rows a slot: keys and values of the picture, (L, rows, H, a head's bytes), and where those of its text are.
 
-    `text_length` None: the text is the picture's prefix, its positions come before the picture's.
+    The pages of a slot are there as soon as it is used, and large ones: a step reads them a tenth faster.
     """
 
-    def __init__(
-        self, layers: Layers, num_slots: int, num_positions: int, text_length: int | None, dtype: type[np.floating[Any]]
-    ):
+    def __init__(self, library: Any, layers: Layers, num_slots: int, num_positions: int, cell: int):
         rows = 2 * num_slots
-        shape = (layers.num_layers, rows, layers.kv_heads)
-        self.is_prefixed = text_length is None
-        # Room for the longest prompt, of which hardly any picture needs much.
-        zeros = sparse_zeros if self.is_prefixed else aligned_zeros
-        arrays = cache_arrays(shape, layers.head_size, num_positions, dtype, zeros)
-        self.arrays = dict(zip(("keys", "values"), arrays, strict=True))
-        if text_length is not None:
-            cross = cache_arrays(shape, layers.head_size, text_length, dtype)
-            self.arrays |= zip(("cross_keys", "cross_values"), cross, strict=True)
-        self.text_lengths = np.zeros(rows, np.int32) if self.is_prefixed else np.ones(rows, np.int32)
+        self.cells = head_cells(
+            library, (layers.num_layers, rows, layers.kv_heads), num_positions, layers.head_size, cell
+        )
+        self.texts = (ctypes.c_void_p * rows)()
+        self.text_lengths = np.zeros(rows, np.int32)
+        self.kept: list[KeptText | None] = [None] * rows
 
-    def write_texts(self, slot: int, texts: Sequence[TextCache]) -> None:
-        to_keys, to_values = (self.arrays[name if self.is_prefixed else f"cross_{name}"] for name in ("keys", "values"))
+    def put_texts(self, slot: int, texts: Sequence[KeptText]) -> None:
+        """A slot holds them until it gets others."""
         for row, text in enumerate(texts, start=2 * slot):
-            length = self.text_lengths[row] = text.length
-            keys, values = text.keys_values[:, 0, :, :length], text.keys_values[:, 1, :, :length]
-            to_values[:, row, :, :length, : values.shape[-1]] = values
-            for start in range(0, length, LANES):
-                block = keys[:, :, start : start + LANES].swapaxes(2, 3)
-                to_keys[:, row, :, start // LANES, :, : block.shape[-1]] = block
+            self.kept[row] = text
+            self.texts[row], self.text_lengths[row] = text.cells.ctypes.data, len(text.ids)

@@ -51,6 +51,7 @@ def _dalle_bart(loading: Loading) -> Parts:
         num_slots=loading.num_slots,
         num_positions=sizes.image_length,
         text_length=sizes.max_text_length,
+        is_prefixed=False,
     )  # fmt: skip
     return texts, step
 
@@ -66,8 +67,9 @@ def _janus(loading: Loading) -> Parts:
         library, team, memory, tensors, layers, embeddings.codes,
         codebook_size=checkpoint.config.picture.codebook_size,
         num_slots=loading.num_slots,
-        num_positions=sizes.num_positions,
-        text_length=None,
+        num_positions=sizes.image_length,
+        text_length=sizes.max_text_length,
+        is_prefixed=True,
     )  # fmt: skip
     return texts, step
 

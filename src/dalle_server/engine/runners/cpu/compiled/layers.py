@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.families.janus import JanusConfig
 
+EXACT = 4  # bytes of a number in the keys and values that are kept, in float32; of float16 2, of int8 1 (attention.h)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
@@ -22,6 +24,7 @@ class Layers:
     products: Mapping[str, str]  # the compiled code's name → the family's
     norms: Mapping[str, str]  # likewise
     final: str  # the norm behind the layers
+    int8_cell: int  # of the keys and values that are kept, where products are int8
     embedding: str | None = None  # and the one in front of them
     rms_eps: float = 0.0  # 0: layer norms
     is_swish: bool = False
@@ -56,6 +59,7 @@ def dalle_bart_layers(config: DalleBartConfig, part: str) -> Layers:
         norms=norms,
         final=f"{part}.final_ln",
         embedding=f"{part}.layernorm_embedding",
+        int8_cell=config.int8_cache_bytes,
     )
 
 
@@ -73,4 +77,5 @@ def janus_layers(config: JanusConfig) -> Layers:
         rms_eps=config.rms_norm_eps,
         is_swish=True,
         rope_theta=config.rope_theta,
+        int8_cell=config.int8_cache_bytes,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any
 
 from dalle_server.engine.runners.cpu.compiled import operations
@@ -34,13 +34,14 @@ class LayerPointers(Structure):
     _fields_ = (
         *((name, TiledProduct) for name in ("qkv", "out", "cross_q", "cross_out", "gate_up", "down")),
         *((name, NormPointers) for name in ("pre_self", "self", "pre_cross", "cross", "glu", "gated")),
-        *((name, c_void_p) for name in ("keys", "values", "cross_keys", "cross_values")),
+        ("cache", c_void_p),
     )
 
 
 class StackPointers(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("width", "ffn_width", "num_layers", "threads", "heads", "kv_heads", "is_swish")),
+        *((name, c_int32) for name in ("width", "ffn_width", "num_layers", "threads", "heads", "kv_heads")),
+        *((name, c_int32) for name in ("is_swish", "cell")),
         ("rms_eps", c_float),
         ("layers", POINTER(LayerPointers)),
         ("embedding", NormPointers),
@@ -55,10 +56,10 @@ class DecoderPointers(Structure):
     _fields_ = (
         ("stack", StackPointers),
         ("num_positions", c_int32),
-        ("text_length", c_int32),
+        ("is_prefixed", c_int32),
         ("lm_head", TiledProduct),
         ("head_proj", TiledProduct),
-        *((name, c_void_p) for name in ("head_bias", "offsets", "text_lengths")),
+        *((name, c_void_p) for name in ("head_bias", "texts", "text_lengths")),
     )
 
 
@@ -81,8 +82,8 @@ class EncoderPointers(Structure):
 class TextArguments(Structure):
     _fields_ = (
         ("encoder", POINTER(EncoderPointers)),
-        ("length", c_int32),
-        *((name, c_void_p) for name in ("embeddings", "states", "keys_values")),
+        *((name, c_int32) for name in ("length", "first", "rows")),
+        *((name, c_void_p) for name in ("embeddings", "states", "kept")),
     )
 
 
@@ -123,6 +124,7 @@ def _with_types(library: Any) -> Any:
     library.run_operations.argtypes, library.run_operations.restype = (POINTER(operations.ProgramPointers),), None
     library.convolution_chunks.argtypes = (POINTER(operations.Convolve),)
     library.phase_bytes.argtypes = (c_int, c_int)
+    library.cache_bytes.argtypes, library.cache_bytes.restype = (c_int, c_int, c_int, c_int), c_int64
     library.draw.argtypes = (c_void_p, c_void_p, c_int, c_uint64, c_uint32, c_uint32)
     return library
 

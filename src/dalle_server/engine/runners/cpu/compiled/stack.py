@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.tensor_file import release_pages
-from dalle_server.engine.runners.cpu.compiled.layers import Layers
+from dalle_server.checkpoints.tensor_file import LazyTensor, release_pages
+from dalle_server.engine.runners.cpu.compiled.layers import EXACT, Layers
 from dalle_server.engine.runners.cpu.compiled.library import (
     LayerPointers,
     NormPointers,
@@ -22,7 +20,7 @@ from dalle_server.engine.runners.cpu.compiled.library import (
 )
 from dalle_server.engine.runners.cpu.compiled.rotary import rotary_table
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.packing import Tiles, pack
+from dalle_server.engine.runners.cpu.packing import Tiles, TilesToPut, packed_later
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE
 from dalle_server.models.config import Product
 
@@ -38,23 +36,18 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return zeros
 
 
-def sparse_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """The same, of which only what is written takes memory: in large pages, which numpy asks for, a page would be
-    there as soon as a byte of it is.
-    """
-    memory = mmap.mmap(-1, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with suppress(OSError):  # a kernel that has no large pages knows no word for them
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-    zeros: NDArray[Any] = np.frombuffer(memory, dtype)[: int(np.prod(shape))].reshape(shape)
-    return zeros
-
-
-def tiles_of(checkpoint: Checkpoint, wanted: Mapping[str, Product], kept: Tiles | None, dtype: str) -> Tiles:
+def tiles_of(checkpoint: Checkpoint, wanted: Mapping[str, Product], kept: Tiles | None, dtype: str) -> TilesToPut:
     """The wanted products' tiles; `kept` holds them packed already."""
     return {
-        name: kept[name] if kept else pack(checkpoint.transformer, product, dtype) for name, product in wanted.items()
+        name: kept[name] if kept else packed_later(checkpoint.transformer, product, dtype)
+        for name, product in wanted.items()
     }
+
+
+def _put(place: NDArray[np.uint8], tile: NDArray[Any] | LazyTensor) -> None:
+    array = tile.load() if isinstance(tile, LazyTensor) else tile
+    place[:] = array.reshape(-1).view(np.uint8)
+    release_pages(array)
 
 
 class Memory:
@@ -63,16 +56,19 @@ class Memory:
     `tiles` are copied: one allocation for all, because numpy asks for large pages then, which are read a tenth faster.
     """
 
-    def __init__(self, tiles: Tiles, *, is_exact: bool) -> None:
+    def __init__(self, tiles: TilesToPut, *, is_exact: bool) -> None:
         self._kept: list[Any] = []
         self._is_exact = is_exact
-        self.cell: type[np.floating[Any]] = np.float32 if is_exact else np.float16  # of keys and values
         self.products = self._products(tiles)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         array = aligned_zeros(shape, dtype)
         self._kept.append(array)
         return array
+
+    def cell(self, layers: Layers) -> int:
+        """Of the keys and values that are kept."""
+        return EXACT if self._is_exact else layers.int8_cell
 
     def vector(self, tensor: Any | None) -> int | None:
         """As float32; None where there is no tensor."""
@@ -82,14 +78,13 @@ class Memory:
         self._kept.append(vector)
         return vector.ctypes.data
 
-    def _products(self, tiles: Tiles) -> dict[str, TiledProduct]:
+    def _products(self, tiles: TilesToPut) -> dict[str, TiledProduct]:
         memory = self.zeros((sum(array.nbytes for array in tiles.values()),), np.uint8)
         products, end = {}, 0
-        for name, array in tiles.items():
-            start, end = end, end + array.nbytes
-            memory[start:end] = array.reshape(-1).view(np.uint8)
-            release_pages(array)
-            products[name] = TiledProduct(memory[start:].ctypes.data, *array.shape[:2])
+        for name, tile in tiles.items():
+            start, end = end, end + tile.nbytes
+            _put(memory[start:end], tile)
+            products[name] = TiledProduct(memory[start:].ctypes.data, *tile.shape[:2])
         return products
 
     def stack(
@@ -123,6 +118,7 @@ class Memory:
             heads=layers.heads,
             kv_heads=layers.kv_heads,
             is_swish=layers.is_swish,
+            cell=self.cell(layers),
             rms_eps=layers.rms_eps,
             layers=pointers,
             embedding=norm(layers.embedding),

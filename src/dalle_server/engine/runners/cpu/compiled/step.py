@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.engine.runners.cpu.compiled.caches import Caches
+from dalle_server.engine.runners.cpu.compiled.caches import Caches, KeptText
 from dalle_server.engine.runners.cpu.compiled.layers import Layers
 from dalle_server.engine.runners.cpu.compiled.library import DecoderPointers, StepArguments, TiledProduct
 from dalle_server.engine.runners.cpu.compiled.stack import Memory
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
-from dalle_server.engine.runners.cpu.parts import StepBatch, TextCache
+from dalle_server.engine.runners.cpu.parts import StepBatch
 from dalle_server.errors import ConfigError
 
 # (N,) ids written before (N,) positions → (N, d)
@@ -25,7 +25,7 @@ Embed = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
 class CompiledStep:
     """Implements `Step` with compiled code. Raises ConfigError for a model that is too large for it.
 
-    `text_length` None: texts are prefixes, and `num_positions` is for them and the picture.
+    `is_prefixed`: texts are in front of the pictures, and rotary positions count from a text's beginning.
     """
 
     def __init__(
@@ -40,39 +40,39 @@ class CompiledStep:
         codebook_size: int,
         num_slots: int,
         num_positions: int,
-        text_length: int | None,
+        text_length: int,
+        is_prefixed: bool,
     ):
         most = library.max_positions()
-        if max(num_positions, text_length or 0) > most:
+        if num_positions + text_length > most:
             raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner torch")
         self._run, self._team, self._memory, self._embed = library.decode_step, team, memory, embed
         self.row_buckets = tuple(range(1, num_slots + 1))
         num_slots += 1  # for rows without a picture
-        self._caches = caches = Caches(layers, num_slots, num_positions, text_length, memory.cell)
+        self._caches = caches = Caches(library, layers, num_slots, num_positions, memory.cell(layers))
         self._phase_bytes = library.phase_bytes(layers.num_layers, 0)
-        stack = memory.stack(layers, tensors, 2 * num_slots, num_positions, team.num_threads, self._phase_bytes)
+        places = num_positions + text_length
+        stack = memory.stack(layers, tensors, 2 * num_slots, places, team.num_threads, self._phase_bytes)
         for index in range(layers.num_layers):
-            for name, array in caches.arrays.items():
-                setattr(stack.layers[index], name, array[index].ctypes.data)
-        lengths = caches.text_lengths.ctypes.data
+            stack.layers[index].cache = caches.cells[index].ctypes.data
         self._decoder = DecoderPointers(
             stack,
             num_positions,
-            text_length or 0,
+            is_prefixed,
             lm_head := memory.products["lm_head"],
             memory.products.get("head_proj", TiledProduct()),
             memory.vector(tensors.get("head_proj.bias")),
-            lengths if caches.is_prefixed else None,
-            lengths,
+            ctypes.addressof(caches.texts),
+            caches.text_lengths.ctypes.data,
         )
         bias = tensors.get("lm_head.bias")
         self._bias = np.float32(0) if bias is None else np.array(bias[:codebook_size], np.float32)
         self._codebook_size = codebook_size
         self._logits = memory.zeros((num_slots, lm_head.tiles * LANES))
 
-    def admit(self, slot: int, conditional: TextCache, unconditional: TextCache) -> None:
+    def admit(self, slot: int, conditional: KeptText, unconditional: KeptText) -> None:
         """What an earlier picture left in the slot is never read: attention stops at each row's own length."""
-        self._caches.write_texts(slot, (conditional, unconditional))
+        self._caches.put_texts(slot, (conditional, unconditional))
 
     def logits(self, batch: StepBatch) -> NDArray[np.float32]:
         num_images = len(batch.slots)

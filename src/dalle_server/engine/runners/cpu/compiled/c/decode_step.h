@@ -8,11 +8,12 @@
 
 typedef struct {
     Stack stack;
-    int32_t num_positions, text_length; /* of caches */
+    int32_t num_positions; /* of a layer's caches: the picture's */
+    int32_t is_prefixed;   /* the texts are in front of the pictures, and positions count from their beginning */
     Product lm_head, head_proj;         /* head_proj: what else is between the last norm and lm_head, and a GELU */
     const float *head_bias;
-    const int32_t *offsets;      /* of each row of the caches: positions of the text in front of the picture, or NULL */
-    const int32_t *text_lengths; /* of each row of the caches */
+    char *const *texts; /* of each row of the caches: what encode_text.h kept of its text */
+    const int32_t *text_lengths;
 } Decoder;
 
 typedef struct {
@@ -34,37 +35,46 @@ static void embed(const void *context, int row) {
 
 static int cache_row(const Step *step, int row) { return 2 * step->slots[row % step->images] + (row >= step->images); }
 
-static HeadCache head_cache(const Context *c, char *keys, char *values, int row, int head, int positions) {
-    const size_t index = (size_t)cache_row(c->call, row) * c->stack->kv_heads + head;
-    return head_of(keys, values, index, positions, c->stack->width / c->stack->heads, c->stack->inputs.is_exact);
+static Span text_span(const Context *c, int row, int head) {
+    const Decoder *decoder = ((const Step *)c->call)->decoder;
+    const Stack *stack = c->stack;
+    const int at = cache_row(c->call, row), length = decoder->text_lengths[at];
+    const size_t index = (size_t)(c->layer - stack->layers) * stack->kv_heads + head;
+    return (Span){head_of(decoder->texts[at], index, length, stack->width / stack->heads, stack->cell), length};
 }
 
 static void attend_self(const void *context, int chunk) {
     const Context *c = context;
     const Step *step = c->call;
-    const int kv_heads = c->stack->kv_heads, shared = c->stack->heads / kv_heads;
-    const int row = chunk / kv_heads, head = chunk % kv_heads;
-    const int32_t *offsets = step->decoder->offsets;
-    const int position = step->positions[row % step->images] + (offsets ? offsets[cache_row(step, row)] : 0);
-    const HeadCache cache = head_cache(c, c->layer->keys, c->layer->values, row, head, step->decoder->num_positions);
-    float *key = y_of(c, row) + c->stack->width + (size_t)head * cache.head_size;
-    turn_head(c, key, position);
-    write_key_value(cache, position, key, key + (size_t)kv_heads * cache.head_size);
+    const Stack *stack = c->stack;
+    const Decoder *decoder = step->decoder;
+    const int kv_heads = stack->kv_heads, shared = stack->heads / kv_heads, size = stack->width / stack->heads;
+    const int row = chunk / kv_heads, head = chunk % kv_heads, position = step->positions[row % step->images];
+    Span spans[MAX_SPANS];
+    int count = 0, place = position;
+    if (decoder->is_prefixed) {
+        spans[count++] = text_span(c, row, head);
+        place += spans->length;
+    }
+    const size_t index = (size_t)cache_row(step, row) * kv_heads + head;
+    const HeadCache cache = head_of(c->layer->cache, index, decoder->num_positions, size, stack->cell);
+    spans[count++] = (Span){cache, position + 1};
+    float *key = y_of(c, row) + stack->width + (size_t)head * size;
+    turn_head(c, key, place);
+    write_key_value(cache, position, key, key + (size_t)kv_heads * size, stack->cell);
     for (int i = head * shared; i < (head + 1) * shared; i++) {
-        const size_t at = (size_t)i * cache.head_size;
-        turn_head(c, y_of(c, row) + at, position);
-        attend(cache, position + 1, y_of(c, row) + at, mixed_of(c, row) + at);
+        const size_t at = (size_t)i * size;
+        turn_head(c, y_of(c, row) + at, place);
+        attend(spans, count, y_of(c, row) + at, mixed_of(c, row) + at, stack->cell);
     }
 }
 
 static void attend_cross(const void *context, int chunk) {
     const Context *c = context;
-    const Step *step = c->call;
     const int row = chunk / c->stack->heads, head = chunk % c->stack->heads;
-    const HeadCache cache =
-        head_cache(c, c->layer->cross_keys, c->layer->cross_values, row, head, step->decoder->text_length);
-    const size_t at = (size_t)head * cache.head_size;
-    attend(cache, step->decoder->text_lengths[cache_row(step, row)], y_of(c, row) + at, mixed_of(c, row) + at);
+    const Span span = text_span(c, row, head);
+    const size_t at = (size_t)head * span.cache.head_size;
+    attend(&span, 1, y_of(c, row) + at, mixed_of(c, row) + at, c->stack->cell);
 }
 
 static void enter_head(const void *context, int row) {

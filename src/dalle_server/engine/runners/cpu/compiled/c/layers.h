@@ -1,7 +1,7 @@
 /* What the layers of texts and of pictures have in common, for rows that go through them together.
  *
  * The models are those of models/dalle_bart.py and models/janus.py: what a family has not, it leaves out. Either all of
- * it is float32; or products are int8 (product.h), the keys and values that a picture keeps are float16, and everything
+ * it is float32; or products are int8 (product.h), the keys and values that are kept are float16 or int8, and everything
  * between them float32.
  */
 #pragma once
@@ -13,8 +13,7 @@
 typedef struct {
     Product qkv, out, cross_q, cross_out, gate_up, down;
     RowNorm pre_self, self, pre_cross, cross, glu, gated;
-    char *keys, *values;             /* (rows, kv_heads, a head's cache): attention.h */
-    char *cross_keys, *cross_values; /* likewise, over the text, where there is any `cross` above */
+    char *cache; /* keys and values (rows, kv_heads, a head's): attention.h */
 } Layer;
 
 /* The sizes of a stack of layers, and what lies between its phases for every row. */
@@ -22,6 +21,7 @@ typedef struct {
     int32_t width, ffn_width, num_layers, threads;
     int32_t heads, kv_heads; /* as many neighbouring heads share keys and values as there are more of them */
     int32_t is_swish;        /* in the gate; else GELU */
+    int32_t cell;            /* of the keys and values that are kept: attention.h */
     float rms_eps;           /* of norms by the root of the mean square; 0: layer norms */
     const Layer *layers;
     RowNorm embedding, final;

@@ -16,6 +16,11 @@ EXPORT int operation_phase_bytes(int operations) { return operations * (int)size
 /* What the inputs of int8 convolutions are lowered by: target.h. */
 EXPORT int lowered(void) { return LOWERED; }
 
+/* Of `heads` heads' keys and values. */
+EXPORT int64_t cache_bytes(int heads, int positions, int head_size, int cell) {
+    return (int64_t)heads * head_bytes(positions, head_size, cell);
+}
+
 EXPORT int max_positions(void) { return MAX_POSITIONS; }
 
 /* Lets Python see that its structures are these, and the library that of the sources beside it. */

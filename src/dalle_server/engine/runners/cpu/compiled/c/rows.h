@@ -57,18 +57,10 @@ static void turn(float *x, const float *turns, int half) {
     }
 }
 
-/* To the nearest whole number within ±127, ties to even; what is no number becomes 0. */
-INLINED Ints to_int8(Floats x) {
-    x = x == x ? x : filled(0);
-    x = x > 127.0f ? filled(127) : x < -127.0f ? filled(-127) : x;
-    return __builtin_convertvector(__builtin_elementwise_roundeven(x), Ints);
-}
-
 /* Round one row of `width` floats to int8, a scale for each group; zeros fill the last group. A group that is not all
  * finite has a scale that is not either: whoever draws from the result is to notice.
  */
 static void quantise(const float *x, int width, Inputs to) {
-    typedef int8_t Bytes __attribute__((ext_vector_type(LANES)));
     for (int group = 0; group * GROUP < width; group++) {
         const float *from = x + group * GROUP;
         const int left = width - group * GROUP;
@@ -85,7 +77,7 @@ static void quantise(const float *x, int width, Inputs to) {
         Ints sum = (Ints)0;
         for (int i = 0; i < GROUP / LANES; i++) {
             const Ints rounded = to_int8(part[i] * factor);
-            const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+            const SignedBytes bytes = __builtin_convertvector(rounded, SignedBytes);
             memcpy(to.values + (size_t)group * to.rows * GROUP + i * LANES, &bytes, sizeof bytes);
             sum += rounded;
         }

@@ -49,6 +49,7 @@
 typedef float Floats __attribute__((ext_vector_type(LANES)));
 typedef int32_t Ints __attribute__((ext_vector_type(LANES)));
 typedef uint16_t Halves __attribute__((ext_vector_type(LANES)));
+typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
 
 #if BUILD <= AVX512VNNI
 #include <cpuid.h>
@@ -103,11 +104,13 @@ INLINED void pause_briefly(void) {
 
 /* A register holds int32 sums, or as many times four weights. `dot4` adds weight · x to each sum for the four bytes of
  * `x`, exactly: both are within ±127. Where weights have to be unsigned they are raised by RAISED, and with them every
- * sum by RAISED · Σx. ROWS is for how many rows a tile is multiplied at a time: their sums stay in registers.
+ * sum by RAISED · Σx. ROWS is for how many rows a tile is multiplied at a time, and MIXED of how many vectors of values
+ * a sum is made: they stay in registers.
  */
 #if BUILD == AVX512VNNI
 #define RAISED 128
 #define ROWS 8
+#define MIXED 8
 typedef __m512i Register, Weights;
 INLINED Weights load_weights(const int8_t *from) {
     return _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(-RAISED));
@@ -119,6 +122,7 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 #elif BUILD == AVXVNNI
 #define RAISED 128
 #define ROWS 4
+#define MIXED 4
 typedef __m256i Register, Weights;
 INLINED Weights load_weights(const int8_t *from) {
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)from), _mm256_set1_epi8(-RAISED));
@@ -130,6 +134,7 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 #elif BUILD == AVX2 /* |w| · (x with w's sign): two such products fit in an int16 */
 #define RAISED 0
 #define ROWS 4
+#define MIXED 4
 typedef __m256i Register;
 typedef struct {
     Register signs, sizes;
@@ -146,6 +151,7 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 #elif BUILD == X86_64_V2 /* the same in half a register */
 #define RAISED 0
 #define ROWS 2
+#define MIXED 4
 typedef __m128i Register;
 typedef struct {
     Register signs, sizes;
@@ -162,6 +168,7 @@ INLINED Register dot4(Register sums, Weights w, int32_t x) {
 #else
 #define RAISED 0
 #define ROWS 4
+#define MIXED 4
 typedef int32x4_t Register;
 typedef int8x16_t Weights;
 INLINED Weights load_weights(const int8_t *from) { return vld1q_s8(from); }

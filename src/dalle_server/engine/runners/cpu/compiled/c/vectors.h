@@ -49,6 +49,13 @@ INLINED Halves to_halves(Floats x) {
     return (Halves) __builtin_convertvector(x, Float16s);
 }
 
+/* To the nearest whole number within ±127, ties to even; what is no number becomes 0. */
+INLINED Ints to_int8(Floats x) {
+    x = x == x ? x : filled(0);
+    x = x > 127.0f ? filled(127) : x < -127.0f ? filled(-127) : x;
+    return __builtin_convertvector(__builtin_elementwise_roundeven(x), Ints);
+}
+
 INLINED Floats absolute(Floats x) { return (Floats)((Ints)x & 0x7FFFFFFF); }
 INLINED Floats larger(Floats x, Floats y) { return x > y ? x : y; }
 
