@@ -79,7 +79,7 @@ def runner(request: pytest.FixtureRequest) -> Runner:
 def requests(num_tokens: int) -> list[GenerationRequest]:
     rng = np.random.default_rng(11)
     prompts = ["a cat", "a red apple on a table", "two boats", "x"]
-    return [
+    made = [
         GenerationRequest.of(
             prompts[rng.integers(4)],
             int(rng.integers(1, 4)),
@@ -96,6 +96,8 @@ def requests(num_tokens: int) -> list[GenerationRequest]:
         )
         for _ in range(NUM_REQUESTS)
     ]
+    near = tuple((7 * i) % 30 for i in range(num_tokens))  # every third is drawn towards given tokens
+    return [replace(each, near_tokens=near, pull=2.0 + n) if n % 3 == 0 else each for n, each in enumerate(made)]
 
 
 def pictures_alone(runner: Runner, request: GenerationRequest) -> tuple[GeneratedImage, ...]:

@@ -118,7 +118,7 @@ def test_a_finger_chooses_a_model_and_seamless(
         page.locator("#submit").tap()
     job = sent.value.json()
     assert (job["model"], job["seamless"]) == ("small", True)
-    expect(page.locator('article[data-status="done"] img.final')).to_have_count(1)
+    expect(page.locator('article[data-status="done"] img.final')).to_have_count(4)
     assert violations(page) == []
 
 
