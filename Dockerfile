@@ -1,16 +1,22 @@
 # syntax=docker/dockerfile:1
 # docker build -t dalle-server .                        CPU: no torch, about 0.35 GB
 # docker build -t dalle-server:cuda --build-arg VARIANT=cuda .   NVIDIA GPUs: torch with CUDA
+# VARIANT=cluster and cluster-cuda: the same with Ray (docs/deploying-on-ray.md)
 FROM python:3.12-slim AS build
 ARG VARIANT=cpu
 WORKDIR /src
 COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE THIRD_PARTY_NOTICES.md ./
 COPY src ./src
 RUN python -m venv /opt/dalle && \
-    if [ "$VARIANT" = cuda ]; then extra='[torch]'; else extra=''; fi && \
+    case "$VARIANT" in cpu) extra='' ;; cuda) extra='[torch]' ;; cluster) extra='[cluster]' ;; \
+        cluster-cuda) extra='[cluster,torch]' ;; *) echo "no VARIANT $VARIANT" && exit 1 ;; esac && \
     /opt/dalle/bin/pip install --no-cache-dir -c constraints.txt ".$extra"
 
 FROM python:3.12-slim
+ARG VARIANT=cpu
+# KubeRay asks Ray for its health by wget.
+RUN case "$VARIANT" in cluster*) apt-get update && apt-get install -y --no-install-recommends wget && \
+        rm -rf /var/lib/apt/lists/* ;; esac
 COPY --from=build /opt/dalle /opt/dalle
 RUN useradd --create-home --uid 10001 dalle && install -d -o dalle -g dalle /data
 USER dalle

@@ -1,7 +1,7 @@
 """Run the benchmarks one after the other and keep their result lines in benchmarks/work/results.jsonl.
 
 python -m benchmarks                  all of them
-python -m benchmarks peer_min_dalle   some of them, by name; `gpu`, `conversion` and `janus` only so
+python -m benchmarks peer_min_dalle   some of them, by name; `gpu`, `conversion`, `janus` and `cluster` only so
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BENCHMARKS = (
     "neighbours",
     "drafting",
 )
-# Only by name: they need a GPU, or room for large checkpoints.
-ON_REQUEST = ("gpu", "conversion", "janus")
+# Only by name: they need a GPU, room for large checkpoints, or Ray.
+ON_REQUEST = ("gpu", "conversion", "janus", "cluster")
 RESULTS = Path(__file__).parent / "work" / "results.jsonl"
 
 

@@ -16,6 +16,7 @@ import json
 import random
 import threading
 import time
+from typing import Protocol
 
 import numpy as np
 
@@ -24,14 +25,25 @@ from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.select import choose_runner
+from dalle_server.generation import Generation
+from dalle_server.models.config import ModelConfig
 from dalle_server.request import GenerationRequest
 from dalle_server.text import TextTokenizer
+
+
+class Drawer(Protocol):
+    """An engine, of this process or of a cluster."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def submit(self, request: GenerationRequest) -> Generation: ...
 
 
 class Clients:
     """Threads that draw the pictures with the seeds 0…n-1, noting when each was asked for and done."""
 
-    def __init__(self, engine: Engine, num_clients: int, num_pictures: int, think_s: float):
+    def __init__(self, engine: Drawer, num_clients: int, num_pictures: int, think_s: float):
         self._engine, self._think_s = engine, think_s
         self._seeds = iter(range(num_pictures))
         self._lock = threading.Lock()

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"  # Ray takes 127.0.0.1 for its outer address
@@ -51,6 +53,18 @@ def ray_cluster(num_cpus: int = 8) -> Iterator[str]:
             _end(process)
 
 
+def processes_of(app: str) -> list[psutil.Process]:
+    """The replicas' own: ray names each after its application."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(f"ServeReplica:{app}:" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
@@ -63,8 +77,6 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Its processes have sessions of their own and end with it; those that do not are killed."""
-    import psutil
-
     family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=3)

@@ -35,7 +35,8 @@ class Connection:
 
     def __init__(self, address: str):
         """`address` as the setting `cluster`. Raises ConfigError when there is no cluster to join."""
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop
+        self._closing: asyncio.Event
         self._failure: Exception | None = None
         joined = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(address, joined), name="ray", daemon=True)
@@ -49,19 +50,22 @@ class Connection:
         try:
             _join(address)
             serve.start(proxy_location="Disabled")  # the front is the proxy
+            asyncio.run(self._stay(joined))
         except Exception as error:
             self._failure = error
-        finally:
             joined.set()
-        if self._failure is None:
-            self.loop.run_forever()
         ray.shutdown()
+
+    async def _stay(self, joined: threading.Event) -> None:
+        self.loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+        joined.set()
+        await self._closing.wait()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(timeout=10.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -222,7 +223,7 @@ class ClusterEngine:
             self._is_stopped = True
             live = list(self._live)
         self._connection.submit(self._end(live, drain_s)).result(timeout=drain_s + STOP_S)
-        self._watching.cancel()
+        concurrent.futures.wait([self._watching], timeout=STOP_S)
         self._on_stop()
 
     async def _end(self, live: list[Assembly], drain_s: float) -> None:
@@ -231,4 +232,5 @@ class ClusterEngine:
             await asyncio.sleep(0.02)
         for assembly in live:
             self._cancel(assembly)
+        self._watch.stop()
         await asyncio.sleep(0.1)  # for the replicas to hear that they are not needed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from dalle_server.generation import TERMINAL, Event, Failed, Generation, Progres
 from dalle_server.request import GenerationRequest
 from dalle_server.wire import error_to_dict, event_to_dict
 
+SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for who waits for a message
 PROGRESS_EVERY_S = 0.2  # a message costs both ends about a millisecond; progress by itself is not worth more
 FRONT_GONE = "the front that asked is silent"
 
@@ -40,6 +42,7 @@ class EngineReplica:
 
     def __init__(self, settings: Mapping[str, Any], revision: str, front_lease_s: float, load: Load):
         """Raises DalleServerError for weights that cannot be loaded, or that draw other bytes than the others'."""
+        sys.setswitchinterval(SWITCH_S)
         context = serve.get_replica_context()
         self._front_lease_s = front_lease_s
         self._id: str = context.replica_tag

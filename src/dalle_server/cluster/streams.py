@@ -60,6 +60,8 @@ class Streams:
         except TimeoutError:
             seconds = assembly.generation.request.timeout_s or 0.0
             assembly.lose(index, DeadlineExceeded(f"not done within its time limit of {seconds:g} s"))
+        except Overloaded as error:
+            assembly.end(Failed(error))  # the client is to come again: what is drawn meanwhile is for nobody
         except DalleServerError as error:
             assembly.lose(index, error)
         except Exception:
@@ -99,7 +101,14 @@ class Streams:
                 raise PartLost("the stream ended early")
         finally:
             if not is_over:  # in a thread: Ray's cancel may wait
-                asyncio.get_running_loop().run_in_executor(None, response.cancel)
+                asyncio.get_running_loop().run_in_executor(None, _cancel, response)
+
+
+def _cancel(response: DeploymentResponseGenerator[Any]) -> None:
+    try:
+        response.cancel()  # type: ignore[no-untyped-call]
+    except Exception as error:  # it says again what the stream said: that it was refused, or its replica died
+        logger.debug("nothing to cancel: %s", error)
 
 
 def _read(reader: EventReader, wire: Any) -> Any:

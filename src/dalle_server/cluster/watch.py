@@ -65,6 +65,7 @@ class Watch:
     _since: float = 0.0  # when the replicas agreed on what is known
     _previews: dict[str, int] = field(default_factory=dict)  # by part: wanted since the last message
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_over: bool = False
 
     @property
     def is_silent(self) -> bool:
@@ -74,8 +75,13 @@ class Watch:
         self._previews[part] = every
         self._changed.set()
 
+    def stop(self) -> None:
+        """`run` returns when the replicas have answered: Ray complains of answers that nobody takes."""
+        self._is_over = True
+        self._changed.set()
+
     async def run(self) -> None:
-        while True:
+        while not self._is_over:
             try:
                 await self.ask()
             except Exception as error:  # Serve's own, and Ray's: a broken connection, an application that is deleted
@@ -89,7 +95,8 @@ class Watch:
     async def ask(self) -> None:
         """Once. Raises what Ray raises when nobody is there to ask."""
         previews, self._previews = self._previews, {}
-        self._changed.clear()
+        if not self._is_over:
+            self._changed.clear()
         answers = await self.handle.broadcast("tell", self.front, previews).results_async(
             timeout_s=ANSWER_S, return_exceptions=True
         )
