@@ -1,4 +1,4 @@
-"""`python -m tests.cluster.one_front ADDRESS APP N`: a front that asks for N pictures, to be killed meanwhile."""
+"""`python -m tests.cluster.one_front ADDRESS APP N…`: a front that asks for N pictures and leaves, for each N."""
 
 import sys
 
@@ -8,7 +8,11 @@ from dalle_server.request import GenerationRequest
 from tests.cluster.engines import SLOW
 
 if __name__ == "__main__":
-    address, app, count = sys.argv[1:]
-    connection = Connection(address)
-    engine = ClusterEngine(connection, find_or_deploy(app, SLOW, may_deploy=False), most_slots=4, max_waiting_images=64)
-    engine.submit(GenerationRequest.of("a cat", int(count))).result()
+    address, app, *counts = sys.argv[1:]
+    for count in counts:
+        connection = Connection(address)
+        handle = find_or_deploy(app, SLOW, may_deploy=False)
+        engine = ClusterEngine(connection, handle, most_slots=4, max_waiting_images=64)
+        engine.submit(GenerationRequest.of("a cat", int(count))).result()
+        engine.stop()
+        connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -53,12 +54,12 @@ def ray_cluster(num_cpus: int = 8) -> Iterator[str]:
             _end(process)
 
 
-def processes_of(app: str) -> list[psutil.Process]:
+def processes_of(app: str, deployment: str = "engine") -> list[psutil.Process]:
     """The replicas' own: ray names each after its application."""
     found = []
     for process in psutil.process_iter():
         try:
-            if any(f"ServeReplica:{app}:" in word for word in process.cmdline()):
+            if any(f"ServeReplica:{app}:{deployment}" in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
@@ -81,6 +82,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=3)
     for each in alive:
-        each.kill()
+        with contextlib.suppress(psutil.Error):
+            each.kill()
     process.kill()
     process.wait()

@@ -63,8 +63,8 @@ def quick(connection: Connection) -> str:
 
 @pytest.fixture(scope="module")
 def slow(connection: Connection) -> str:
-    """Of one, 8 s a picture: each is cancelled before it is done."""
-    return deployed("slow", SLOW, step_s=0.5)
+    """Of one, 16 s a picture: each is cancelled before it is done."""
+    return deployed("slow", SLOW, step_s=1.0)
 
 
 def deployed(name: str, spec: Spec, **load: Any) -> str:
@@ -181,6 +181,21 @@ def test_previews_begin_when_somebody_watches(slow: str, front: Callable[..., Cl
     generation.cancel()
 
 
+def test_previews_that_were_wanted_while_the_part_waited_come(slow: str, front: Callable[..., ClusterEngine]) -> None:
+    engine = front(slow, SLOW)
+    before = []
+    for count in (4, 8):
+        before.append(engine.submit(GenerationRequest.of("a cat", 4)))
+        until(lambda count=count: engine.replicas[0].running + engine.replicas[0].waiting == count, PATIENCE_S)  # type: ignore[misc]
+    generation = engine.submit(GenerationRequest.of("a dog"))
+    until(lambda: engine.stats().waiting >= 5, PATIENCE_S)
+    generation.want_previews(1)
+    until(lambda: not engine._watch._previews, PATIENCE_S)  # told to those who do not have the part yet
+    for each in before:
+        each.cancel()
+    assert any(isinstance(event, Preview) for event in generation.events())
+
+
 def test_a_cancel_reaches_the_replica(slow: str, front: Callable[..., ClusterEngine]) -> None:
     engine = front(slow, SLOW)
     generation = engine.submit(GenerationRequest.of("a cat", 5))  # one of them waits
@@ -188,7 +203,7 @@ def test_a_cancel_reaches_the_replica(slow: str, front: Callable[..., ClusterEng
     generation.cancel("changed my mind")
     end = end_of(generation)
     assert end == Cancelled("changed my mind")
-    until(lambda: (engine.replicas[0].running, engine.replicas[0].waiting) == (0, 0), 6.0)  # a picture takes 8 s
+    until(lambda: (engine.replicas[0].running, engine.replicas[0].waiting) == (0, 0), 10.0)  # a picture takes 16 s
     assert engine.stats().live_requests == 0
 
 
@@ -209,7 +224,7 @@ def test_a_front_that_dies_leaves_no_work_behind(slow: str, address: str, front:
     until(lambda: engine.replicas[0].running == 0, PATIENCE_S)
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     other = subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.one_front", address, slow, "8"],
+        [sys.executable, "-m", "tests.cluster.one_front", address, slow, "4"],
         env={**os.environ, "PYTHONPATH": path},
         cwd=ROOT,
     )
@@ -218,7 +233,7 @@ def test_a_front_that_dies_leaves_no_work_behind(slow: str, address: str, front:
     finally:
         other.kill()
         other.wait()
-    # Eight pictures would take sixteen seconds; the lease is four.
+    # A picture takes sixteen seconds; the lease is four.
     until(lambda: engine.replicas[0].running + engine.replicas[0].waiting == 0, 12.0)
 
 
@@ -252,6 +267,17 @@ def test_a_killed_replica_costs_no_picture(
     assert again and sorted(set(asked)) == sorted(f"{each.id}/{index}" for each in requests for index in range(4))
     assert sorted(asked) == sorted([*set(asked), *again])
     until(lambda: len(engine.replicas) == 2, PATIENCE_S)  # Serve starts another
+
+
+def test_a_killed_board_costs_no_picture(quick: str, front: Callable[..., ClusterEngine]) -> None:
+    """Where replicas and fronts tell of themselves: nobody is taken for dead when it is gone."""
+    engine = front(quick)
+    processes_of(quick, "board")[0].kill()
+    generations = [engine.submit(GenerationRequest.of("a cat", 8, seed=i)) for i in range(5)]
+    assert {type(end_of(generation)) for generation in generations} == {Done}
+    until(lambda: bool(processes_of(quick, "board")), PATIENCE_S)
+    heard_at = engine._watch.heard_at
+    until(lambda: engine._watch.heard_at > heard_at and len(engine.replicas) == 2, PATIENCE_S)
 
 
 class Visitors:
@@ -324,6 +350,17 @@ def _run_and_forget(target: serve.Application, app: str) -> None:
         serve.run(target, name=app, route_prefix=None)
     except Exception:
         logging.getLogger(__name__).info("it was not to succeed")
+
+
+def test_a_front_that_has_left_can_join_again(address: str, quick: str) -> None:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    again = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.one_front", address, quick, "1", "1"],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+    )
+    assert again.returncode == 0
 
 
 def test_nothing_to_join_is_said_in_a_line(connection: Connection, quick: str) -> None:

@@ -13,11 +13,13 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from dalle_server.checks import known_fields
+from dalle_server.cluster.board import Board
 from dalle_server.cluster.replica import EngineReplica, Load, load_replica_engine
 from dalle_server.config import Settings, config_error
 from dalle_server.words import replica_bounds, replica_range, resources
 
-DEPLOYMENT = "engine"
+DEPLOYMENT, BOARD = "engine", "board"
+QUIET: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 CPU_SLOTS, GPU_SLOTS = 16, 32  # the most that an engine takes by itself (engine/runners/sizing.py)
 REPLICA_SETTINGS = (
     "model_version",
@@ -122,10 +124,17 @@ def application(spec: Spec, load: Load = load_replica_engine) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=QUIET,
         **scaling,
     )
+    board = serve.deployment(
+        name=BOARD,
+        num_replicas=1,
+        max_ongoing_requests=100_000,  # every replica waits there
+        ray_actor_options={"num_cpus": 0.0},
+        logging_config=QUIET,
+    )
     bound: Application = deployment(EngineReplica).bind(
-        spec.checked_settings(), spec.revision, spec.front_lease_s, load
+        spec.checked_settings(), spec.revision, spec.front_lease_s, load, board(Board).bind()
     )
     return bound

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported: it asks no one and tells nobody
@@ -18,7 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dalle_server.cluster import agreement
-from dalle_server.cluster.app import DEPLOYMENT, Spec, application
+from dalle_server.cluster.app import BOARD, DEPLOYMENT, Spec, application
 from dalle_server.cluster.replica import Load, load_replica_engine
 from dalle_server.errors import ConfigError, DalleServerError, NotReady
 
@@ -28,6 +29,14 @@ JOIN_TIMEOUT_S = 120.0
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The deployments of an application."""
+
+    replicas: DeploymentHandle[Any]
+    board: DeploymentHandle[Any]
 
 
 class Connection:
@@ -81,9 +90,7 @@ def _join(address: str) -> None:
         ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
 
 
-def find_or_deploy(
-    app: str, spec: Spec, *, may_deploy: bool, load: Load = load_replica_engine
-) -> DeploymentHandle[Any]:
+def find_or_deploy(app: str, spec: Spec, *, may_deploy: bool, load: Load = load_replica_engine) -> Deployed:
     """The replicas of this application. Deployed, if they are not there or others are wanted; Serve replaces the others
     a few at a time. Waits until one is ready.
 
@@ -112,7 +119,7 @@ def find_or_deploy(
             raise
         except Exception as error:
             raise NotReady(f"the replicas of {app!r} did not start: {_first_line(error)}") from error
-    return serve.get_deployment_handle(DEPLOYMENT, app)
+    return Deployed(serve.get_deployment_handle(DEPLOYMENT, app), serve.get_deployment_handle(BOARD, app))
 
 
 def _first_line(error: Exception) -> str:

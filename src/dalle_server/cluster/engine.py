@@ -7,15 +7,13 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
-from dalle_server.cluster.connection import Connection
+from dalle_server.cluster.connection import Connection, Deployed
 from dalle_server.cluster.parts import Assembly
 from dalle_server.cluster.streams import Streams
 from dalle_server.cluster.watch import Introduction, Watch
@@ -46,7 +44,7 @@ class ClusterEngine:
     def __init__(
         self,
         connection: Connection,
-        handle: DeploymentHandle[Any],
+        deployed: Deployed,
         *,
         most_slots: int,
         max_waiting_images: int,
@@ -54,8 +52,8 @@ class ClusterEngine:
         on_fatal: Callable[[], None] = lambda: None,
         on_stop: Callable[[], None] = lambda: None,
     ):
-        self._connection, self._handle = connection, handle
-        self._most_images = most_slots + max_waiting_images
+        self._connection, self._deployed = connection, deployed
+        self._most_slots = most_slots
         self._max_waiting_images = max_waiting_images
         self._observer = observer or Observer()
         self._on_fatal, self._on_stop = on_fatal, on_stop
@@ -65,11 +63,11 @@ class ClusterEngine:
         self._counters = Counters(num_slots=0)
         self._is_stopped = False
         self._watch, self._known = connection.submit(self._meet()).result()
-        self._streams = Streams(handle, self._watch.front)
+        self._streams = Streams(deployed.replicas, self._watch.front, self._watch.want_previews)
         self._watching = connection.submit(self._watch.run())
 
     async def _meet(self) -> tuple[Watch, Introduction]:
-        watch = Watch(self._handle, self._adopt)
+        watch = Watch(self._deployed, self._adopt)
         known = await watch.introduce()
         await watch.ask()
         return watch, known
@@ -158,7 +156,8 @@ class ClusterEngine:
     def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         """Accept a request: from now on it ends exactly once. Raises as `engine.Engine.submit` does."""
         known = self._known
-        check_request(request, known.config, known.info, self._most_images)
+        most_slots = max(self._most_slots, sum(each.num_slots for each in self._watch.replicas))
+        check_request(request, known.config, known.info, most_slots + self._max_waiting_images)
         if held is not None:
             held.give_back()
         self._take(len(request.images))
@@ -180,7 +179,10 @@ class ClusterEngine:
 
     def _soon(self, call: Callable[[Assembly], None], assembly: Assembly) -> None:
         """In the loop's thread."""
-        self._connection.loop.call_soon_threadsafe(call, assembly)
+        try:
+            self._connection.loop.call_soon_threadsafe(call, assembly)
+        except RuntimeError:  # the loop is closed, and so everything has ended
+            logger.debug("this front has left the cluster")
 
     def _cancel(self, assembly: Assembly) -> None:
         assembly.end(Cancelled(assembly.generation.cancel_reason or "the server is shutting down"))
@@ -205,7 +207,7 @@ class ClusterEngine:
         """As `engine.Engine.tokenize`, by whichever replica is free."""
         check_pixels(pixels, self._known.config, self._known.info)
         try:
-            told = self._handle.tokenize.remote(pixels).result(timeout_s=TOKENIZE_S)
+            told = self._deployed.replicas.tokenize.remote(pixels).result(timeout_s=TOKENIZE_S)
         except (RayError, RayServeException, TimeoutError) as error:
             raise NotReady("no replica could read the picture; try again shortly", retry_after_s=5) from error
         if "error" in told:

@@ -30,10 +30,10 @@ class Cluster:
         assert settings.cluster is not None
         spec, connection = Spec.of(settings), self._enter(settings.cluster)
         try:
-            handle = find_or_deploy(self._app(settings), spec, may_deploy=settings.replicas is not None)
+            deployed = find_or_deploy(self._app(settings), spec, may_deploy=settings.replicas is not None)
             return ClusterEngine(
                 connection,
-                handle,
+                deployed,
                 most_slots=replica_bounds(spec.replicas)[1] * spec.slots,
                 max_waiting_images=settings.max_waiting_images,
                 observer=observer,

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ray import serve
 
 from dalle_server.cluster.agreement import agree, drawn_as
+from dalle_server.cluster.board import KEPT_S
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import DalleServerError
@@ -23,6 +25,7 @@ from dalle_server.request import GenerationRequest
 from dalle_server.wire import error_to_dict, event_to_dict
 
 SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for who waits for a message
+ANSWER_S = 10.0  # that the board has to answer
 PROGRESS_EVERY_S = 0.2  # a message costs both ends about a millisecond; progress by itself is not worth more
 FRONT_GONE = "the front that asked is silent"
 
@@ -40,7 +43,7 @@ def load_replica_engine(settings: Settings) -> Engine:
 class EngineReplica:
     """A Ray Serve deployment. Serve calls `check_health` and, when it ends this replica, `__del__`."""
 
-    def __init__(self, settings: Mapping[str, Any], revision: str, front_lease_s: float, load: Load):
+    def __init__(self, settings: Mapping[str, Any], revision: str, front_lease_s: float, load: Load, board: Any):
         """Raises DalleServerError for weights that cannot be loaded, or that draw other bytes than the others'."""
         sys.setswitchinterval(SWITCH_S)
         context = serve.get_replica_context()
@@ -50,12 +53,18 @@ class EngineReplica:
         self._agreed = agree(context.app_name, settings, revision, drawn_as(self._engine.digest, self._engine.info))
         self._engine.start()
         self._engine.submit(GenerationRequest.of("warm-up", seed=0)).result()
-        self._heard: dict[str, float] = {}  # front → time.monotonic()
+        self._heard: dict[str, float] = {}  # front → time.monotonic(), of those that it has pictures for and others
+        self._judged: float = 0.0  # when the board last knew all fronts
         self._parts: dict[str, Generation] = {}
+        self._board = board
+        self._over = threading.Event()
+        threading.Thread(target=self._report, name="report", daemon=True).start()
 
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.stop()
+        if over := getattr(self, "_over", None):
+            over.set()
 
     def check_health(self) -> None:
         """Raises for an engine that its watchdog gave up: Serve then replaces this replica."""
@@ -103,7 +112,7 @@ class EngineReplica:
             else:
                 held, told_at = [], now
                 yield events
-            if now - self._heard.get(front, 0.0) > self._front_lease_s:
+            if self._is_gone(front):
                 generation.cancel(FRONT_GONE)
             try:
                 await asyncio.wait_for(changed.wait(), PROGRESS_EVERY_S if held else self._front_lease_s / 5)
@@ -120,15 +129,34 @@ class EngineReplica:
 
     # -- telling
 
-    async def tell(self, front: str, previews: Mapping[str, int]) -> dict[str, Any]:
-        """A front says that it lives, and of which parts it wants previews how often; it hears how this replica is."""
+    def _report(self) -> None:
+        """In a thread: says how this replica is, hears which fronts live and what they want to see."""
+        answered = 0.0
+        while not self._over.is_set():
+            try:
+                answer = self._board.report.remote(self._told(), answered).result(timeout_s=ANSWER_S)
+            except Exception as error:  # Serve starts another board; meanwhile nobody is judged
+                logger.warning("the board does not answer: %s", error)
+                self._over.wait(1.0)
+                continue
+            answered = answer["now"]
+            self._hear(answer)
+
+    def _hear(self, answer: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        self._heard = {name: at for name, at in self._heard.items() if now - at < 2 * self._front_lease_s} | {
-            front: now
-        }
-        for part, every in previews.items():
-            if part in self._parts:
-                self._parts[part].want_previews(every)
+        self._heard = {front: at for front, at in self._heard.items() if now - at < 2 * self._front_lease_s + KEPT_S}
+        for front, silent_s in answer["fronts"].items():
+            self._heard[front] = max(self._heard.get(front, 0.0), now - silent_s)
+        if answer["up_s"] > self._front_lease_s:
+            self._judged = now
+        for part, every in answer["previews"].items():
+            if generation := self._parts.get(part):
+                generation.want_previews(every)
+
+    def _is_gone(self, front: str) -> bool:
+        return self._judged - self._heard.get(front, 0.0) > self._front_lease_s
+
+    def _told(self) -> dict[str, Any]:
         stats, info = self._engine.stats(), self._engine.info
         return {
             "replica": self._id,
@@ -143,9 +171,7 @@ class EngineReplica:
             "num_slots": stats.num_slots,
             "running": stats.running,
             "waiting": stats.waiting + stats.detokenizing,
-            "image_tokens": stats.image_tokens,
             "step_s": stats.step_s,
-            "faults": stats.faults,
         }
 
     async def introduce(self) -> dict[str, Any]:

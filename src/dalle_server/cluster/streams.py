@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
@@ -35,10 +36,11 @@ class PartLost(Exception):
 
 
 class Streams:
-    """Runs in the loop's thread."""
+    """Runs in the loop's thread. `want_previews(part, every)` reaches whichever replica draws the part."""
 
-    def __init__(self, handle: DeploymentHandle[Any], front: str):
+    def __init__(self, handle: DeploymentHandle[Any], front: str, want_previews: Callable[[str, int], None]):
         self._handle = handle.options(stream=True)
+        self._want_previews = want_previews
         self._front = front
         self._tasks: dict[Assembly, list[asyncio.Task[None]]] = {}
 
@@ -88,9 +90,12 @@ class Streams:
     async def _stream(self, assembly: Assembly, index: int, request: GenerationRequest) -> None:
         response = self._handle.submit.remote(request.to_dict(), self._front)
         assert isinstance(response, DeploymentResponseGenerator)
-        reader, is_over = EventReader(request), False
+        reader, is_over, told_every = EventReader(request), False, request.preview_every
         try:
             async for message in response:
+                if (every := assembly.preview_every(index)) != told_every:  # as wanted while the part was on its way
+                    told_every = every
+                    self._want_previews(request.id, every)
                 for wire in message["events"]:
                     event = _read(reader, wire)
                     is_over = isinstance(event, TERMINAL)

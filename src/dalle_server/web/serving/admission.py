@@ -13,6 +13,7 @@ from flask import Flask, has_request_context, request
 from dalle_server.config import Settings
 from dalle_server.errors import Overloaded
 from dalle_server.web.routing import routes
+from dalle_server.words import replica_bounds
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -31,7 +32,10 @@ _REFUSED = "dalle_server.refused"
 
 def max_in_flight(settings: Settings) -> int:
     """Requests that may be open at the same time; the server has SPARE_THREADS more threads than that."""
-    of_a_model = (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images
+    if settings.cluster is not None and settings.replicas is None:
+        return MAX_IN_FLIGHT  # nobody knows yet how many replicas there are
+    engines = replica_bounds(settings.replicas)[1] if settings.replicas else 1
+    of_a_model = engines * (settings.num_slots or ASSUMED_SLOTS) + settings.max_waiting_images
     return min(of_a_model * max(1, len(settings.models)) + settings.max_event_streams, MAX_IN_FLIGHT)
 
 
