@@ -10,6 +10,7 @@ from dalle_server.cluster.app import Spec
 from dalle_server.cluster.replica import Load
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
+from dalle_server.errors import WeightsNotFound
 from tests.fake_runner import FakeRunner, FakeTokenizer
 
 DIGEST = "a" * 64
@@ -30,3 +31,7 @@ def fake(settings: Settings, *, digest: str, device_file: str, step_s: float) ->
 def loading(digest: str = DIGEST, device_file: str = "", step_s: float = 0.02) -> Load:
     """Of 16 steps a picture. The digest stands for the weights alone; `device_file` says what it runs on."""
     return partial(fake, digest=digest, device_file=device_file, step_s=step_s)
+
+
+def unloadable(settings: Settings) -> Engine:
+    raise WeightsNotFound("there are none here")

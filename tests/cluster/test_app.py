@@ -15,6 +15,7 @@ from dalle_server.cluster.app import Spec, application, build
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.errors import DalleServerError
+from dalle_server.web.serving.admission import MAX_IN_FLIGHT, max_in_flight
 from tests.cluster.engines import loading
 from tests.cluster.ray_here import ROOT
 
@@ -52,6 +53,12 @@ def test_a_front_hands_on_what_concerns_the_engine_and_nothing_else() -> None:
     assert spec.settings == {"model_version": "nano", "num_slots": 3}
     assert spec.to_json() == Spec.of(settings.model_copy(update={"port": 2})).to_json()
     assert spec.to_json() != replace(spec, revision="2").to_json()
+
+
+def test_a_front_takes_as_many_requests_as_the_replicas_can_draw() -> None:
+    one, two = (Settings(num_slots=8, cluster="auto", replicas=replicas) for replicas in ("1", "1:2"))
+    assert max_in_flight(two) == max_in_flight(one) + 8
+    assert max_in_flight(Settings(cluster="auto")) == MAX_IN_FLIGHT
 
 
 @pytest.mark.parametrize(

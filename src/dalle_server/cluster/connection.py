@@ -53,7 +53,7 @@ class Connection:
         if not joined.wait(JOIN_TIMEOUT_S):
             raise ConfigError(f"--cluster {address}: no answer within {JOIN_TIMEOUT_S:g} s", param="cluster")
         if self._failure is not None:
-            raise ConfigError(f"--cluster {address}: {_first_line(self._failure)}", param="cluster")
+            raise ConfigError(f"--cluster {address}: {_ends(self._failure)}", param="cluster")
 
     def _run(self, address: str, joined: threading.Event) -> None:
         try:
@@ -109,7 +109,7 @@ def find_or_deploy(app: str, spec: Spec, *, may_deploy: bool, load: Load = load_
             f"the application {app!r} was not deployed by a server; leave --replicas out to use it as it is",
             param="replicas",
         )
-    if may_deploy and told != spec.to_json():
+    if may_deploy and (told != spec.to_json() or (status is not None and status.status == "DEPLOY_FAILED")):
         if status is None:
             agreement.forget(app)
         agreement.tell_deployed(app, spec.to_json())
@@ -118,9 +118,11 @@ def find_or_deploy(app: str, spec: Spec, *, may_deploy: bool, load: Load = load_
         except DalleServerError:
             raise
         except Exception as error:
-            raise NotReady(f"the replicas of {app!r} did not start: {_first_line(error)}") from error
+            raise NotReady(f"the replicas of {app!r} did not start: {_ends(error)}") from error
     return Deployed(serve.get_deployment_handle(DEPLOYMENT, app), serve.get_deployment_handle(BOARD, app))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _ends(error: Exception) -> str:
+    """The first line, and the last, where Ray quotes what a replica died of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"

@@ -78,6 +78,8 @@ class Streams:
                 await self._stream(assembly, index, assembly.request_of(index))
                 return
             except (PartLost, RayActorError, TaskCancelledError, RequestCancelledError) as error:
+                if assembly.parts[index].is_settled:
+                    return  # only the last word was lost
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 logger.warning("%s: lost at attempt %d: %s", assembly.part_id(index), attempt, reason)
             except BackPressureError as error:
