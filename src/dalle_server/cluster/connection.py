@@ -53,7 +53,7 @@ class Connection:
         if not joined.wait(JOIN_TIMEOUT_S):
             raise ConfigError(f"--cluster {address}: no answer within {JOIN_TIMEOUT_S:g} s", param="cluster")
         if self._failure is not None:
-            raise ConfigError(f"--cluster {address}: {_ends(self._failure)}", param="cluster")
+            raise ConfigError(f"--cluster {address}: {_first_line(self._failure)}", param="cluster")
 
     def _run(self, address: str, joined: threading.Event) -> None:
         try:
@@ -118,11 +118,16 @@ def find_or_deploy(app: str, spec: Spec, *, may_deploy: bool, load: Load = load_
         except DalleServerError:
             raise
         except Exception as error:
-            raise NotReady(f"the replicas of {app!r} did not start: {_ends(error)}") from error
+            raise NotReady(f"the replicas of {app!r} did not start: {_why(app, error)}") from error
     return Deployed(serve.get_deployment_handle(DEPLOYMENT, app), serve.get_deployment_handle(BOARD, app))
 
 
-def _ends(error: Exception) -> str:
-    """The first line, and the last, where Ray quotes what a replica died of."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"
+def _why(app: str, error: Exception) -> str:
+    """What the replicas died of, as Serve quotes it: the last line of a traceback."""
+    status = serve.status().applications.get(app)
+    told = [each.message.strip() for each in status.deployments.values() if each.message] if status else []
+    return told[0].splitlines()[-1].strip() if told else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
