@@ -88,14 +88,6 @@ class DalleBartConfig:
         return self.image_vocab_size + 1
 
     @property
-    def num_image_tokens(self) -> int:
-        return self.image_length
-
-    @property
-    def num_codes(self) -> int:
-        return self.image_vocab_size
-
-    @property
     def text(self) -> TextConfig:
         return TextConfig(self.max_text_length, self.encoder_vocab_size)
 

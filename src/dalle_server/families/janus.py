@@ -34,9 +34,7 @@ class JanusConfig:
 
     family: ClassVar[str] = "janus"
     cpu_runners: ClassVar[tuple[str, ...]] = ("compiled",)
-    int8_cache_bytes: ClassVar[int] = (
-        1  # 576 positions of 24 layers: what a slot takes, and a fifth of what a step reads
-    )
+    int8_cache_bytes: ClassVar[int] = 1  # 576 positions of 24 layers: a slot's memory, a fifth of what a step reads
     licence_note: ClassVar[str] = LICENCE_NOTE
 
     d_model: int
@@ -59,14 +57,6 @@ class JanusConfig:
     @property
     def head_size(self) -> int:
         return self.d_model // self.num_heads
-
-    @property
-    def num_image_tokens(self) -> int:
-        return self.image_length
-
-    @property
-    def num_codes(self) -> int:
-        return self.image_vocab_size
 
     @property
     def start_row(self) -> int:

@@ -111,12 +111,12 @@ class FamilyConfig(Protocol):
     licence_note: ClassVar[str]  # what whoever serves its published weights must know; may be empty
 
     @property
-    def num_image_tokens(self) -> int:
+    def image_length(self) -> int:
         """Tokens of a picture."""
         ...
 
     @property
-    def num_codes(self) -> int:
+    def image_vocab_size(self) -> int:
         """Codebook ids that it can write."""
         ...
 
@@ -154,8 +154,8 @@ class ModelConfig:
     sampling: SamplingParams = field(default_factory=SamplingParams.reference_defaults)
 
     def __post_init__(self) -> None:
-        if self.picture.num_tokens != self.transformer.num_image_tokens:
-            raise CheckpointError(f"image_length {self.transformer.num_image_tokens} is not a square grid")
+        if self.picture.num_tokens != self.transformer.image_length:
+            raise CheckpointError(f"image_length {self.transformer.image_length} is not a square grid")
 
     def to_dict(self) -> dict[str, Any]:
         """Our native `config.json`; `families.model_config` is the inverse."""
@@ -185,9 +185,9 @@ class ModelConfig:
 
     @property
     def picture(self) -> PictureConfig:
-        side = math.isqrt(self.transformer.num_image_tokens)
-        num_codes = min(self.vqgan.n_embed, self.transformer.num_codes)
-        return PictureConfig(side, side, num_codes, self.vqgan.scale_factor)
+        side = math.isqrt(self.transformer.image_length)
+        codebook_size = min(self.vqgan.n_embed, self.transformer.image_vocab_size)
+        return PictureConfig(side, side, codebook_size, self.vqgan.scale_factor)
 
 
 def from_fields(cls: type[T], raw: Mapping[str, Any], where: str) -> T:

@@ -13,9 +13,9 @@ from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE, RunnerInfo
 from dalle_server.engine.runners.cpu.compiled.draw import compiled_draw
-from dalle_server.engine.runners.cpu.compiled.families import Loading, compiled_texts_and_step
+from dalle_server.engine.runners.cpu.compiled.families import compiled_texts_and_step
 from dalle_server.engine.runners.cpu.compiled.library import load_library
-from dalle_server.engine.runners.cpu.compiled.stack import Memory, tiles_of
+from dalle_server.engine.runners.cpu.compiled.stack import Loading, Memory, tiles_of
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.packing import Tiles, kept_packed, products

@@ -15,6 +15,17 @@ from dalle_server.engine.runners.base import StepRow
 NARROW = 1024  # candidates: fewer are found faster than the whole codebook is sorted, and need less noise
 
 
+class _Row:
+    """One row of an array of StepInputs, under its own name."""
+
+    def __init__(self, array: str, number: int):
+        self._array, self._number = array, number
+
+    def __get__(self, inputs: StepInputs, owner: type | None = None) -> Tensor:
+        array: Tensor = getattr(inputs, self._array)
+        return array[self._number]
+
+
 @dataclass(frozen=True, slots=True)
 class StepInputs:
     """Batch row b is slot b; a slot that does not take part computes too, and is ignored (`active` 0).
@@ -65,48 +76,19 @@ class StepInputs:
         self.floats.copy_(other.floats.pin_memory(), non_blocking=True)
 
     @property
-    def positions(self) -> Tensor:
-        return self.integers[0]
-
-    @property
     def active(self) -> Tensor:
         return self.integers[1].bool()
 
-    @property
-    def forced(self) -> Tensor:
-        return self.integers[2]
-
-    @property
-    def top_k(self) -> Tensor:
-        return self.integers[3]
-
-    @property
-    def seeds(self) -> Tensor:
-        return self.integers[4]
-
-    @property
-    def image_indices(self) -> Tensor:
-        return self.integers[5]
-
-    @property
-    def near(self) -> Tensor:
-        return self.integers[6]
-
-    @property
-    def temperature(self) -> Tensor:
-        return self.floats[0]
-
-    @property
-    def top_p(self) -> Tensor:
-        return self.floats[1]
-
-    @property
-    def condition_scale(self) -> Tensor:
-        return self.floats[2]
-
-    @property
-    def pull(self) -> Tensor:
-        return self.floats[3]
+    positions = _Row("integers", 0)
+    forced = _Row("integers", 2)
+    top_k = _Row("integers", 3)
+    seeds = _Row("integers", 4)
+    image_indices = _Row("integers", 5)
+    near = _Row("integers", 6)
+    temperature = _Row("floats", 0)
+    top_p = _Row("floats", 1)
+    condition_scale = _Row("floats", 2)
+    pull = _Row("floats", 3)
 
 
 def _scale(condition_scale: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dalle_server.engine.runners.cpu.compiled.library import (
     TiledProduct,
 )
 from dalle_server.engine.runners.cpu.compiled.rotary import rotary_table
+from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.packing import Tiles, TilesToPut, packed_later
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE
@@ -145,3 +147,14 @@ class Memory:
             num_rows,
             self._is_exact,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What texts and step of any family are made with."""
+
+    library: Any
+    team: Team
+    memory: Memory
+    checkpoint: Checkpoint
+    num_slots: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from dalle_server.engine.runners.cpu.compiled.caches import Caches, KeptText
 from dalle_server.engine.runners.cpu.compiled.layers import Layers
 from dalle_server.engine.runners.cpu.compiled.library import DecoderPointers, StepArguments, TiledProduct
-from dalle_server.engine.runners.cpu.compiled.stack import Memory
-from dalle_server.engine.runners.cpu.compiled.team import Team
+from dalle_server.engine.runners.cpu.compiled.stack import Loading
 from dalle_server.engine.runners.cpu.compiled.tiles import LANES
 from dalle_server.engine.runners.cpu.parts import StepBatch
 from dalle_server.errors import ConfigError
@@ -28,36 +26,23 @@ class CompiledStep:
     `is_prefixed`: texts are in front of the pictures, and rotary positions count from a text's beginning.
     """
 
-    def __init__(
-        self,
-        library: Any,
-        team: Team,
-        memory: Memory,
-        tensors: Any,
-        layers: Layers,
-        embed: Embed,
-        *,
-        codebook_size: int,
-        num_slots: int,
-        num_positions: int,
-        text_length: int,
-        is_prefixed: bool,
-    ):
-        most = library.max_positions()
-        if num_positions + text_length > most:
+    def __init__(self, loading: Loading, layers: Layers, embed: Embed, *, is_prefixed: bool):
+        library, team, memory, tensors = loading.library, loading.team, loading.memory, loading.checkpoint.transformer
+        picture, text_length = loading.checkpoint.config.picture, loading.checkpoint.config.text.max_length
+        places = picture.num_tokens + text_length
+        if places > (most := library.max_positions()):
             raise ConfigError(f"--runner compiled holds {most} positions at most; use --runner torch")
         self._run, self._team, self._memory, self._embed = library.decode_step, team, memory, embed
-        self.row_buckets = tuple(range(1, num_slots + 1))
-        num_slots += 1  # for rows without a picture
-        self._caches = caches = Caches(library, layers, num_slots, num_positions, memory.cell(layers))
+        self.row_buckets = tuple(range(1, loading.num_slots + 1))
+        num_slots = loading.num_slots + 1  # one for rows without a picture
+        self._caches = caches = Caches(library, layers, num_slots, picture.num_tokens, memory.cell(layers))
         self._phase_bytes = library.phase_bytes(layers.num_layers, 0)
-        places = num_positions + text_length
         stack = memory.stack(layers, tensors, 2 * num_slots, places, team.num_threads, self._phase_bytes)
         for index in range(layers.num_layers):
             stack.layers[index].cache = caches.cells[index].ctypes.data
         self._decoder = DecoderPointers(
             stack,
-            num_positions,
+            picture.num_tokens,
             is_prefixed,
             lm_head := memory.products["lm_head"],
             memory.products.get("head_proj", TiledProduct()),
@@ -66,8 +51,8 @@ class CompiledStep:
             caches.text_lengths.ctypes.data,
         )
         bias = tensors.get("lm_head.bias")
-        self._bias = np.float32(0) if bias is None else np.array(bias[:codebook_size], np.float32)
-        self._codebook_size = codebook_size
+        self._codebook_size = picture.codebook_size
+        self._bias = np.float32(0) if bias is None else np.array(bias[: self._codebook_size], np.float32)
         self._logits = memory.zeros((num_slots, lm_head.tiles * LANES))
 
     def admit(self, slot: int, conditional: KeptText, unconditional: KeptText) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ from dalle_server.engine.runners.base import TextTokens
 from dalle_server.engine.runners.cpu.compiled.caches import KeptText, head_cells
 from dalle_server.engine.runners.cpu.compiled.layers import EXACT, Layers
 from dalle_server.engine.runners.cpu.compiled.library import EncoderPointers, TextArguments, TiledProduct
-from dalle_server.engine.runners.cpu.compiled.stack import Memory
-from dalle_server.engine.runners.cpu.compiled.team import Team
+from dalle_server.engine.runners.cpu.compiled.stack import Loading
 
 MOST_ROWS = 64  # of a prefix at once: more are hardly faster, and each takes room to work in
 
@@ -30,27 +28,22 @@ class CompiledTexts:
 
     def __init__(
         self,
-        library: Any,
-        team: Team,
-        memory: Memory,
-        tensors: Any,
+        loading: Loading,
         layers: Layers,
         embed: Embed,
         *,
-        text_length: int,
         cross: Sequence[TiledProduct] = (),
         cross_heads: int = 0,
     ):
+        library, team, memory, tensors = loading.library, loading.team, loading.memory, loading.checkpoint.transformer
+        text_length = loading.checkpoint.config.text.max_length
         self._run, self._team, self._memory, self._embed = library.encode_text, team, memory, embed
         self._is_prefix = not cross
         self._most_rows = min(text_length, MOST_ROWS) if self._is_prefix else text_length
         self._states, self._num_rows = np.zeros((self._most_rows, layers.width), np.float32), 0
         heads = layers.kv_heads if self._is_prefix else cross_heads
-        self._kept_heads, head_size = (
-            (len(cross) or layers.num_layers, heads),
-            layers.width // (cross_heads or layers.heads),
-        )
-        self._cells = partial(head_cells, library, self._kept_heads, head_size=head_size, cell=memory.cell(layers))
+        kept_heads, head_size = (len(cross) or layers.num_layers, heads), layers.width // (cross_heads or layers.heads)
+        self._cells = partial(head_cells, library, kept_heads, head_size=head_size, cell=memory.cell(layers))
         self._phase_bytes = library.phase_bytes(layers.num_layers, len(cross))
         stack = memory.stack(layers, tensors, self._most_rows, text_length, team.num_threads, self._phase_bytes)
         # An encoder's layers need one layer's keys and values at a time, in float32 whatever the products are.
