@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class SamplingParams:
         """dalle-mini's: config.json's top_k 50 and the condition_scale of its inference notebook."""
         return cls(temperature=1.0, top_k=50, top_p=1.0, condition_scale=10.0)
 
+    @classmethod
+    def of(cls, source: object) -> SamplingParams:
+        """From whatever has these fields: a body, parsed arguments, a recipe. Raises InvalidRequest."""
+        return cls(**{f.name: getattr(source, f.name) for f in fields(cls)})
+
     def __post_init__(self) -> None:
         for name, low, high in _SAMPLING_BOUNDS:
             if (value := getattr(self, name)) is not None:
@@ -69,12 +74,8 @@ class SamplingParams:
 
     def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
         """Fill every None from `defaults`."""
-        return SamplingParams(
-            temperature=defaults.temperature if self.temperature is None else self.temperature,
-            top_k=defaults.top_k if self.top_k is None else self.top_k,
-            top_p=defaults.top_p if self.top_p is None else self.top_p,
-            condition_scale=defaults.condition_scale if self.condition_scale is None else self.condition_scale,
-        )
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(defaults, **given)
 
 
 def require_words(prompt: str, param: str = "prompt") -> None:

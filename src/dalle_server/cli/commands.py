@@ -40,7 +40,7 @@ def generate(settings: Settings, arguments: argparse.Namespace) -> int:
         arguments.prompt,
         arguments.num_images,
         arguments.seed,
-        sampling=sampling_of(arguments),
+        sampling=SamplingParams.of(arguments),
         negative_prompt=arguments.negative_prompt or "",
         seamless=arguments.seamless,
     )
@@ -52,16 +52,6 @@ def generate(settings: Settings, arguments: argparse.Namespace) -> int:
             told = describe_image(image, generation, engine)
             print(write_picture(arguments.output, form.format, form.file(image.pixels, generation, told), told))
     return 0
-
-
-def sampling_of(arguments: argparse.Namespace) -> SamplingParams:
-    """Raises InvalidRequest."""
-    return SamplingParams(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        condition_scale=arguments.condition_scale,
-    )
 
 
 def watch(generation: Drawn) -> tuple[GeneratedImage, ...]:

@@ -12,7 +12,7 @@ from dalle_server.drawing.repaint import Repaint, keep_rows_of
 from dalle_server.drawing.repainting import draw_over
 from dalle_server.pictures.canvas import read_file
 from dalle_server.pictures.codec import ImageFormat, describe_image
-from dalle_server.request import require_words
+from dalle_server.request import SamplingParams, require_words
 
 
 def draw(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -21,7 +21,7 @@ def draw(settings: Settings, arguments: argparse.Namespace) -> int:
     mask = read_file(arguments.mask) if getattr(arguments, "mask", None) else None
     if arguments.prompt is not None:
         require_words(arguments.prompt)
-    wanted, sampling = _wanted(arguments, image, mask), commands.sampling_of(arguments)
+    wanted, sampling = _wanted(arguments, image, mask), SamplingParams.of(arguments)
     commands.check_writable(arguments.output)
     recipe, is_named = wanted.recipe, bool({"model_version", "model_dir"} & settings.model_fields_set)
     if recipe is not None and not is_named:

@@ -18,6 +18,7 @@ from ray import serve
 from dalle_server.cluster.agreement import agree, drawn_as
 from dalle_server.cluster.board import KEPT_S
 from dalle_server.config import Settings
+from dalle_server.drawing.joined import said_by_now
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import TERMINAL, Event, Failed, Generation, Progress
@@ -101,7 +102,7 @@ class EngineReplica:
         held: list[Event] = []
         told_at = 0.0
         while True:
-            events = _newest([*held, *(event for event in _available(generation))])
+            events = _newest([*held, *said_by_now(generation.events(poll_s=0))])
             if events and isinstance(events[-1], TERMINAL):
                 yield events
                 return
@@ -184,13 +185,6 @@ class EngineReplica:
             "determinism": self._engine.determinism,
             "tokenizer": self._engine.tokenizer,
         }
-
-
-def _available(generation: Generation) -> Iterable[Event]:
-    for event in generation.events(poll_s=0):
-        if event is None:
-            return
-        yield event
 
 
 def _newest(events: list[Event]) -> list[Event]:

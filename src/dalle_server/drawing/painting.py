@@ -242,12 +242,14 @@ class Painting(Joined):
             case Failed() | Cancelled():
                 yield event
 
-    def _preview(self, picture: _Picture, tokens_done: int, pixels: Pixels) -> Iterator[Event]:
+    def _preview(self, picture: _Picture, tokens_done: int, pixels: Pixels | None = None) -> Iterator[Event]:
+        """`pixels` of the present window, where there are some."""
         done = picture.window * self.shape.window.num_tokens + tokens_done
         if self._every and done - picture.shown_at >= self._every:
             picture.shown_at = done
             canvas = picture.canvas.copy()
-            self.shape.put(canvas, pixels, picture.window)
+            if pixels is not None:
+                self.shape.put(canvas, pixels, picture.window)
             yield Preview(picture.index, done, canvas)
 
     def _put(self, picture: _Picture, image: GeneratedImage) -> Iterator[Event]:
@@ -261,10 +263,7 @@ class Painting(Joined):
         picture.generation, picture.reader = None, iter(())
         picture.window, picture.tokens_done = picture.window + 1, 0
         if picture.window < len(self.shape.places):
-            done = picture.window * self.shape.window.num_tokens
-            if self._every and done - picture.shown_at >= self._every:
-                picture.shown_at = done
-                yield Preview(picture.index, done, picture.canvas.copy())
+            yield from self._preview(picture, 0)
             return
         logprobs = None if picture.logprobs is None else picture.logprobs.reshape(-1, 2)
         finished = GeneratedImage(picture.index, picture.key, picture.canvas, picture.grid.reshape(-1), logprobs)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from dalle_server import checks
 from dalle_server.errors import InvalidRequest
-from dalle_server.models.config import ModelConfig, PictureConfig
+from dalle_server.generation import Generation
+from dalle_server.models.config import PictureConfig
 from dalle_server.pictures.canvas import (
     Picture,
     Weights,
@@ -30,6 +31,7 @@ from dalle_server.pictures.canvas import (
     reduced,
     to_model,
 )
+from dalle_server.pictures.codec import PaintedBy
 from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, find_metadata
 from dalle_server.request import FREE, MAX_TOKEN_ID, GenerationRequest, ImageKey, Pixels, SamplingParams, Tokens
 
@@ -43,14 +45,10 @@ VARIATION_STRENGTH = 0.5
 FULL_PULL = 20.0  # that of strength 1/e; found on the embedded model: docs/pictures-in.md
 
 
-class ReadingEngine(Protocol):
-    """What drawing over needs of an engine."""
+class DrawingEngine(PaintedBy, Protocol):
+    """What drawing over a picture, or again, needs of an engine."""
 
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def digest(self) -> str: ...
+    def submit(self, request: GenerationRequest) -> Generation: ...
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
@@ -261,7 +259,7 @@ class Plan:
     told: DrawnOver  # what the result's file says of it
 
     @classmethod
-    def of(cls, wanted: Repaint, engine: ReadingEngine) -> Plan:
+    def of(cls, wanted: Repaint, engine: DrawingEngine) -> Plan:
         """Reads the picture's tokens. Raises InvalidRequest for a mask that frees none, NotSupported."""
         frame, config = Frame.of(wanted), engine.config.picture
         if wanted.mask is None:
@@ -294,7 +292,7 @@ class Plan:
         return cls(frame, Holes(given, free, wanted.strength, wanted.candidates), told)
 
 
-def _told_tokens(wanted: Repaint, frame: Frame, engine: ReadingEngine) -> Tokens | None:
+def _told_tokens(wanted: Repaint, frame: Frame, engine: DrawingEngine) -> Tokens | None:
     """The picture's own tokens, where its file tells them and they are what all of it shows: exact, and read by no
     encoder, which a checkpoint may lack.
     """

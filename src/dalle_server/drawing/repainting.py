@@ -5,13 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
 from dalle_server import checks
 from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
-from dalle_server.drawing.repaint import Holes, Plan, ReadingEngine, Repaint, kept_behind
+from dalle_server.drawing.repaint import DrawingEngine, Holes, Plan, Repaint, kept_behind
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -28,12 +27,6 @@ from dalle_server.generation import (
 from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, SamplingParams, Tokens
 
 
-class DrawingEngine(ReadingEngine, Protocol):
-    """What drawing over a picture needs of an engine from its beginning to its end."""
-
-    def submit(self, request: GenerationRequest) -> Generation: ...
-
-
 def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImage:
     """The candidate under which the kept tokens behind the hole are likeliest; of equals the first."""
     if len(images) == 1:
@@ -48,6 +41,8 @@ class Repainting(Joined):
     picture's candidates only the chosen one comes out.
     """
 
+    grid_width = 0
+
     def __init__(self, request: GenerationRequest, generations: Sequence[Generation]):
         super().__init__()
         self.request = request
@@ -61,10 +56,6 @@ class Repainting(Joined):
         self._readers = [generation.events(poll_s=0) for generation in generations]
         self._done: dict[int, tuple[GeneratedImage, Done]] = {}
         self._tokens_done = [0] * len(generations)
-
-    @property
-    def grid_width(self) -> int:
-        return 0
 
     def request_of(self, image: GeneratedImage) -> GenerationRequest:
         """What made this picture: its given tokens are its own."""

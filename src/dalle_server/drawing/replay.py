@@ -5,31 +5,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 import numpy as np
 
 from dalle_server.drawing.painting import Shape, paint
+from dalle_server.drawing.repaint import DrawingEngine
 from dalle_server.drawn import Drawn, result_of
 from dalle_server.errors import InvalidRequest
-from dalle_server.generation import GeneratedImage, Generation
+from dalle_server.generation import GeneratedImage
 from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.metadata import DrawnOver, PictureMetadata, pixels_sha256
-from dalle_server.request import GenerationRequest
 
 
 class ReplaySource(StrEnum):
     TOKENS = "tokens"  # the grid goes through the image decoder once: a moment
     SEED = "seed"  # the whole generation again
-
-
-class ReplayingEngine(Protocol):
-    """What replaying needs of an engine."""
-
-    config: ModelConfig
-    digest: str
-
-    def submit(self, request: GenerationRequest) -> Generation: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,7 @@ class Replay:
         return f"from its {self.source}: the same picture, bit for bit"
 
 
-def replay(metadata: PictureMetadata, engine: ReplayingEngine, source: ReplaySource) -> Replay:
+def replay(metadata: PictureMetadata, engine: DrawingEngine, source: ReplaySource) -> Replay:
     """Make the picture again with the loaded model and compare.
 
     Raises InvalidRequest when the model's grid or codebook is of another size, and what generation raises.

@@ -180,12 +180,7 @@ class PictureMetadata(BaseModel):
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             images=(ImageKey(self.seed, self.image_index),),
-            sampling=SamplingParams(
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                condition_scale=self.condition_scale,
-            ),
+            sampling=SamplingParams.of(self),
             forced_tokens=forced,
             near_tokens=near,
             pull=0.0 if towards is None else towards.pull,

@@ -11,7 +11,7 @@ from dalle_server.drawing.repaint import MAX_CANDIDATES
 from dalle_server.drawing.sizes import MAX_SIDE_PX, MIN_SIDE_PX, check_sides
 from dalle_server.errors import InvalidRequest
 from dalle_server.request import MAX_SEED
-from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS
+from dalle_server.web.fields import MAX_PROMPT_CHARS
 from dalle_server.web.pool.model import ModelState
 from dalle_server.web.schemas import LenientBody, Whole
 

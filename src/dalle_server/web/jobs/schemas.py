@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import MAX_CANDIDATES, MAX_GROW
-from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
-from dalle_server.request import MAX_SEED, SamplingParams
+from dalle_server.request import MAX_SEED
+from dalle_server.web.fields import OverBody, SamplingBody, ShapeBody
 from dalle_server.web.jobs.storage.records import Job
-from dalle_server.web.schemas import Body
+from dalle_server.web.schemas import Body, Whole
 
+MAX_JOB_PROMPT_CHARS = 10_000
 MAX_SEARCH_CHARS = 200
 MAX_SEARCH_WORDS = 16
 
@@ -33,49 +34,21 @@ ImageField = Annotated[
 ]
 
 
-class JobFields(Body):
+class JobFields(SamplingBody, ShapeBody, OverBody):
     """What to draw. A seed that is left out is drawn at submission, and fixed from then on."""
 
-    prompt: str = Field("", max_length=10_000, description="may be left out over a picture of ours: its own, then")
-    num_images: int = Field(1, ge=1)
+    prompt: str = Field("", max_length=MAX_JOB_PROMPT_CHARS, description="none over a picture of ours: its own")
+    negative_prompt: str | None = Field(None, max_length=MAX_JOB_PROMPT_CHARS)
+    num_images: Whole = Field(1, ge=1)
     model: str | None = Field(None, max_length=200, description="of /v1/models; none: the first")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    condition_scale: float | None = None
-    negative_prompt: str | None = Field(None, max_length=10_000)
+    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = None
     format: Literal["png", "jpeg", "webp"] = "png"
     preview: bool = True
-    size: str | None = Field(
-        None, description="auto or WIDTHxHEIGHT", json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"}
-    )
-    fit: Literal["paint", "crop", "stretch"] | None = Field(
-        None, description="how a size of another shape is reached; new pictures are painted in it, if nothing is said"
-    )
     seamless: bool = Field(False, description="opposite edges meet: the picture can be tiled")
-    strength: float | None = Field(None, ge=0.0, le=1.0, description="of a drawing over `image`: 0 keeps it")
-    candidates: int | None = Field(
-        None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture over `image`; the best counts"
-    )
-    keep_tokens: int = Field(0, ge=0, description="of `image`, so many tokens stay: it is drawn again from there")
-    grow: int = Field(0, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
-
-    @field_validator("size")
-    @classmethod
-    def _readable(cls, size: str | None) -> str | None:
-        parse_size(size)
-        return size
 
     @property
     def form(self) -> Form:
         return Form.of(self.size, self.fit, ImageFormat(self.format))
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=self.condition_scale
-        )
 
 
 class JobBody(JobFields):
@@ -195,33 +168,21 @@ class JobList(BaseModel):
 
 def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
     """A JobReply. `progress` has position, tokens_done, num_tokens and eta_s; `images` are JobImages."""
+    plain = ("id", "status", "format", "preview", "model", "created_at", "started_at", "finished_at", "queue_s")
     request = job.request
     return {
-        "id": job.id,
-        "object": "job",
-        "status": job.status,
+        **{name: getattr(job, name) for name in (*plain, "total_s", "error")},
         **progress,
+        **asdict(request.sampling),
+        "object": "job",
         "prompt": request.prompt,
         "num_images": len(request.images),
         "seed": job.seed,
         "seed_text": str(job.seed),
-        "temperature": request.sampling.temperature,
-        "top_k": request.sampling.top_k,
-        "top_p": request.sampling.top_p,
-        "condition_scale": request.sampling.condition_scale,
         "negative_prompt": request.negative_prompt,
-        "format": job.format,
         "size": None if job.form.size_px is None else "x".join(map(str, job.form.size_px)),
         "fit": job.form.fit,
-        "preview": job.preview,
         "seamless": request.seamless,
-        "model": job.model,
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "queue_s": job.queue_s,
-        "total_s": job.total_s,
-        "error": job.error,
         "over": _over(job),
         "images": images,
     }

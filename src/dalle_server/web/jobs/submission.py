@@ -87,11 +87,4 @@ def _repaint(body: JobFields, given: Given) -> Repaint:
     """Without words, a mask and tokens to keep it is a variation."""
     if not body.prompt and given.mask is None and not body.keep_tokens:
         return Repaint.variation(given.image, strength=body.strength, candidates=body.candidates)
-    return Repaint.read(
-        given.image,
-        given.mask,
-        strength=body.strength,
-        candidates=body.candidates,
-        keep_tokens=body.keep_tokens,
-        grow=body.grow,
-    )
+    return body.over(given.image, given.mask)

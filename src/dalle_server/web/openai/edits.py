@@ -49,14 +49,7 @@ def edits() -> ResponseReturnValue:
         image = only_one([referred(each, f"images.{i}") for i, each in enumerate(read.images)])
         mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
-        over = Repaint.read(
-            image,
-            mask,
-            strength=body.strength,
-            candidates=body.candidates,
-            keep_tokens=body.keep_tokens,
-            grow=body.grow,
-        )
+        over = body.over(image, mask)
     return _answer(model, body, body.prompt, over)
 
 

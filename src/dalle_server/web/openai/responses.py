@@ -24,9 +24,10 @@ from dalle_server.request import require_words
 from dalle_server.web import sse
 from dalle_server.web.drawing import Drawing, draw, encoding, hold_place
 from dalle_server.web.errors import openai_error
+from dalle_server.web.fields import MAX_PROMPT_CHARS
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
-from dalle_server.web.openai.schemas import MAX_PROMPT_CHARS, ImageReference, RepaintBody
+from dalle_server.web.openai.schemas import ImageReference, RepaintBody
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import Body, Whole, read_json
 
@@ -86,14 +87,7 @@ class ResponsesBody(Body):
         image = only_one([referred(each, "input") for each in references])
         mask = None if tool.input_image_mask is None else referred(tool.input_image_mask, "input_image_mask")
         with encoding():
-            return Repaint.read(
-                image,
-                mask,
-                strength=tool.strength,
-                candidates=tool.candidates,
-                keep_tokens=tool.keep_tokens,
-                grow=tool.grow,
-            )
+            return tool.over(image, mask)
 
     @property
     def prompt(self) -> str:

@@ -8,51 +8,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import MAX_CANDIDATES, MAX_GROW, Repaint
+from dalle_server.drawing.repaint import Repaint
 from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
 from dalle_server.web.drawing import Order
+from dalle_server.web.fields import MAX_PROMPT_CHARS, OverBody, SamplingBody, ShapeBody
 from dalle_server.web.schemas import Body, Whole
 
-MAX_PROMPT_CHARS = 32_000
 MAX_IMAGE_INDEX = 2**31 - 1
 MAX_EDIT_IMAGES = 16
 
 
-class SamplingBody(Body):
-    """How tokens are drawn."""
-
-    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    top_k: Whole | None = Field(None, ge=0, le=2**31 - 1)
-    top_p: float | None = Field(None, ge=1e-6, le=1.0)
-    temperature: float | None = Field(None, ge=0.01, le=100.0)
-    condition_scale: float | None = Field(None, ge=0.0, le=100.0)
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, condition_scale=self.condition_scale
-        )
-
-
-class OutputBody(SamplingBody):
+class OutputBody(SamplingBody, ShapeBody):
     """What every request for pictures may say of them and of how they are drawn."""
 
     model: str | None = None
     n: Whole | None = Field(None, ge=1, le=10)
-    size: str | None = Field(
-        None,
-        description="auto or WIDTHxHEIGHT",
-        json_schema_extra={"pattern": "^(|auto|[0-9]{2,4}x[0-9]{2,4})$"},
-    )
     response_format: Literal["url", "b64_json", "file"] | None = None
-    fit: Literal["paint", "crop", "stretch"] | None = Field(
-        None, description="how a size of another shape is reached; new pictures are painted in it, if nothing is said"
-    )
     seamless: bool | None = Field(None, description="opposite edges meet: the picture can be tiled")
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Whole | None = Field(None, ge=0, le=100, description="JPEG and WebP quality; PNG loses nothing")
@@ -71,12 +47,6 @@ class OutputBody(SamplingBody):
     complexity: Any = None
     markup: Any = None
     input_fidelity: Any = None
-
-    @field_validator("size")
-    @classmethod
-    def _readable(cls, size: str | None) -> str | None:
-        parse_size(size)
-        return size
 
     @property
     def sampling(self) -> SamplingParams:
@@ -112,15 +82,8 @@ class OutputBody(SamplingBody):
         return -(-num_tokens // (count + 1)) if count else 0
 
 
-class RepaintBody(OutputBody):
+class RepaintBody(OutputBody, OverBody):
     """What every request for drawings over a picture may say."""
-
-    strength: float | None = Field(None, ge=0.0, le=1.0, description="0 keeps the picture, 1 ignores it")
-    candidates: Whole | None = Field(
-        None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
-    )
-    keep_tokens: Whole = Field(0, ge=0, description="the picture's first tokens stay: it is drawn again from there")
-    grow: Whole = Field(0, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
 
     def order_over(
         self, over: Repaint, prompt: str | None, num_tokens: int, format: ImageFormat | None = None

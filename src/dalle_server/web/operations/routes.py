@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from http import HTTPMethod
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 
 from dalle_server import __version__
 from dalle_server.web.operations.openapi import document
-from dalle_server.web.pool.model import Known, Model, ModelState, Replicated
+from dalle_server.web.pool.model import Known, Model, ModelState, ReplicaStatus, Replicated
 from dalle_server.web.routing import for_anyone, for_its_owner
 from dalle_server.web.service import Service, State, current_service
 
@@ -75,26 +74,11 @@ class RunnerDescription(BaseModel):
     features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs"
 
 
-class ReplicaInfo(BaseModel):
-    """One of the processes that draw, as it last said."""
-
-    replica: str
-    state: str
-    weights: str
-    runner: str
-    device_name: str
-    dtype: str
-    build: str | None
-    num_slots: int
-    running: int  # pictures
-    waiting: int
-
-
 class ModelOnRunner(BaseModel):
     model: ModelInfo
     runner: RunnerDescription
     num_slots: int
-    replicas: list[ReplicaInfo]  # on a cluster
+    replicas: list[ReplicaStatus]  # on a cluster
 
 
 class Limits(BaseModel):
@@ -202,7 +186,7 @@ def _described(model: Model, known: Known) -> ModelOnRunner:
         ),
         runner=RunnerDescription(**{name: getattr(known.info, name) for name in RunnerDescription.model_fields}),
         num_slots=engine.stats().num_slots if engine else known.num_slots,
-        replicas=[ReplicaInfo(**asdict(each)) for each in engine.replicas] if isinstance(engine, Replicated) else [],
+        replicas=list(engine.replicas) if isinstance(engine, Replicated) else [],
     )
 
 

@@ -75,19 +75,11 @@ def searchable(text: str) -> str:
 
 def to_values(job: Job) -> dict[str, Any]:
     """The columns of a new row, `search` included."""
+    plain = ("id", "owner", "status", "model", "digest", "format", "preview", "created_at", "started_at", "finished_at")
     return {
-        "id": job.id,
-        "owner": job.owner,
-        "status": job.status,
+        **{name: getattr(job, name) for name in plain},
         "request": json.dumps(job.request.to_dict()),
-        "model": job.model,
-        "digest": job.digest,
-        "format": job.format,
-        "preview": job.preview,
         "search": searchable(f"{job.request.prompt} {job.seed}"),
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
         "error": None if job.error is None else json.dumps(job.error),
         "form": json.dumps(wire) if (wire := job.form.to_dict()) else None,
         "over": None if job.over is None else job.over.to_json(),

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -253,22 +253,14 @@ def _read(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Job]:
     for some in _portions(list(found)):
         owned = sa.select(pictures).where(pictures.c.job_id.in_(some)).order_by(pictures.c.image_index)
         for each in connection.execute(owned).mappings():
-            picture = JobPicture(
-                each["image_index"], each["file"], each["width_px"], each["height_px"], each["size_bytes"]
-            )
-            found[each["job_id"]].append(picture)
+            values = dict(each)
+            found[values.pop("job_id")].append(JobPicture(index=values.pop("image_index"), **values))
     return [from_values(row, tuple(found[row["id"]])) for row in rows]
 
 
 def _picture_values(job_id: str, picture: JobPicture) -> dict[str, Any]:
-    return {
-        "job_id": job_id,
-        "image_index": picture.index,
-        "file": picture.file,
-        "width_px": picture.width_px,
-        "height_px": picture.height_px,
-        "size_bytes": picture.size_bytes,
-    }
+    values = asdict(picture)
+    return {"job_id": job_id, "image_index": values.pop("index"), **values}
 
 
 def _is_picture(job_id: str, indexes: list[int]) -> sa.ColumnElement[bool]:
