@@ -24,6 +24,7 @@ from benchmarks.checkpoints.prepared import WORK, random_model
 from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.generation import Generation
 from dalle_server.models.config import ModelConfig
@@ -84,7 +85,9 @@ def main() -> None:
     parser.add_argument("--think_s", type=float, default=1.0, help="mean pause of a client")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model("mini"))
-    runner = choose_runner(checkpoint, device="cpu", dtype="int8", num_slots=arguments.clients, cache_dir=WORK)
+    runner = choose_runner(
+        checkpoint, RunnerSettings(device="cpu", dtype="int8", num_slots=arguments.clients, cache_dir=WORK)
+    )
     engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
     engine.start()
     try:

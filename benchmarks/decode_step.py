@@ -26,6 +26,7 @@ from benchmarks.measuring.contestants import SAMPLING, padded, text_ids
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.cpu.packing import products
 from dalle_server.engine.runners.cpu.quantise import group_shape
 from dalle_server.engine.runners.select import choose_runner
@@ -47,12 +48,14 @@ def main() -> None:
     checkpoint = open_checkpoint(random_model(arguments.size))
     runner = choose_runner(
         checkpoint,
-        arguments.runner,
-        arguments.dtype,
-        device="cpu",
-        num_slots=max(arguments.images),
-        cache_dir=WORK,
-        cpu_build=arguments.cpu_build,
+        RunnerSettings(
+            arguments.runner,
+            arguments.dtype,
+            device="cpu",
+            num_slots=max(arguments.images),
+            cache_dir=WORK,
+            cpu_build=arguments.cpu_build,
+        ),
     )
     num_threads = runner.info.num_threads or 1
     weight_bytes = step_bytes(checkpoint, arguments.dtype)

@@ -31,6 +31,7 @@ from benchmarks.decode_step import reader, step_bytes
 from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import StepRow, TextTokens
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.families.janus import DEFAULT_SAMPLING, JanusConfig
 from dalle_server.request import ImageKey
@@ -100,7 +101,9 @@ def in_a_process(contestant: str) -> dict[str, Any]:
 def ours(native: Path, images: list[int], dtype: str, num_steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     checkpoint = open_checkpoint(native)
-    runner = choose_runner(checkpoint, "compiled", dtype, device="cpu", num_slots=max(images), cache_dir=WORK)
+    runner = choose_runner(
+        checkpoint, RunnerSettings("compiled", dtype, device="cpu", num_slots=max(images), cache_dir=WORK)
+    )
     answer: dict[str, Any] = {"load_s": round(time.perf_counter() - start, 1), "loaded_gb": resident_gb()}
     weight_bytes = step_bytes(checkpoint, dtype)
     read = reader(weight_bytes, runner.info.num_threads or 1)

@@ -24,6 +24,7 @@ from benchmarks.continuous_batching import Clients
 from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.request import GenerationRequest
 from dalle_server.text import TextTokenizer
@@ -37,7 +38,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24, help="arrivals at each share")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(random_model("mini"))
-    runner = choose_runner(checkpoint, device="cpu", dtype="int8", num_slots=max(arguments.clients), cache_dir=WORK)
+    runner = choose_runner(
+        checkpoint, RunnerSettings(device="cpu", dtype="int8", num_slots=max(arguments.clients), cache_dir=WORK)
+    )
     engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
     engine.start()
     try:

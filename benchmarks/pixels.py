@@ -21,6 +21,7 @@ from benchmarks.checkpoints.prepared import WORK, random_model
 from benchmarks.measuring import machine
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 
 
@@ -43,7 +44,9 @@ def main() -> None:
 
 def painter(build: str, dtype: str) -> Runner:
     checkpoint = open_checkpoint(random_model("mini"))
-    return choose_runner(checkpoint, "compiled", dtype, device="cpu", num_slots=1, cache_dir=WORK, cpu_build=build)
+    return choose_runner(
+        checkpoint, RunnerSettings("compiled", dtype, device="cpu", num_slots=1, cache_dir=WORK, cpu_build=build)
+    )
 
 
 def timed(runner: Runner, grid: np.ndarray) -> tuple[float, float]:

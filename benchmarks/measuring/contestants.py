@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.checkpoints.prepared import WORK
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.base import Runner, StepRow, TextTokens
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.errors import ConfigError
 from dalle_server.request import ImageKey, SamplingParams
@@ -91,13 +92,15 @@ def ours(runner: str, dtype: str, cpu_build: str = "auto") -> Build:
         return RunnerContestant(
             choose_runner(
                 weights,
-                runner,
-                dtype,
-                device="cpu",
-                num_slots=num_images,
-                num_threads=num_threads,
-                cpu_build=cpu_build,
-                cache_dir=WORK,
+                RunnerSettings(
+                    runner,
+                    dtype,
+                    device="cpu",
+                    num_slots=num_images,
+                    num_threads=num_threads,
+                    cpu_build=cpu_build,
+                    cache_dir=WORK,
+                ),
             )
         )
 

@@ -15,12 +15,13 @@ def main(directory: str, dtype: str, cache_dir: str, asked_at: str) -> None:
     with PeakMemory() as memory:
         from dalle_server.checkpoints import open_checkpoint
         from dalle_server.engine.engine import Engine
+        from dalle_server.engine.runners.choice import RunnerSettings
         from dalle_server.engine.runners.select import choose_runner
         from dalle_server.request import GenerationRequest
         from dalle_server.text import TextTokenizer
 
         checkpoint = open_checkpoint(Path(directory))
-        runner = choose_runner(checkpoint, dtype=dtype, device="cpu", cache_dir=Path(cache_dir))
+        runner = choose_runner(checkpoint, RunnerSettings(dtype=dtype, device="cpu", cache_dir=Path(cache_dir)))
         engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
         ready_s = time.time() - float(asked_at)
         handle = engine.submit(GenerationRequest.of("a red apple", seed=1))

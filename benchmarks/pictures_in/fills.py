@@ -13,6 +13,7 @@ from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.drawing.repaint import kept_behind
 from dalle_server.engine.rng import MASK32, philox4x32
 from dalle_server.engine.runners.base import LOGPROBS, StepRow
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.cpu.runner import CpuRunner
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.request import FREE, ImageKey, SamplingParams
@@ -36,7 +37,7 @@ class Filler:
 
     def __init__(self) -> None:
         checkpoint = open_checkpoint(find_checkpoint(ModelSize.NANO))
-        runner = choose_runner(checkpoint, "compiled", "auto", device="cpu", num_slots=NUM_SLOTS)
+        runner = choose_runner(checkpoint, RunnerSettings("compiled", "auto", device="cpu", num_slots=NUM_SLOTS))
         assert isinstance(runner, CpuRunner)
         self.runner, self.config = runner, checkpoint.config
         self._tokenizer = open_tokenizer(checkpoint)

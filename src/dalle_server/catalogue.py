@@ -12,7 +12,7 @@ from dalle_server.checkpoints.convert import CheckpointForm, detect_form
 from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
-from dalle_server.engine.runners.choice import choose
+from dalle_server.engine.runners.choice import RunnerSettings, choose
 from dalle_server.engine.runners.select import needed_bytes
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
 from dalle_server.models.card import ModelCard
@@ -66,16 +66,13 @@ def describe(settings: Settings) -> ModelCard:
 def _of_native(directory: Path, settings: Settings, variant: Variant | None) -> ModelCard:
     native = peek(directory)
     config = native.config
-    asked = (settings.runner, settings.dtype)
     return ModelCard(
         name=config.name,
         title=variant.title if variant else config.name,
         licence=variant.licence if variant else "",
         place="on_disk",
         size_bytes=native.size_bytes,
-        memory_bytes=needed_bytes(
-            config, *asked, device=settings.device, num_slots=settings.num_slots, cpu_build=settings.cpu_build
-        ),
+        memory_bytes=needed_bytes(config, RunnerSettings.of(settings)),
         family=config.family,
         image_px=config.picture.width_px,
         features=(LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if ENCODER_TENSOR in native.vqgan_names else ())),

@@ -27,6 +27,7 @@ from dalle_server.drawing.repainting import draw_over
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.stats import Observer
 from dalle_server.generation import Generation
@@ -69,16 +70,7 @@ def load_engine(
     tell_licence(checkpoint, settings.cache_dir)
 
     def make_runner() -> Runner:
-        return choose_runner(
-            checkpoint,
-            settings.runner,
-            settings.dtype,
-            device=settings.device,
-            num_slots=settings.num_slots,
-            num_threads=settings.num_threads,
-            cpu_build=settings.cpu_build,
-            cache_dir=settings.cache_dir,
-        )
+        return choose_runner(checkpoint, RunnerSettings.of(settings))
 
     return Engine(
         make_runner(),

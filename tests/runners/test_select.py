@@ -18,7 +18,7 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners import choice as choosing
 from dalle_server.engine.runners import select, sizing
 from dalle_server.engine.runners.base import Runner
-from dalle_server.engine.runners.choice import Choice, choose
+from dalle_server.engine.runners.choice import Choice, RunnerSettings, choose
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.runners.sizing import default_num_slots
 from dalle_server.errors import ConfigError
@@ -72,10 +72,10 @@ def test_a_cpu_that_cannot_run_the_compiled_code_takes_torch_and_says_why(monkey
 def test_a_slower_runner_than_there_could_be_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    choose_runner(random_checkpoint(), device="cpu", num_slots=1).close()
+    choose_runner(random_checkpoint(), RunnerSettings(device="cpu", num_slots=1)).close()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     with_compiled(monkeypatch, "compiled-avx2.so is not there")
-    choose_runner(random_checkpoint(), device="cpu", num_slots=1).close()
+    choose_runner(random_checkpoint(), RunnerSettings(device="cpu", num_slots=1)).close()
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert "many times as long" in warning and "compiled-avx2.so is not there" in warning
 
@@ -157,7 +157,7 @@ def test_slots_leave_room_for_the_weights_on_a_small_gpu(monkeypatch, free_gb: f
 def test_a_device_that_is_not_there_is_refused_before_its_memory_is_asked_for(device: str) -> None:
     pytest.importorskip("torch")
     with pytest.raises(ConfigError, match=device):
-        choose_runner(random_checkpoint(), "torch", device=device)
+        choose_runner(random_checkpoint(), RunnerSettings("torch", device=device))
 
 
 def test_a_model_that_does_not_fit_in_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +166,12 @@ def test_a_model_that_does_not_fit_in_memory_says_what_to_lower(monkeypatch: pyt
 
     monkeypatch.setattr(torch_runner, "SlotStates", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="6 pictures at a time do not fit in memory; lower num_slots"):
-        choose_runner(random_checkpoint(), "torch", device="cpu", num_slots=6)
+        choose_runner(random_checkpoint(), RunnerSettings("torch", device="cpu", num_slots=6))
 
 
 def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dalle_server"):
-        runner = choose_runner(random_checkpoint(), "compiled", num_slots=3, num_threads=1)
+        runner = choose_runner(random_checkpoint(), RunnerSettings("compiled", num_slots=3, num_threads=1))
     assert runner.info.runner == "compiled" and runner.info.dtype == "fp32" and runner.num_slots == 3
     (line,) = [record.getMessage() for record in caplog.records]
     assert "compiled on cpu in fp32, 3 slots" in line and runner.info.reason in line
@@ -180,7 +180,7 @@ def test_one_log_line_says_what_runs_and_why(caplog: pytest.LogCaptureFixture) -
 
 @needs_compiled
 def test_the_compiled_step_is_loaded_when_chosen() -> None:
-    runner = choose_runner(random_checkpoint(), dtype="int8", device="cpu", num_slots=2, num_threads=1)
+    runner = choose_runner(random_checkpoint(), RunnerSettings(dtype="int8", device="cpu", num_slots=2, num_threads=1))
     assert runner.info.runner == "compiled" and runner.info.dtype == "int8" and runner.row_buckets == (1, 2)
 
 
@@ -222,7 +222,7 @@ def test_a_gpu_that_is_too_small_is_left_for_the_cpu_with_a_word(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     too_small(monkeypatch)
-    runner = choose_runner(random_checkpoint(), num_slots=2, num_threads=1)
+    runner = choose_runner(random_checkpoint(), RunnerSettings(num_slots=2, num_threads=1))
     assert runner.info.device == "cpu" and runner.num_slots == 2
     assert "do not fit in memory of cuda; taking the CPU instead" in caplog.text
 
@@ -231,4 +231,4 @@ def test_a_gpu_that_is_too_small_is_left_for_the_cpu_with_a_word(
 def test_what_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
     too_small(monkeypatch)
     with pytest.raises(ConfigError, match="lower num_slots"):
-        choose_runner(random_checkpoint(), num_slots=2, num_threads=1, **asked)  # type: ignore[arg-type]
+        choose_runner(random_checkpoint(), RunnerSettings(num_slots=2, num_threads=1, **asked))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from dalle_server.checkpoints import open_checkpoint
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
 from training.judging.evaluate import Generate, questions, score, seeds_differ
 from training.judging.formats import NUM_SLOTS, start_engine, through
@@ -35,7 +36,7 @@ def _enlarged(draw: Generate, side_px: int) -> Generate:
 
 def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
     judge = Judge(recipe.small_composer, recipe.classifier)
-    runner = choose_runner(open_checkpoint(path), "auto", "fp32", device="cpu", num_slots=NUM_SLOTS)
+    runner = choose_runner(open_checkpoint(path), RunnerSettings("auto", "fp32", device="cpu", num_slots=NUM_SLOTS))
     engine = start_engine(path, runner)
     try:
         draw = _enlarged(through(engine), recipe.pictures.image_px)

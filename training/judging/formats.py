@@ -20,6 +20,7 @@ from torch import Tensor
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner, StepRow
+from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
@@ -60,7 +61,9 @@ def compare_formats(recipe: Recipe) -> None:
 
 def _runner(path: Path, name: str) -> Runner:
     cache = path.parent / "packed"
-    return choose_runner(open_checkpoint(path), *FORMATS[name], device="cpu", num_slots=NUM_SLOTS, cache_dir=cache)
+    return choose_runner(
+        open_checkpoint(path), RunnerSettings(*FORMATS[name], device="cpu", num_slots=NUM_SLOTS, cache_dir=cache)
+    )
 
 
 def _grids(path: Path) -> NDArray[np.int32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dalle_server.models.config import ModelConfig
 _MAX_SIZE = 1 << 22  # no dimension of any released model comes near; a damaged digit does
 _MAX_LAYERS = 512
 _MAX_LEVELS = 12
+_FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # of weights, as published; no path, and nothing hidden
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,6 +31,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds {type(raw).__name__}, not a JSON object")
     return raw
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files of weights, all beside it, that `NAME.index.json` names. Raises CheckpointError."""
+    named, suffix = read_json(index).get("weight_map"), Path(index.name.removesuffix(".index.json")).suffix
+    if not isinstance(named, dict) or not named:
+        raise CheckpointError(f"{index} has no weight_map")
+    for shard in named.values():
+        if not isinstance(shard, str) or not _FILE_NAME.fullmatch(shard) or Path(shard).suffix != suffix:
+            raise CheckpointError(f"{index} names {json.dumps(shard)}, which is no {suffix} file of its own folder")
+    return sorted(set(named.values()))
 
 
 def model_config(where: str, raw: dict[str, Any]) -> ModelConfig:

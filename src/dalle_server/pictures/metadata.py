@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -140,7 +141,7 @@ class PictureMetadata(BaseModel):
             text_cut=(prompt, negative_prompt) != (request.prompt, request.negative_prompt),
             seed=image.key.seed,
             image_index=image.key.index,
-            **_sampling_fields(sampling),
+            **asdict(sampling),
             pixels_sha256=pixels_sha256(image.pixels),
             num_tokens=len(image.tokens),
             token_bits=bits,
@@ -227,17 +228,13 @@ def _fields_of(request: GenerationRequest) -> dict[str, Any]:
         "seed": key.seed,
         "image_index": key.index,
         "seamless": request.seamless,
-        **_sampling_fields(request.sampling),
+        **asdict(request.sampling),
     }
 
 
 def _kept(text: str) -> str:
     text = text[:MAX_TEXT_CHARS]
     return text if len(json.dumps(text)) <= MAX_TEXT_BYTES else text[: MAX_TEXT_BYTES // 12 - 1]
-
-
-def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(sampling, name) for name in _SAMPLING}
 
 
 def pixels_sha256(pixels: Pixels) -> str:

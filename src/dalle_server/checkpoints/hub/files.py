@@ -20,7 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from dalle_server.checkpoints.digest import hash_file
-from dalle_server.checkpoints.model_config import read_json
+from dalle_server.checkpoints.model_config import shards_of
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 from dalle_server.variants import HubFiles
@@ -100,15 +100,9 @@ def cached_files(part: HubFiles) -> dict[str, Path] | None:
     return None if part.files else {}
 
 
-def _shards(weights: Path) -> set[str]:
+def _shards(weights: Path) -> list[str]:
     """The files that an index of weights names; none for weights. Raises CheckpointError for a damaged index."""
-    if weights.suffix != ".json":
-        return set()
-    named = read_json(weights).get("weight_map")
-    shards = set(named.values()) if isinstance(named, dict) else set()
-    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
-        raise CheckpointError(f"{weights} names no files of weights beside it; pull again")
-    return shards
+    return shards_of(weights) if weights.suffix == ".json" else []
 
 
 def is_cached(file: HubFile) -> bool:
@@ -186,7 +180,7 @@ def on_the_hub(part: HubFiles, commits: dict[tuple[str, str], str]) -> list[HubF
     for name in part.weights:
         if weights := ask(name, needed=name == part.weights[-1]):
             index = fetch(weights, Meter(None, 0)) if name.endswith(".json") else Path(name)
-            for shard in sorted(_shards(index)):
+            for shard in _shards(index):
                 ask(shard, needed=True)
             break
     return files

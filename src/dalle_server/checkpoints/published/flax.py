@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json, shards_of
 from dalle_server.checkpoints.published.flax_file import Leaf, read_leaves
 from dalle_server.checkpoints.published.flax_names import (
     stacked_prefix,
@@ -90,14 +89,8 @@ def _config_or_empty(directory: Path) -> dict[str, Any]:
 def _read_all(directory: Path) -> dict[str, Leaf]:
     if (directory / WEIGHTS).is_file() or not (directory / _INDEX).is_file():
         return read_leaves(directory / WEIGHTS)
-    try:
-        shards = sorted({str(shard) for shard in read_json(directory / _INDEX)["weight_map"].values()})
-    except (KeyError, AttributeError):
-        raise CheckpointError(f"{directory / _INDEX} has no weight_map") from None
     leaves: dict[str, Leaf] = {}
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{directory / _INDEX} names a file outside its folder: {json.dumps(shard)}")
+    for shard in shards_of(directory / _INDEX):
         leaves |= read_leaves(directory / shard)
     return leaves
 

@@ -7,13 +7,12 @@ pixels' (x + 1)/2 into the last convolution.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from math import gcd, isqrt
+from math import isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.model_config import check_config, model_config, read_json, shards_of
 from dalle_server.checkpoints.published.janus_names import LEFT_OUT, is_left_out, native_name
 from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
 from dalle_server.checkpoints.published.pickles import unpickle
-from dalle_server.checkpoints.published.source import PublishedSource
+from dalle_server.checkpoints.published.source import PublishedSource, check_said, count, lazy, vqgan_sizes
 from dalle_server.checkpoints.published.tokenizer_files import TOKENIZER, find_tokenizer_files, open_tokenizer_file
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, check_tensors, open_tensors
 from dalle_server.errors import CheckpointError
@@ -41,7 +40,6 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 MAX_TEXT_LENGTH = 640  # the model knows no limit, but slots do: about 2,000 letters of English
 _ROWS_AT_ONCE = 1024  # of the table that is folded: 8 MB of the 1B's
-_FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # as published; no path, and nothing hidden
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 Tensors = Mapping[str, Array]
@@ -90,19 +88,7 @@ def _shards(directory: Path) -> list[Path]:
         if (directory / name).is_file():
             return [directory / name]
         if index.is_file():
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise CheckpointError(f"{index} has no weight_map")
-            for shard in names.values():
-                if (
-                    not isinstance(shard, str)
-                    or not _FILE_NAME.fullmatch(shard)
-                    or Path(shard).suffix != Path(name).suffix
-                ):
-                    raise CheckpointError(
-                        f"{index} names {json.dumps(shard)}, which is no {Path(name).suffix} file of its own folder"
-                    )
-            return [directory / shard for shard in sorted(set(names.values()))]
+            return [directory / shard for shard in shards_of(index)]
     raise CheckpointError(f"{directory} has no weights: none of {', '.join(_WEIGHTS)}, nor an index of one")
 
 
@@ -118,14 +104,18 @@ def _source(directory: Path, name: str, published: Tensors) -> PublishedSource:
     tokenizer_files = find_tokenizer_files(directory)
     start = _start_embedding(directory, tokenizer_files[TOKENIZER], named)
     raw = read_json(directory / "config.json")
+    published_vqgan = {name.removeprefix("vqgan."): array for name, array in named.items() if name.startswith("vqgan.")}
     try:
         sizes = _sizes(raw, named, directory)
-        vqgan_sizes = _vqgan_sizes(named, isqrt(sizes["image_length"]))
-        transformer, vqgan = _transformer(named, start), _vqgan(named, len(vqgan_sizes["ch_mult"]))
+        grid_side, levels = isqrt(sizes["image_length"]), count(published_vqgan, "decoder.up.")
+        # `decoder.up.0` is the deepest level, in both forms.
+        found = vqgan_sizes(published_vqgan, reversed(range(levels)), grid_side)
+        transformer, vqgan = _transformer(named, start), _vqgan(published_vqgan, levels)
         check_tensors(str(directory), _folded(named), _folded_shapes(named))
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{directory}: no Janus weights, a tensor is missing or misshapen ({error})") from error
-    described = {"family": JanusConfig.family, "name": name, "transformer": sizes, "vqgan": vqgan_sizes}
+    found |= {"attn_resolutions": [grid_side], "reads_signed": True}
+    described = {"family": JanusConfig.family, "name": name, "transformer": sizes, "vqgan": found}
     sampling = {key: getattr(DEFAULT_SAMPLING, key) for key in ("temperature", "top_k", "top_p", "condition_scale")}
     config = model_config(str(directory), {**described, "sampling": sampling})
     check_config(str(directory), config)
@@ -147,13 +137,13 @@ def _sizes(raw: Mapping[str, Any], named: Tensors, directory: Path) -> dict[str,
     sizes = {
         "hidden_size": d_model,
         "intermediate_size": named["layers.0.mlp.gate_proj.weight"].shape[0],
-        "num_hidden_layers": _count(named, "layers."),
+        "num_hidden_layers": count(named, "layers."),
     }
-    _compare(given, sizes, config)
+    check_said(given, sizes, config)
     if not isinstance(num_heads, int) or num_heads < 1 or d_model % num_heads:
         raise CheckpointError(f"{config}: num_attention_heads {num_heads!r} do not share hidden_size {d_model} evenly")
     num_kv_heads = named["layers.0.self_attn.k_proj.weight"].shape[0] // (d_model // num_heads)
-    _compare({"num_key_value_heads": num_kv_heads, **given}, {"num_key_value_heads": num_kv_heads}, config)
+    check_said(given, {"num_key_value_heads": num_kv_heads}, config)
     return {
         "d_model": d_model,
         "num_layers": sizes["num_hidden_layers"],
@@ -167,12 +157,6 @@ def _sizes(raw: Mapping[str, Any], named: Tensors, directory: Path) -> dict[str,
         "rms_norm_eps": _number(given["rms_norm_eps"], "rms_norm_eps", config),
         "rope_theta": _number(theta, "rope_theta", config),
     }
-
-
-def _compare(given: Mapping[str, Any], sizes: Mapping[str, int], where: Path) -> None:
-    for key, value in sizes.items():
-        if given[key] != value:
-            raise CheckpointError(f"{where}: {key} is {given[key]!r}, but the weights say {value}")
 
 
 def _part(raw: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
@@ -200,34 +184,14 @@ def _image_length(raw: Mapping[str, Any], named: Tensors, directory: Path) -> in
     image_px = (_part(vision, "params", directory / "config.json") or vision).get("image_size")
     if not isinstance(image_px, int):
         raise CheckpointError(f"{directory}: neither config.json nor {processor.name} tells the number of image tokens")
-    return (image_px >> (_count(named, "vqgan.decoder.up.") - 1)) ** 2
-
-
-def _vqgan_sizes(named: Tensors, grid_side: int) -> dict[str, Any]:
-    """`decoder.up.0` is the deepest level, in both forms."""
-    num_levels = _count(named, "vqgan.decoder.up.")
-    widths = [named[f"vqgan.decoder.up.{i}.block.0.conv2.weight"].shape[0] for i in reversed(range(num_levels))]
-    ch = gcd(*widths)  # only the products ch · ch_mult count
-    n_embed, embed_dim = named["vqgan.quantize.embedding.weight"].shape
-    return {
-        "ch": ch,
-        "ch_mult": [width // ch for width in widths],
-        "num_res_blocks": _count(named, "vqgan.decoder.up.0.block.") - 1,
-        "attn_resolutions": [grid_side],
-        "z_channels": named["vqgan.post_quant_conv.weight"].shape[0],
-        "embed_dim": embed_dim,
-        "n_embed": n_embed,
-        "resolution": grid_side << (num_levels - 1),
-        "out_ch": named["vqgan.decoder.conv_out.weight"].shape[0],
-        "reads_signed": True,
-    }
+    return (image_px >> (count(named, "vqgan.decoder.up.") - 1)) ** 2
 
 
 def _transformer(named: Tensors, start: NDArray[np.float32]) -> dict[str, LazyTensor]:
     kept = {
         name: array for name, array in named.items() if not name.startswith(("vqgan.", "gen_embed.", "gen_aligner."))
     }
-    tensors = {name: _lazy(array) for name, array in kept.items()}
+    tensors = {name: lazy(array) for name, array in kept.items()}
     shape = (named["gen_embed.weight"].shape[0] + 1, len(start))
     return {
         **tensors,
@@ -283,17 +247,14 @@ def _start_embedding(directory: Path, tokenizer: Path | bytes, named: Tensors) -
     return row
 
 
-def _vqgan(named: Tensors, num_levels: int) -> dict[str, LazyTensor]:
+def _vqgan(published: Tensors, num_levels: int) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
-    for name, array in named.items():
-        if not name.startswith("vqgan."):
-            continue
-        name = name.removeprefix("vqgan.")
+    for name, array in published.items():
         # Ours counts levels from the finest, as taming-transformers does.
         name = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{num_levels - 1 - int(found[1])}", name)
         fold = _FOLDED.get(name)
         if fold is None:
-            tensors[name] = _lazy(array)
+            tensors[name] = lazy(array)
         else:
             tensors[name] = LazyTensor(array.shape, np.dtype(np.float32), partial(fold, array))
     return tensors
@@ -320,11 +281,3 @@ _FOLDED = {
     "decoder.conv_out.weight": _halved,
     "decoder.conv_out.bias": _halved_up,
 }
-
-
-def _count(tensors: Tensors, prefix: str) -> int:
-    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
-
-
-def _lazy(array: Array) -> LazyTensor:
-    return LazyTensor(array.shape, array.dtype, partial(np.asarray, array))

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from math import gcd, isqrt
+from math import isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.published.pickles import unpickle
-from dalle_server.checkpoints.published.source import PublishedSource
+from dalle_server.checkpoints.published.source import PublishedSource, check_said, count, lazy, vqgan_sizes
 from dalle_server.checkpoints.published.tokenizer_files import find_tokenizer_files
 from dalle_server.checkpoints.tensor_file import Array, LazyTensor, Progress, open_tensors
 from dalle_server.errors import CheckpointError
@@ -122,9 +119,7 @@ def _hints(directory: Path, sizes: Mapping[str, int], suffix: str) -> dict[str, 
     for name in ("dims.json", f"config{suffix}.json"):
         if (directory / name).is_file():
             raw = read_json(directory / name)
-            for key, value in sizes.items():
-                if raw.get(key, value) != value:
-                    raise CheckpointError(f"{directory / name}: {key} is {raw[key]!r}, but the weights say {value}")
+            check_said(raw, sizes, directory / name)
             return {key: raw[key] for key in _HINTS if key in raw}
     return {}
 
@@ -137,36 +132,19 @@ def _transformer_sizes(tensors: Arrays) -> dict[str, int]:
         "image_vocab_size": image.shape[0] - 1,
         "max_text_length": tensors["encoder.embed_positions.weight"].shape[0],
         "image_length": tensors["decoder.embed_positions.weight"].shape[0],
-        "encoder_layers": _count(tensors, "encoder.layers."),
-        "decoder_layers": _count(tensors, "decoder.layers."),
+        "encoder_layers": count(tensors, "encoder.layers."),
+        "decoder_layers": count(tensors, "decoder.layers."),
         "encoder_ffn_dim": tensors["encoder.layers.0.glu.fc0.weight"].shape[0],
         "decoder_ffn_dim": tensors["decoder.layers.0.glu.fc0.weight"].shape[0],
     }
 
 
 def _vqgan_sizes(tensors: Arrays, grid_side: int) -> dict[str, Any]:
-    num_levels = _count(tensors, "decoder.up.")
-    channels = [tensors[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in range(num_levels)]
-    ch = gcd(*channels)  # only the products ch · ch_mult count
-    resolution = grid_side << (num_levels - 1)
-    with_attention = [level for level in range(num_levels) if f"decoder.up.{level}.attn.0.q.weight" in tensors]
-    n_embed, embed_dim = tensors["quantize.embedding.weight"].shape
-    return {
-        "ch": ch,
-        "ch_mult": [count // ch for count in channels],
-        "num_res_blocks": _count(tensors, "decoder.up.0.block.") - 1,
-        "attn_resolutions": [resolution >> level for level in with_attention],
-        "z_channels": tensors["post_quant_conv.weight"].shape[0],
-        "embed_dim": embed_dim,
-        "n_embed": n_embed,
-        "resolution": resolution,
-        "out_ch": tensors["decoder.conv_out.weight"].shape[0],
-    }
-
-
-def _count(tensors: Arrays, prefix: str) -> int:
-    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
+    levels = range(count(tensors, "decoder.up."))
+    sizes = vqgan_sizes(tensors, levels, grid_side)
+    with_attention = [level for level in levels if f"decoder.up.{level}.attn.0.q.weight" in tensors]
+    return {**sizes, "attn_resolutions": [sizes["resolution"] >> level for level in with_attention]}
 
 
 def _lazy(tensors: Arrays) -> dict[str, LazyTensor]:
-    return {name: LazyTensor(array.shape, array.dtype, partial(np.asarray, array)) for name, array in tensors.items()}
+    return {name: lazy(array) for name, array in tensors.items()}

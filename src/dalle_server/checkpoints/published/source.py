@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,41 @@ class PublishedSource:
                 f"{self.config.name} is wanted in {dtype}, but these weights are only {', '.join(map(str, stored))}"
             )
         return replace(self, transformer={name: _cast(name, t, dtype) for name, t in self.transformer.items()})
+
+
+def count(tensors: Mapping[str, Array], prefix: str) -> int:
+    """How many parts the names behind the prefix number. Raises ValueError for none."""
+    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
+
+
+def lazy(array: Array) -> LazyTensor:
+    return LazyTensor(array.shape, array.dtype, partial(np.asarray, array))
+
+
+def check_said(said: Mapping[str, Any], sizes: Mapping[str, int], where: Path) -> None:
+    """Raises CheckpointError where a config file says other sizes than the tensors have."""
+    for key, value in sizes.items():
+        if said.get(key, value) != value:
+            raise CheckpointError(f"{where}: {key} is {said[key]!r}, but the weights say {value}")
+
+
+def vqgan_sizes(tensors: Mapping[str, Array], levels: Iterable[int], grid_side: int) -> dict[str, Any]:
+    """As the tensors say; `levels` are the numbers of the decoder's, from the finest on. Raises LookupError and
+    ArithmeticError.
+    """
+    widths = [tensors[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in levels]
+    ch = gcd(*widths)  # only the products ch · ch_mult count
+    n_embed, embed_dim = tensors["quantize.embedding.weight"].shape
+    return {
+        "ch": ch,
+        "ch_mult": [width // ch for width in widths],
+        "num_res_blocks": count(tensors, "decoder.up.0.block.") - 1,
+        "z_channels": tensors["post_quant_conv.weight"].shape[0],
+        "embed_dim": embed_dim,
+        "n_embed": n_embed,
+        "resolution": grid_side << (len(widths) - 1),
+        "out_ch": tensors["decoder.conv_out.weight"].shape[0],
+    }
 
 
 def _cast(name: str, tensor: LazyTensor, dtype: np.dtype[Any]) -> LazyTensor:

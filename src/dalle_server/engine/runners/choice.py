@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
 
 from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
 from dalle_server.errors import ConfigError
 
 CPU_RUNNERS = ("compiled",)
 _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What was asked for. `num_slots` None: as many as add speed and fit a modest memory; `num_threads` None: as many
+    as this process may use all the time. `cpu_build` names a build of the compiled code, and `cache_dir` may keep what
+    makes the next start faster.
+    """
+
+    runner: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    num_slots: int | None = None
+    num_threads: int | None = None
+    cpu_build: str = "auto"
+    cache_dir: Path | None = None
+
+    @classmethod
+    def of(cls, settings: object) -> Self:
+        """From whatever has these fields: the server's settings."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from dataclasses import replace
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner
-from dalle_server.engine.runners.choice import Choice, choose
+from dalle_server.engine.runners.choice import Choice, RunnerSettings, choose
 from dalle_server.engine.runners.cpu.threads import usable_threads
 from dalle_server.engine.runners.sizing import default_num_slots, memory_bytes
 from dalle_server.errors import ConfigError
@@ -16,28 +16,16 @@ from dalle_server.models.config import ModelConfig
 logger = logging.getLogger(__name__)
 
 
-def choose_runner(
-    checkpoint: Checkpoint,
-    runner: str = "auto",
-    dtype: str = "auto",
-    *,
-    device: str = "auto",
-    num_slots: int | None = None,
-    num_threads: int | None = None,
-    cpu_build: str = "auto",
-    cache_dir: Path | None = None,
-) -> Runner:
-    """Choose, say so in one log line, and load. `num_slots` None: as many as add speed and fit a modest memory;
-    `num_threads` None: as many as this process may use all the time. `cpu_build` names a build of the compiled code,
-    and `cache_dir` may keep what makes the next start faster.
+def choose_runner(checkpoint: Checkpoint, asked: RunnerSettings | None = None) -> Runner:
+    """Choose, say so in one log line, and load.
 
     A device that was chosen here and turns out too small for the model is left for the CPU. Raises ConfigError for an
     impossible choice, and for one that does not fit in memory.
     """
-    family = checkpoint.config.transformer
-    choice = choose(runner, device, dtype, checkpoint.config.num_weights, cpu_build, family.cpu_runners)
-    slots = num_slots or default_num_slots(checkpoint.config, choice)
-    threads, why = (num_threads, "as asked for") if num_threads else usable_threads()
+    asked = asked or RunnerSettings()
+    choice = _choose(checkpoint.config, asked)
+    slots = asked.num_slots or default_num_slots(checkpoint.config, choice)
+    threads, why = (asked.num_threads, "as asked for") if asked.num_threads else usable_threads()
     logger.info(
         "runner: %s on %s in %s, %d slots (%s), %d threads (%s)",
         choice.runner, choice.device, choice.dtype, slots, choice.reason, threads, why,
@@ -45,47 +33,28 @@ def choose_runner(
     if choice.lacking:
         logger.warning("pictures take many times as long as they could, with torch on a CPU: %s", choice.lacking)
     try:
-        return _load(checkpoint, choice, slots, threads, cpu_build, cache_dir)
+        return _load(checkpoint, choice, slots, threads, asked)
     except MemoryError as error:
         what = f"the model and {slots} pictures at a time do not fit in memory"
-        if choice.device == "cpu" or device != "auto" or runner == "torch" or dtype == "fp16":
+        if choice.device == "cpu" or asked.device != "auto" or asked.runner == "torch" or asked.dtype == "fp16":
             raise ConfigError(f"{what}; lower num_slots") from error
     # Outside the handler: a traceback holds on to what was loaded already.
     logger.warning("%s of %s; taking the CPU instead", what, choice.device)
-    return choose_runner(
-        checkpoint,
-        runner,
-        dtype,
-        device="cpu",
-        num_slots=num_slots,
-        num_threads=num_threads,
-        cpu_build=cpu_build,
-        cache_dir=cache_dir,
-    )
+    return choose_runner(checkpoint, replace(asked, device="cpu"))
 
 
-def needed_bytes(
-    config: ModelConfig,
-    runner: str = "auto",
-    dtype: str = "auto",
-    *,
-    device: str = "auto",
-    num_slots: int | None = None,
-    cpu_build: str = "auto",
-) -> int:
+def needed_bytes(config: ModelConfig, asked: RunnerSettings) -> int:
     """The memory that `choose_runner` would take, about, before anything is loaded. Raises ConfigError as it does."""
-    choice = choose(runner, device, dtype, config.num_weights, cpu_build, config.transformer.cpu_runners)
-    return memory_bytes(config, choice, num_slots or default_num_slots(config, choice))
+    choice = _choose(config, asked)
+    return memory_bytes(config, choice, asked.num_slots or default_num_slots(config, choice))
 
 
-def _load(
-    checkpoint: Checkpoint,
-    choice: Choice,
-    num_slots: int,
-    num_threads: int,
-    cpu_build: str,
-    cache_dir: Path | None,
-) -> Runner:
+def _choose(config: ModelConfig, asked: RunnerSettings) -> Choice:
+    runners = config.transformer.cpu_runners
+    return choose(asked.runner, asked.device, asked.dtype, config.num_weights, asked.cpu_build, runners)
+
+
+def _load(checkpoint: Checkpoint, choice: Choice, num_slots: int, num_threads: int, asked: RunnerSettings) -> Runner:
     # Imported here: torch need not be installed where the compiled runner runs.
     if choice.runner != "torch":
         from dalle_server.engine.runners.cpu.load import load_cpu_runner
@@ -95,8 +64,8 @@ def _load(
             dtype=choice.dtype,
             num_slots=num_slots,
             num_threads=num_threads,
-            cpu_build=cpu_build,
-            cache_dir=cache_dir,
+            cpu_build=asked.cpu_build,
+            cache_dir=asked.cache_dir,
             reason=choice.reason,
         )
     from dalle_server.engine.runners.torch.runner import TorchRunner

@@ -11,6 +11,7 @@ from typing import Any
 
 from dalle_server import __version__
 from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.request import SamplingParams
 from dalle_server.web.drawing import Drawing
 
 SAMPLER = "Gumbel-max"
@@ -36,36 +37,32 @@ class Told:
 
 
 def told_by_file(metadata: PictureMetadata, size_px: tuple[int, int]) -> Told:
-    sampling = (metadata.top_k, metadata.top_p, metadata.temperature, metadata.condition_scale)
     model = (metadata.weights_digest, metadata.model, metadata.program)
-    settings = _settings(metadata.num_tokens, sampling, metadata.seed, size_px, model)
+    settings = _settings(metadata.num_tokens, SamplingParams.of(metadata), metadata.seed, size_px, model)
     return Told(metadata.prompt, metadata.negative_prompt, metadata.seed, settings)
 
 
 def told_by_request(drawing: Drawing, position: int) -> Told:
     """Of the picture at a position of the request."""
     request, config = drawing.generation.request, drawing.engine.config
-    resolved = drawing.generation.sampling
-    sampling = (resolved.top_k, resolved.top_p, resolved.temperature, resolved.condition_scale)
     model = (drawing.engine.digest, config.name, f"dalle-server {__version__}")
     seed = request.images[position].seed
-    settings = _settings(config.picture.num_tokens, sampling, seed, drawing.size_px, model)
+    settings = _settings(config.picture.num_tokens, drawing.generation.sampling, seed, drawing.size_px, model)
     return Told(request.prompt, request.negative_prompt, seed, settings)
 
 
 def _settings(
-    num_tokens: int, sampling: tuple[Any, ...], seed: int, size_px: tuple[int, int], model: tuple[str, str, str]
+    num_tokens: int, sampling: SamplingParams, seed: int, size_px: tuple[int, int], model: tuple[str, str, str]
 ) -> dict[str, Any]:
     """A step is one image token."""
-    top_k, top_p, temperature, condition_scale = sampling
     digest, name, program = model
     return {
         "Steps": num_tokens,
         "Sampler": SAMPLER,
-        "Top K": top_k,
-        "Top P": top_p,
-        "Temperature": temperature,
-        "CFG scale": condition_scale,
+        "Top K": sampling.top_k,
+        "Top P": sampling.top_p,
+        "Temperature": sampling.temperature,
+        "CFG scale": sampling.condition_scale,
         "Seed": seed,
         "Size": f"{size_px[0]}x{size_px[1]}",
         "Model hash": digest[:10],
