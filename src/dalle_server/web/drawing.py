@@ -202,14 +202,7 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
             f"{order.counted_as} must lie between 1 and {settings.max_images}, not {order.num_images}",
             param=order.counted_as.split()[0],
         )
-    if order.best_of is not None and over is not None:
-        raise InvalidRequest("best_of is for new pictures; over a given one, use candidates", param="best_of")
-    if order.best_of is not None and not order.num_images <= order.best_of <= settings.max_images:
-        raise InvalidRequest(
-            f"best_of must lie between {order.counted_as}, {order.num_images}, and {settings.max_images}, not "
-            f"{order.best_of}",
-            param="best_of",
-        )
+    check_best_of(order.best_of, order.num_images, order.counted_as, is_over=over is not None)
     check_pixels(order.form, order.num_images, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
     submit = partial(service.submit, model)
@@ -222,6 +215,21 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
         plan = Plan.of(over, engine)
     painted = repaint(submit, plan.holes, request)
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
+
+
+def check_best_of(best_of: int | None, num_images: int, counted_as: str, *, is_over: bool) -> None:
+    """That so many may be drawn to hand out `num_images`, which the dialect counts in `counted_as`.
+
+    Raises InvalidRequest.
+    """
+    if best_of is None:
+        return
+    if is_over:
+        raise InvalidRequest("best_of is for new pictures; over a given one, use candidates", param="best_of")
+    limit = current_service().settings.max_images
+    if not num_images <= best_of <= limit:
+        message = f"best_of must lie between {counted_as}, {num_images}, and {limit}, not {best_of}"
+        raise InvalidRequest(message, param="best_of")
 
 
 def _native_px(engine: ServingEngine) -> tuple[int, int]:

@@ -100,19 +100,26 @@ def test_so_does_a_job_of_another_shape(tmp_path: Path) -> None:
     check_killed(tmp_path, {"prompt": "a red apple", "num_images": 6, "seed": 9, "size": "300x120"})
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+def test_so_does_a_job_of_the_likeliest(tmp_path: Path) -> None:
+    """Killed while it draws: nobody knew yet which pictures to keep."""
+    body = {"prompt": "a red apple", "num_images": 2, "best_of": 7, "seed": 9}
+    check_killed(tmp_path, body, cut=lambda job: job["status"] == "running" and (job["tokens_done"] or 0) > 64)
+
+
 def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def check_killed(tmp_path: Path, body: dict[str, Any]) -> None:
+def check_killed(tmp_path: Path, body: dict[str, Any], cut: Callable[[dict[str, Any]], bool] = is_half_done) -> None:
     with serving(tmp_path / "whole", step_s=0) as base:
         job = json.loads(call(f"{base}/v1/jobs", body))
         expected = pictures(base, wait_for(f"{base}/v1/jobs/{job['id']}", is_done))
     with serving(tmp_path / "cut", step_s=0.02) as base:
         job = json.loads(call(f"{base}/v1/jobs", body))
-        wait_for(f"{base}/v1/jobs/{job['id']}", is_half_done)
+        wait_for(f"{base}/v1/jobs/{job['id']}", cut)
     with serving(tmp_path / "cut", step_s=0) as base:
         again = wait_for(f"{base}/v1/jobs/{job['id']}", is_done)
         assert pictures(base, again) == expected

@@ -104,8 +104,9 @@ class Backlog:
         request = remaining_request(job, engine.digest)
         if request is None:
             return None
-        finished, window = len(job.request.images) - len(request.images), engine.config.picture
-        generation = drawn(partial(self._service.submit, model), request, job.form, window, job.over)
+        window = engine.config.picture
+        finished = 0 if job.best_of is not None else len(job.request.images) - len(request.images)
+        generation = drawn(partial(self._service.submit, model), job, request, window)
         shape = job.form.shape(window, seamless=request.seamless) if job.over is None else None
         tokens = window.num_tokens * (1 if shape is None else len(shape.places))
         return Live(job, generation, row_tokens=window.grid_width, offset=finished * tokens)

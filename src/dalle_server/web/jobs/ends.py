@@ -92,6 +92,8 @@ def image_json(job: Job, picture: JobPicture) -> dict[str, Any]:
     """A finished picture as the API shows it."""
     return {
         "index": picture.index,
+        "image_index": picture.image_index,
+        "score": None if picture.score is None else round(picture.score, 4),
         "seed": job.seed,
         "seed_text": str(job.seed),
         "url": f"/v1/jobs/{job.id}/pictures/{picture.index}",

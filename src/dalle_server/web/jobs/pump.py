@@ -17,7 +17,7 @@ from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.backlog import Backlog
 from dalle_server.web.jobs.ends import Ends
 from dalle_server.web.jobs.feed import Feed
-from dalle_server.web.jobs.resume import drawn
+from dalle_server.web.jobs.resume import drawn, whole_request
 from dalle_server.web.jobs.running import Live, Running
 from dalle_server.web.jobs.sharing import Sharing, shared
 from dalle_server.web.jobs.storage.database import GONE
@@ -105,30 +105,34 @@ class Jobs:
         owner: str,
         form: Form,
         preview: bool,
+        best_of: int | None = None,
         over: Over | None = None,
         given: Given | None = None,
     ) -> Job:
         """Accept a job of a model that the caller holds: engine first, then its row, so that a full queue refuses
         without touching the disk.
 
-        With `over`, `given` are its files. Raises Overloaded, NotReady, InvalidRequest, StorageError.
+        With `over`, `given` are its files. `best_of`: so many are drawn, and the likeliest are the request's pictures.
+        Raises Overloaded, NotReady, InvalidRequest, StorageError.
         """
         store = self.store
         if not self._is_open:
             raise StorageError(f"jobs are off: {self.trouble}")
         engine = model.engine
-        generation = drawn(partial(self._service.submit, model), request, form, engine.config.picture, over)
         job = Job(
             id=f"job-{secrets.token_hex(12)}",
             owner=owner,
-            request=replace(request, sampling=generation.sampling),
+            request=request,
             model=model.name,
             digest=engine.digest,
             form=form,
             preview=preview,
+            best_of=best_of,
             over=over,
             created_at=time.time(),
         )
+        generation = drawn(partial(self._service.submit, model), job, whole_request(job), engine.config.picture)
+        job = replace(job, request=replace(request, sampling=generation.sampling))
         try:
             if given is not None:
                 store.add_given(job, given)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from dalle_server.drawing.form import Form, draw_new
+from dalle_server.drawing.best_of import BestOf
+from dalle_server.drawing.form import draw_new
 from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Generation
 from dalle_server.models.config import PictureConfig
-from dalle_server.request import GenerationRequest
-from dalle_server.web.jobs.storage.given import Over
+from dalle_server.request import GenerationRequest, ImageKey
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.pool.model import Model
 from dalle_server.web.pool.pool import Pool
@@ -33,6 +33,7 @@ def wanted_model(job: Job, pool: Pool) -> Model:
 
 def remaining_request(job: Job, digest: str | None = None) -> GenerationRequest | None:
     """The pictures that are missing, or None; each is a function of the seed and its index, so it is the same one.
+    Where the likeliest are to be chosen, all are drawn again: nobody kept the others.
 
     `digest` is that of the weights now served. Raises GenerationFailed when the job was submitted for others.
     """
@@ -40,17 +41,31 @@ def remaining_request(job: Job, digest: str | None = None) -> GenerationRequest 
         raise GenerationFailed(
             f"the job was submitted for {job.model}, but the server now runs other weights; submit it again"
         )
+    if job.best_of is not None:
+        return None if has_chosen(job) else whole_request(job)
     finished = {picture.index for picture in job.pictures}
     missing = tuple(key for key in job.request.images if key.index not in finished)
     return replace(job.request, images=missing) if missing else None
 
 
+def has_chosen(job: Job) -> bool:
+    """Whether all of the likeliest are stored, with their scores: a picture found again without its row has none."""
+    return sum(picture.score is not None for picture in job.pictures) >= len(job.request.images)
+
+
+def whole_request(job: Job) -> GenerationRequest:
+    """All that is drawn for the job, pictures that nobody gets included."""
+    if job.best_of is None:
+        return job.request
+    keys = tuple(ImageKey(job.seed, index) for index in range(job.best_of))
+    return replace(job.request, images=keys, logprobs=True)
+
+
 def drawn(
-    submit: Callable[[GenerationRequest], Generation],
-    request: GenerationRequest,
-    form: Form,
-    window: PictureConfig,
-    over: Over | None,
+    submit: Callable[[GenerationRequest], Generation], job: Job, request: GenerationRequest, window: PictureConfig
 ) -> Drawn:
-    """Raises InvalidRequest, and what `submit` raises."""
-    return draw_new(submit, request, form, window) if over is None else repaint(submit, over.holes, request)
+    """`request` is what is to be drawn of the job. Raises InvalidRequest, and what `submit` raises."""
+    if job.over is not None:
+        return repaint(submit, job.over.holes, request)
+    new = draw_new(submit, request, job.form, window)
+    return new if job.best_of is None else BestOf(new, keep=len(job.request.images))

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+from dalle_server.drawing.best_of import score
 from dalle_server.drawing.repaint import Frame
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed, NotReady
@@ -52,14 +54,14 @@ class Live:
     cancelled: bool = False
     untold: Event | None = None  # could not be written down: the database was away
     snapshot: Snapshot = field(default_factory=Snapshot)
+    reader: Iterator[Event | None] = field(init=False)  # the same every time: what it has at hand is not lost
+
+    def __post_init__(self) -> None:
+        self.reader = self.generation.events(poll_s=0)
 
     def events(self) -> Iterator[Event | None]:
         """What is new; None when there is no more for now."""
-        if self.untold is not None:
-            yield self.untold
-            if isinstance(self.untold, Done | Failed | Cancelled):
-                return
-        yield from self.generation.events(poll_s=0)
+        return chain([] if self.untold is None else [self.untold], self.reader)
 
     def counted(self, progress: Progress) -> dict[str, Any]:
         """Over all pictures of the job."""
@@ -211,8 +213,11 @@ class Running:
         pixels = image.pixels if frame is None else frame.finished(image.pixels)
         data = job.form.file(pixels, live.generation, metadata)
         height_px, width_px = pixels.shape[:2]
-        index = live.generation.request.images[image.index].index
-        picture = store.add_picture(job, index, data, job.form.size_px or (width_px, height_px))
+        size_px, noise = job.form.size_px or (width_px, height_px), live.generation.request.images[image.index].index
+        if job.best_of is None:
+            picture = store.add_picture(job, noise, data, size_px)
+        else:
+            picture = store.add_picture(job, image.index, data, size_px, noise=noise, score=score(image))
         self._feed.publish(job.id, "image", image_json(job, picture))
 
 

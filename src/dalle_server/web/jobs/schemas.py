@@ -40,6 +40,7 @@ class JobFields(SamplingBody, ShapeBody, OverBody):
     prompt: str = Field("", max_length=MAX_JOB_PROMPT_CHARS, description="none over a picture of ours: its own")
     negative_prompt: str | None = Field(None, max_length=MAX_JOB_PROMPT_CHARS)
     num_images: Whole = Field(1, ge=1)
+    best_of: Whole | None = Field(None, ge=1, description="draw so many, keep the likeliest num_images, the best first")
     model: str | None = Field(None, max_length=200, description="of /v1/models; none: the first")
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = None
     format: Literal["png", "jpeg", "webp"] = "png"
@@ -102,6 +103,8 @@ class JobImage(BaseModel):
     """One finished picture of a job."""
 
     index: int
+    image_index: int  # with the seed it names the noise: the i-th picture of that seed
+    score: float | None  # of the chosen ones of best_of: the sum of its tokens' logprobs
     seed: int
     seed_text: str  # the same: JavaScript rounds whole numbers above 2⁵³
     url: str
@@ -135,6 +138,7 @@ class JobReply(BaseModel):
     eta_s: float | None
     prompt: str
     num_images: int
+    best_of: int | None  # so many are drawn, and the likeliest num_images of them kept
     seed: int
     seed_text: str
     temperature: float
@@ -171,7 +175,7 @@ def reply_of(job: Job, progress: dict[str, Any], images: list[dict[str, Any]]) -
     plain = ("id", "status", "format", "preview", "model", "created_at", "started_at", "finished_at", "queue_s")
     request = job.request
     return {
-        **{name: getattr(job, name) for name in (*plain, "total_s", "error")},
+        **{name: getattr(job, name) for name in (*plain, "total_s", "error", "best_of")},
         **progress,
         **asdict(request.sampling),
         "object": "job",

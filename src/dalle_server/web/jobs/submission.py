@@ -10,7 +10,7 @@ from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.errors import InvalidRequest
 from dalle_server.request import GenerationRequest, ImageKey, require_words
 from dalle_server.web.access.security import client_id
-from dalle_server.web.drawing import check_pixels, encoding, hold_place
+from dalle_server.web.drawing import check_best_of, check_pixels, encoding, hold_place
 from dalle_server.web.jobs.current import current_jobs, find_job, owner, read_picture_file
 from dalle_server.web.jobs.schemas import GalleryPicture, JobBody, JobFields, JobForm
 from dalle_server.web.jobs.storage.given import Given
@@ -30,6 +30,7 @@ def submit() -> Job:
     limit = current_service().settings.max_images
     if body.num_images > limit:
         raise InvalidRequest(f"num_images must be at most {limit}, not {body.num_images}", param="num_images")
+    check_best_of(body.best_of, body.num_images, "num_images", is_over=image is not None)
     model, seamless, form = chosen_model(body.model), body.seamless, body.form
     if image is None:
         _refuse_lonely(body, mask)
@@ -56,7 +57,16 @@ def submit() -> Job:
         seamless=seamless,
         client=client_id(),
     )
-    return current_jobs().submit(model, wanted, owner=owner(), form=form, preview=body.preview, over=over, given=given)
+    return current_jobs().submit(
+        model,
+        wanted,
+        owner=owner(),
+        form=form,
+        preview=body.preview,
+        best_of=body.best_of,
+        over=over,
+        given=given,
+    )
 
 
 def _read() -> tuple[JobFields, bytes | None, bytes | None]:

@@ -98,6 +98,30 @@ def test_version_2_knew_no_given_pictures(data_dir: Path) -> None:
     assert {each.id for each in store.rows.finished()} == {CANCELLED, DONE, GERMAN}
 
 
+def test_version_5_knew_no_choice_of_the_likeliest(data_dir: Path) -> None:
+    Store(data_dir).close()
+    connection = sqlite3.connect(data_dir / "jobs.sqlite3")
+    for statement in (
+        "ALTER TABLE jobs DROP COLUMN best_of",
+        "ALTER TABLE pictures DROP COLUMN noise",
+        "ALTER TABLE pictures DROP COLUMN score",
+        "PRAGMA user_version = 5",
+    ):
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    store = Store(data_dir)
+    assert ids(store, ME) == [HALF, CANCELLED, DONE]
+    done = store.rows.get(DONE)
+    assert done is not None and done.best_of is None and done.pictures
+    assert [(each.index, each.image_index, each.score) for each in done.pictures] == [
+        (place, place, None) for place in range(len(done.pictures))
+    ]
+    store.add_picture(done, 5, b"x", (8, 8), noise=3, score=-1.5)
+    again = store.rows.get(DONE)
+    assert again is not None and (again.pictures[-1].image_index, again.pictures[-1].score) == (3, -1.5)
+
+
 def test_a_newer_schema_is_refused_and_left_alone(data_dir: Path) -> None:
     connection = sqlite3.connect(data_dir / "jobs.sqlite3")
     connection.execute("PRAGMA user_version = 99")

@@ -32,7 +32,8 @@ LOST = {
     "code": "storage_error",
 }
 
-KEPT = ("request", "model", "digest", "format", "form", "preview", "over", "given_bytes")  # what was asked for
+# What was asked for.
+KEPT = ("request", "model", "digest", "format", "form", "preview", "best_of", "over", "given_bytes")
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: 
         told["pictures whose files have gone"] += [picture.file for picture in missing]
     known = {picture.file for picture in job.pictures}
     strange = [name for name in _pictures(names) if name not in known]
-    described = _described(strange, files, told)
+    described = _described(strange, files, told, job)
     for name, (picture, _) in described.items():
         rows.put_picture(job.id, picture)
         told["pictures found again"].append(name)
@@ -83,8 +84,9 @@ def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: 
 
 def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
     """No row: the job as its own files tell it."""
-    described = _described(_pictures(names), files, told)
-    job = _recorded(job_id, names, files) or _described_job(job_id, described, files)
+    recorded = _recorded(job_id, names, files)
+    described = _described(_pictures(names), files, told, recorded)
+    job = recorded or _described_job(job_id, described, files)
     if job is None:  # the server stopped before it had accepted the job, or its database was lost
         for name in [name for name in names if name.endswith(GIVEN)]:
             told[f"given pictures of unknown jobs, moved to {files.set_aside(name)}"].append(name)
@@ -102,7 +104,7 @@ def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, 
 def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
     """A row that cannot be read, but whose files can."""
     mine = _pictures(names)
-    known = _recorded(job.id, names, files) or _described_job(job.id, _described(mine, files, told), files)
+    known = _recorded(job.id, names, files) or _described_job(job.id, _described(mine, files, told, job), files)
     if known is None:
         rows.update(job.id, status="failed")  # its record stays as it is
         told["jobs whose record cannot be read"].append(job.id)
@@ -124,10 +126,11 @@ def _pictures(names: Iterable[str]) -> list[str]:
 
 
 def _described(
-    names: Iterable[str], files: PictureFiles, told: dict[str, list[str]]
+    names: Iterable[str], files: PictureFiles, told: dict[str, list[str]], job: Job | None
 ) -> dict[str, tuple[JobPicture, PictureMetadata]]:
-    """The pictures among the files; what is none of ours is moved aside."""
+    """The pictures among the files; what is none of ours is moved aside. `job` is whose they are, as far as known."""
     found = {}
+    are_chosen = job is not None and job.best_of is not None  # of many: named by their places, not by their noise
     for name in names:
         data = files.read(name)
         match = PICTURE_FILE.fullmatch(name.rsplit("/", 1)[-1])
@@ -138,11 +141,18 @@ def _described(
                 width_px, height_px = image.size
         except (InvalidRequest, OSError, ValueError, SyntaxError):
             told_by = None
-        if told_by is None or match is None or told_by.image_index % 2**INDEX_BITS != int(match[1]):
+        if told_by is None or match is None or not (are_chosen or _noise(told_by) == int(match[1])):
             told[f"files that are no pictures of ours, moved to {files.set_aside(name)}"].append(name)
             continue
-        found[name] = JobPicture(int(match[1]), name, width_px, height_px, len(data)), told_by
+        noise = _noise(told_by) if are_chosen else None
+        found[name] = JobPicture(int(match[1]), name, width_px, height_px, len(data), noise), told_by
     return found
+
+
+def _noise(told_by: PictureMetadata) -> int:
+    """Of the picture itself: a candidate of it has a higher one."""
+    index: int = told_by.image_index % 2**INDEX_BITS
+    return index
 
 
 def _recorded(job_id: str, names: list[str], files: PictureFiles) -> Job | None:

@@ -1,7 +1,8 @@
 """The tables of the jobs database, and the way from every earlier form of them to this one.
 
 Version 1 was that of dalle-server 0.1.0; version 2 knew no given pictures, version 3 no servers
-beside it, version 4 no sizes. A database of a newer version is refused and left as it is.
+beside it, version 4 no sizes, version 5 no choice of the likeliest. A database of a newer
+version is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from dalle_server.errors import DalleServerError
 from dalle_server.request import GenerationRequest, SamplingParams
 
-VERSION = 5
+VERSION = 6
 
 _PREPARING = 0x64616C6C65  # the number of a lock, the same for all servers
 
@@ -50,6 +51,7 @@ jobs = sa.Table(
     sa.Column("over", sa.Text),  # given.Over, as JSON
     sa.Column("given_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("form", sa.Text),  # drawing.form.Form.to_dict, as JSON
+    sa.Column("best_of", sa.Integer),  # so many are drawn for the request's pictures
     sa.Column("holder", sa.Text),  # the server that draws it, of several: servers.id
     sa.Column("cancel_asked", sa.Boolean, nullable=False, server_default=sa.false()),  # by a client of another server
     sqlite_autoincrement=True,  # no number is given twice: pages of the list go by it
@@ -63,6 +65,8 @@ pictures = sa.Table(
     sa.Column("width_px", sa.Integer, nullable=False),
     sa.Column("height_px", sa.Integer, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("noise", sa.BigInteger),  # of one that was chosen of many: the index of its key
+    sa.Column("score", _Real),
 )
 notes = sa.Table(  # what the servers of this database remember: a name and a number each
     "notes",
@@ -108,7 +112,8 @@ def prepare(connection: sa.Connection) -> None:
     if version == VERSION:
         return
     if version > 1:
-        _add_missing_columns(connection, jobs)
+        for table in (jobs, pictures):
+            _add_missing_columns(connection, table)
         metadata.create_all(connection)
         _set_version(connection)
         return

@@ -126,9 +126,20 @@ class Store:
             mask = self.files.read(f"{job.id}/{GIVEN_MASK}") if job.over.has_mask_file else None
         return Given(image, mask)
 
-    def add_picture(self, job: Job, index: int, data: bytes, size_px: tuple[int, int]) -> JobPicture:
-        """Keep an encoded picture of (width, height) px. The same index again replaces it."""
-        picture = JobPicture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data))
+    def add_picture(
+        self,
+        job: Job,
+        index: int,
+        data: bytes,
+        size_px: tuple[int, int],
+        *,
+        noise: int | None = None,
+        score: float | None = None,
+    ) -> JobPicture:
+        """Keep an encoded picture of (width, height) px; `noise` and `score` of one that was chosen of many. The same
+        index again replaces it.
+        """
+        picture = JobPicture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data), noise, score)
         with _disk():
             record = f"{job.id}/{RECORD}"
             if not self.files.has(record):

@@ -15,10 +15,11 @@ const KEY = "API_KEY"; // not a name that begins with DALLE_: the server reads t
 
 function settings(job) {
   const { prompt, num_images, seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { prompt, num_images, seed, temperature, top_k, top_p, condition_scale, format: job.format, ...manner(job), ...tile(job) };
+  const all = { prompt, num_images, ...choice(job), seed, temperature, top_k, top_p, condition_scale, format: job.format, ...manner(job), ...tile(job) };
   return job.negative_prompt ? { ...all, negative_prompt: job.negative_prompt } : all;
 }
 
+const choice = ({ best_of }) => (Number.isInteger(best_of) ? { best_of } : {});
 const tile = ({ seamless }) => (seamless === true ? { seamless } : {});
 
 /** How a given picture is drawn over. */
@@ -72,7 +73,7 @@ for image in job["images"]:
 
 function openai(job, withKey) {
   const { seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { seed, temperature, top_k, top_p, condition_scale, ...manner(job), ...tile(job) };
+  const all = { ...choice(job), seed, temperature, top_k, top_p, condition_scale, ...manner(job), ...tile(job) };
   const extra = Object.entries(all).map(([name, value]) => `"${name}": ${literal(name, value)}`);
   const header = withKey ? `, headers={"Authorization": f"Bearer {os.environ['${KEY}']}"}` : "";
   const files = given(job).map(([name, url]) => `    ${name}=requests.get(${python(url)}${header}).content,\n`);
