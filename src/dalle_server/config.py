@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_IMG_OUTPUT_DIR = "generations"
 ENV_PREFIX = "DALLE_"
 CONFIG_ENV = "DALLE_CONFIG"  # names the TOML file, as --config does
+MODEL_SETTINGS = (  # what an engine is made from, here or on a cluster
+    "model_version", "model_dir", "cache_dir", "runner", "device", "dtype", "num_threads", "cpu_build", "num_slots",
+)  # fmt: skip
 
 _SERVICE_LINK = re.compile(
     r"DALLE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?|NAME|ENV_\w+)"

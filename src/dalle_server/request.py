@@ -96,6 +96,12 @@ class ImageKey:
         object.__setattr__(self, "index", checks.whole_number("image_index", self.index, 0, MAX_IMAGE_INDEX))
 
 
+def image_keys(num_images: int, seed: int | None) -> tuple[ImageKey, ...]:
+    """Image i has the key (seed, i); None draws a seed. Raises InvalidRequest."""
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    return tuple(ImageKey(seed, i) for i in range(checks.whole_number("num_images", num_images, 1, MAX_IMAGES)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One prompt, N pictures. Build it with `GenerationRequest.of`, which draws a seed when none is given.
@@ -173,12 +179,9 @@ class GenerationRequest:
         Raises InvalidRequest, naming the field.
         """
         require_words(prompt)
-        seed = secrets.randbelow(2**32) if seed is None else seed
         return cls(
             prompt=prompt,
-            images=tuple(
-                ImageKey(seed, i) for i in range(checks.whole_number("num_images", num_images, 1, MAX_IMAGES))
-            ),
+            images=image_keys(num_images, seed),
             sampling=sampling or SamplingParams(),
             negative_prompt=negative_prompt,
             forced_tokens=forced_tokens,
@@ -211,10 +214,10 @@ class GenerationRequest:
                 raise InvalidRequest(f"the request lacks {name}", param=name)
         sampling = given.get("sampling", {})
         checks.known_fields("sampling", sampling, (f.name for f in fields(SamplingParams)))
-        return cls(**{**given, "images": _image_keys(given["images"]), "sampling": SamplingParams(**sampling)})
+        return cls(**{**given, "images": _read_keys(given["images"]), "sampling": SamplingParams(**sampling)})
 
 
-def _image_keys(pairs: Any) -> tuple[ImageKey, ...]:
+def _read_keys(pairs: Any) -> tuple[ImageKey, ...]:
     keys = [checks.sequence("images", pair) for pair in checks.sequence("images", pairs)]
     if any(len(key) != 2 for key in keys):
         raise InvalidRequest(f"images must be a list of [seed, index], not {checks.shown(pairs)}", param="images")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dalle_server import __version__
 from dalle_server.cli.flags import add_flags
 from dalle_server.cli.terminal import forgiving
-from dalle_server.config import Settings, did_you_mean, load_settings
+from dalle_server.config import MODEL_SETTINGS, Settings, did_you_mean, load_settings
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -33,17 +33,6 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace], int]
 CONFIG_HELP = "TOML file with settings (docs/configuration.md)"
-MODEL_FLAGS = (
-    "model_version",
-    "model_dir",
-    "cache_dir",
-    "runner",
-    "device",
-    "dtype",
-    "num_threads",
-    "cpu_build",
-    "num_slots",
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,7 +180,7 @@ def _add_strength_flags(parser: argparse.ArgumentParser, strength: str, candidat
 
 def _add_model_flags(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-    add_flags(parser, only=(*MODEL_FLAGS, *more))
+    add_flags(parser, only=(*MODEL_SETTINGS, *more))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

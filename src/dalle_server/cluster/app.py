@@ -15,30 +15,19 @@ from ray.serve.config import AutoscalingConfig
 from dalle_server.checks import known_fields
 from dalle_server.cluster.board import Board
 from dalle_server.cluster.replica import EngineReplica, Load, load_replica_engine
-from dalle_server.config import Settings, config_error
+from dalle_server.config import MODEL_SETTINGS, Settings, config_error
 from dalle_server.words import replica_bounds, replica_range, resources
 
 DEPLOYMENT, BOARD = "engine", "board"
 QUIET: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 CPU_SLOTS, GPU_SLOTS = 16, 32  # the most that an engine takes by itself (engine/runners/sizing.py)
-REPLICA_SETTINGS = (
-    "model_version",
-    "model_dir",
-    "cache_dir",
-    "runner",
-    "device",
-    "dtype",
-    "num_threads",
-    "cpu_build",
-    "num_slots",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """What is deployed. As JSON it is what fronts compare: a front that wants another has the replicas replaced."""
 
-    settings: dict[str, Any] = field(default_factory=dict)  # of REPLICA_SETTINGS
+    settings: dict[str, Any] = field(default_factory=dict)  # of MODEL_SETTINGS
     replicas: str = "1"
     resources: str = "CPU=2"
     max_waiting_images: int = 64
@@ -48,7 +37,7 @@ class Spec:
 
     @classmethod
     def of(cls, settings: Settings) -> Spec:
-        given = settings.model_dump(mode="json", include=set(REPLICA_SETTINGS), exclude_unset=True)
+        given = settings.model_dump(mode="json", include=set(MODEL_SETTINGS), exclude_unset=True)
         return cls(
             settings=given,
             replicas=settings.replicas or "1",
@@ -61,7 +50,7 @@ class Spec:
     def read(cls, arguments: Mapping[str, Any]) -> Spec:
         """The args of a Serve config. Raises InvalidRequest or ConfigError, naming what is wrong."""
         known_fields("args", arguments, cls.__slots__)
-        known_fields("settings", arguments.get("settings", {}), REPLICA_SETTINGS)
+        known_fields("settings", arguments.get("settings", {}), MODEL_SETTINGS)
         spec = cls(**{**arguments, "replicas": str(replica_range(arguments.get("replicas", "1")))})
         resources(spec.resources)
         spec.checked_settings()

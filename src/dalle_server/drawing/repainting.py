@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dalle_server import checks
 from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import DrawingEngine, Holes, Plan, Repaint, kept_behind
 from dalle_server.generation import (
@@ -24,7 +22,7 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
-from dalle_server.request import MAX_IMAGES, GenerationRequest, ImageKey, SamplingParams, Tokens
+from dalle_server.request import GenerationRequest, SamplingParams, Tokens, image_keys
 
 
 def likeliest(images: Sequence[GeneratedImage], forced: Tokens) -> GeneratedImage:
@@ -132,11 +130,9 @@ def draw_over(
     Raises InvalidRequest, NotSupported, and what `engine.submit` raises.
     """
     prompt, negative_prompt, sampling = wanted.words(prompt, negative_prompt, sampling)
-    seed = secrets.randbelow(2**32) if seed is None else seed
-    count = checks.whole_number("num_images", num_images, 1, MAX_IMAGES)
     request = GenerationRequest(
         prompt=prompt,
-        images=tuple(ImageKey(seed, index) for index in range(count)),
+        images=image_keys(num_images, seed),
         sampling=sampling,
         negative_prompt=negative_prompt,
         seamless=seamless or wanted.is_seamless,

@@ -38,6 +38,7 @@ class Route:
     form: type[BaseModel] | None = None  # of a route that takes multipart/form-data, or takes it too
     query: type[BaseModel] | None = None
     reply: type[BaseModel] | None = None
+    many: bool = False  # the reply is a list of such
     reply_type: str = "application/json"  # or image/png, text/plain, …
     streams: bool = False  # may answer text/event-stream instead
     bare: bool = False  # may answer a bare picture instead

@@ -103,6 +103,16 @@ class PendingStep(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A PendingStep that is over."""
+
+    written: StepResult
+
+    def result(self) -> StepResult:
+        return self.written
+
+
 class Runner(Protocol):
     """Two rows a slot: one conditional, one unconditional. Called by the engine's thread only, except `detokenize` and
     `tokenize`: each may be called by one other thread at the same time."""

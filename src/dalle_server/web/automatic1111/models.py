@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flask import Blueprint, Response, current_app, jsonify
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 
 from dalle_server.web.access.security import client_id
 from dalle_server.web.automatic1111.checkpoints import Choices, current_checkpoint, find_checkpoint, title
@@ -32,26 +32,6 @@ blueprint = Blueprint("automatic1111_models", __name__, url_prefix="/sdapi/v1")
 def current_choices() -> Choices:
     choices: Choices = current_app.extensions.setdefault("dalle_server.automatic1111.choices", Choices())
     return choices
-
-
-class CheckpointItems(RootModel[list[CheckpointItem]]):
-    pass
-
-
-class SamplerItems(RootModel[list[SamplerItem]]):
-    pass
-
-
-class SchedulerItems(RootModel[list[SchedulerItem]]):
-    pass
-
-
-class UpscalerItems(RootModel[list[UpscalerItem]]):
-    pass
-
-
-class VaeItems(RootModel[list[VaeItem]]):
-    pass
 
 
 def _listed(items: Sequence[BaseModel]) -> Response:
@@ -82,7 +62,7 @@ def set_options() -> Response:
 
 
 @blueprint.get("/sd-models")
-@for_keys("The checkpoints", reply=CheckpointItems)
+@for_keys("The checkpoints", reply=CheckpointItem, many=True)
 def sd_models() -> Response:
     service = current_service()
     service.check_started()
@@ -103,24 +83,24 @@ def sd_models() -> Response:
 
 
 @blueprint.get("/sd-vae")
-@for_keys("The decoder from tokens to pixels", reply=VaeItems)
+@for_keys("The decoder from tokens to pixels", reply=VaeItem, many=True)
 def sd_vae() -> Response:
     return _listed([VaeItem(model_name="VQGAN", filename="VQGAN")])
 
 
 @blueprint.get("/samplers")
-@for_keys("How tokens are drawn", reply=SamplerItems)
+@for_keys("How tokens are drawn", reply=SamplerItem, many=True)
 def samplers() -> Response:
     return _listed([SamplerItem(name=SAMPLER, aliases=[], options={})])
 
 
 @blueprint.get("/schedulers")
-@for_keys("Noise schedules: an autoregressive model has none to choose", reply=SchedulerItems)
+@for_keys("Noise schedules: an autoregressive model has none to choose", reply=SchedulerItem, many=True)
 def schedulers() -> Response:
     return _listed([SchedulerItem(name="automatic", label="Automatic")])
 
 
 @blueprint.get("/upscalers")
-@for_keys("How a picture reaches the asked size", reply=UpscalerItems)
+@for_keys("How a picture reaches the asked size", reply=UpscalerItem, many=True)
 def upscalers() -> Response:
     return _listed([UpscalerItem(name=name) for name in UPSCALERS])

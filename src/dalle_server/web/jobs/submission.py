@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-
 from flask import request
 
 from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.errors import InvalidRequest
-from dalle_server.request import GenerationRequest, ImageKey, require_words
+from dalle_server.request import GenerationRequest, image_keys, require_words
 from dalle_server.web.access.security import client_id
 from dalle_server.web.drawing import check_best_of, check_pixels, encoding, hold_place
 from dalle_server.web.jobs.current import current_jobs, find_job, owner, read_picture_file
@@ -48,10 +46,9 @@ def submit() -> Job:
         words = repaint.words(body.prompt, body.negative_prompt, body.sampling)
         seamless = seamless or repaint.is_seamless
     prompt, negative_prompt, sampling = words
-    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     wanted = GenerationRequest(
         prompt=prompt,
-        images=tuple(ImageKey(seed, index) for index in range(body.num_images)),
+        images=image_keys(body.num_images, body.seed),
         sampling=sampling,
         negative_prompt=negative_prompt,
         seamless=seamless,

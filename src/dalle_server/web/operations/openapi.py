@@ -86,7 +86,8 @@ def _operation(path: str, method: str, route: Route, refs: Refs) -> Schema:
 
 def _responses(path: str, route: Route, refs: Refs) -> Schema:
     if route.reply is not None:
-        schema = refs[route.reply, "serialization"]
+        one = refs[route.reply, "serialization"]
+        schema = {"type": "array", "items": one} if route.many else one
     elif route.reply_type == "application/json":
         schema = {"type": "object"}
     else:

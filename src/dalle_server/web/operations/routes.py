@@ -150,6 +150,7 @@ def info() -> dict[str, Any]:
     settings = service.settings
     known = [_described(model, model.known) for model in service.pool.models if model.known]
     first = known[0]
+    here = {"num_slots": first.num_slots, "memory_budget": service.pool.budget_bytes}
     return Info(
         version=__version__,
         python=platform.python_version(),
@@ -157,17 +158,7 @@ def info() -> dict[str, Any]:
         model=first.model,
         runner=first.runner,
         models=known,
-        limits=Limits(
-            max_images=settings.max_images,
-            num_slots=first.num_slots,
-            max_waiting_images=settings.max_waiting_images,
-            request_timeout_s=settings.request_timeout_s,
-            rate_limit_per_minute=settings.rate_limit,
-            max_json_bytes=settings.max_json_bytes,
-            max_upload_bytes=settings.max_upload_bytes,
-            memory_budget=service.pool.budget_bytes,
-            idle_unload_s=settings.idle_unload_s,
-        ),
+        limits=Limits.model_validate({**dict(settings), **here, "rate_limit_per_minute": settings.rate_limit}),
     ).model_dump()
 
 

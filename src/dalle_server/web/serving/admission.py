@@ -6,6 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, has_request_context, request
@@ -87,9 +88,7 @@ class Admission:
             self._in_flight += 1
             self._by_address[address] += 1
 
-        def leave() -> None:
-            self._leave(address)
-
+        leave = partial(self._leave, address)
         entered = self._enter(environ)
         try:
             body = self._app(environ, start_response)

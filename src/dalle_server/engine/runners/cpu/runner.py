@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from dalle_server.engine.pull import CodeDistances
 from dalle_server.engine.runners.base import (
     LOGPROBS,
     EncodedText,
+    Ready,
     RunnerInfo,
     StepResult,
     StepRow,
@@ -23,16 +23,6 @@ from dalle_server.engine.runners.base import (
 from dalle_server.engine.runners.cpu.parts import Pixels, Step, StepBatch, Texts
 from dalle_server.engine.sampling import Draw, gumbel_max, log_probabilities, sample
 from dalle_server.models.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A step that is over."""
-
-    written: StepResult
-
-    def result(self) -> StepResult:
-        return self.written
 
 
 class CpuRunner:

@@ -26,6 +26,7 @@ from dalle_server.engine.runners.base import (
     SEAMLESS,
     TOKENIZE,
     PendingStep,
+    Ready,
     StepResult,
     StepRow,
     TextTokens,
@@ -156,12 +157,12 @@ class TorchRunner:
         all_tokens[slots] = torch.from_numpy(tokens.astype(np.int64))
         self._states.remember(all_tokens.to(self._device), inputs)
         if conditional is None:
-            return _Ready(StepResult(tokens))
+            return Ready(StepResult(tokens))
         told = [
             sampling.log_probabilities(conditional[n], guided[n], row.sampling, int(tokens[n]))
             for n, row in enumerate(rows)
         ]
-        return _Ready(StepResult(tokens, _masked(np.array(told, np.float32), rows)))
+        return Ready(StepResult(tokens, _masked(np.array(told, np.float32), rows)))
 
     def _launch_on_device(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingStep:
         slots = [row.slot for row in rows]
@@ -175,7 +176,7 @@ class TorchRunner:
             inputs = inputs.to(self._device)
             answers.append(log_probabilities(conditional, self._states.lowered(logits, inputs), tokens, inputs))
         if self._device.type != "cuda":
-            return _Ready(_result([answer.cpu() for answer in answers], rows))
+            return Ready(_result([answer.cpu() for answer in answers], rows))
         hosts = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in answers]
         for host, answer in zip(hosts, answers, strict=True):
             host.copy_(answer, non_blocking=True)
@@ -227,14 +228,6 @@ class TorchRunner:
         if self._device.type == "cuda":
             with suppress(RuntimeError):  # after an illegal access, this fails like everything else
                 torch.cuda.empty_cache()  # the next runner counts its slots by what the driver calls free
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    written: StepResult
-
-    def result(self) -> StepResult:
-        return self.written
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -93,11 +94,8 @@ def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, 
         return
     pictures = tuple(picture for picture, _ in described.values())
     is_whole = len(pictures) >= len(job.request.images)
-    end: dict[str, Any] = {"status": "done"} if is_whole else {"status": "failed", "error": LOST}
-    values = {**to_values(job), "faults": 0, "last_event": 0, "queue_s": None, "total_s": None}
-    values |= {"finished_at": time.time(), "started_at": None, "status": end["status"]}
-    values["error"] = json.dumps(end["error"]) if "error" in end else None
-    rows.add(from_values(values, pictures))
+    status, error = ("done", None) if is_whole else ("failed", LOST)
+    rows.add(replace(job, pictures=pictures, status=status, error=error, finished_at=time.time()))
     told["jobs rebuilt from their files"].append(job_id)
 
 
