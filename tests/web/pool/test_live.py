@@ -22,7 +22,7 @@ from tests.web.waits import until
 
 BART = ROOT / "tests" / "data" / "parity" / "tiny-mega"
 JANUS = ROOT / "tests" / "data" / "parity-janus" / "hf-tiny"
-SIDES_PX = {"nano": 64, "tiny-mega": 64, "janus": 96}
+SIDES_PX = {"nano": 128, "tiny-mega": 64, "janus": 96}
 PATIENCE_S = 60.0
 
 
@@ -53,7 +53,7 @@ def test_the_openai_client_lists_and_chooses_by_name(server: ServerProcess) -> N
         for name in ("tiny-mega", "janus", "nano", "dall-e-3"):
             reply = client.images.generate(prompt="a red apple", model=name, response_format="b64_json")
             assert reply.data is not None
-            assert side_px(reply.data[0].b64_json) == SIDES_PX.get(name, 64)
+            assert side_px(reply.data[0].b64_json) == SIDES_PX.get(name, SIDES_PX["nano"])
         assert states(server) == dict.fromkeys(SIDES_PX, "loaded")
         with pytest.raises(openai.NotFoundError) as caught:
             client.images.generate(prompt="a red apple", model="sdxl")
