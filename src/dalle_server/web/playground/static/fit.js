@@ -1,7 +1,8 @@
 // How large a picture is shown, and where a pointer is over it.
 
 const MAX_SCALE = 8; // beyond it the squares are all one sees
-const SMALL_PX = 200;
+/** Up to this side a picture is a handful of squares, shown as such; a larger one is enlarged smoothly. */
+export const SMALL_PX = 100;
 const MARGIN_SHARE = 0.045; // of the room, on each side
 
 /** Sizes `element` to a picture of width × height pixels in its parent: whole multiples, if small. */

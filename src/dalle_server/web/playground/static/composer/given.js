@@ -2,6 +2,7 @@
 
 import { pictureSource, request } from "../api.js";
 import { $, announce } from "../dom.js";
+import { SMALL_PX } from "../fit.js";
 import { bytes } from "../format.js";
 import { Mask, maskOperation } from "./mask.js";
 
@@ -122,7 +123,7 @@ export class Given extends EventTarget {
     $("given-paint-text").textContent = isPart ? "Change mask" : "Paint a mask";
     $("given-unmask").hidden = $("given-mask").hidden = !isPart;
     $("given-settings").hidden = $("given-paint").hidden = Boolean(picture.keepTokens);
-    $("given").classList.toggle("crisp", Math.max(picture.width, picture.height) <= 200);
+    $("given").classList.toggle("crisp", Math.max(picture.width, picture.height) <= SMALL_PX);
     $("given-what").textContent = `${picture.width} × ${picture.height} px · ${this.#whatChanges()}`;
     this.#showValues();
   }

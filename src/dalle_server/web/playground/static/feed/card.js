@@ -2,6 +2,7 @@
 
 import { pictureSource } from "../api.js";
 import { h, iconButton } from "../dom.js";
+import { SMALL_PX } from "../fit.js";
 import { ago, countdown, duration, exactTime, plural } from "../format.js";
 import { startDrag } from "../composer/incoming.js";
 import { isOver } from "./jobs.js";
@@ -156,12 +157,12 @@ export class Card {
     element.style.setProperty("--written", `${rows * 100}%`);
   }
 
-  /** Square pixels where they are shown at twice their size and more; smooth where they are barely enlarged. */
+  /** Square pixels for a small picture that is shown at twice its size and more; smooth otherwise. */
   chooseScaling() {
     const { images, num_images: count } = this.job;
     const cell = this.cells[0].element.clientWidth * devicePixelRatio;
     const width = images[0]?.width_px ?? this.model.imagePx;
-    if (cell && width && count) this.element.classList.toggle("crisp", cell / width >= 1.75);
+    if (cell && width && count) this.element.classList.toggle("crisp", width <= SMALL_PX && cell / width >= 1.75);
   }
 }
 
