@@ -146,8 +146,8 @@ def test_silence_gives_the_memory_back(tmp_path: Path) -> None:
             assert paint(server, "nano") == first
             server.wait_for(lambda: states(server)["nano"] == "on_disk")
         until(lambda: process.num_threads() <= threads + 2, PATIENCE_S)  # HTTP threads come as they are needed
-        assert process.memory_info().rss < empty + 200e6
-        assert process.memory_info().rss < loaded, "it grows with every load"
+        # The model is off the list a moment before its memory is given back.
+        until(lambda: process.memory_info().rss < min(loaded, empty + 200e6), PATIENCE_S)
         assert not any("libtorch" in map.path for map in process.memory_maps())
         assert server.get("/ready")[0] == 200
 
