@@ -21,6 +21,13 @@
 One translator per API family turns these into that API's envelope (`web/errors.py`).
 """
 
+from typing import Self
+
+
+def first_line(error: BaseException | str, otherwise: str = "no reason was given") -> str:
+    """Of what an error of somebody else says, which may be pages, or nothing at all."""
+    return next(iter(str(error).strip().splitlines()), otherwise)
+
 
 class DalleServerError(Exception):
     """Base of every error raised on purpose. `str(error)` is safe to show to a client."""
@@ -74,6 +81,12 @@ class Overloaded(DalleServerError):
     status = 503
     code = "overloaded"
 
+    @classmethod
+    def no_room(cls, room: int, num_images: int, seconds: float) -> Self:
+        """For `num_images` where the queue has `room` for fewer; some of it is free again in about `seconds`."""
+        message = f"the queue has room for {room} more pictures, not {num_images}; try again later"
+        return cls(message, retry_after_s=max(1.0, seconds))
+
 
 class NotReady(Overloaded):
     code = "not_ready"
@@ -82,6 +95,11 @@ class NotReady(Overloaded):
 class DeadlineExceeded(DalleServerError):
     status = 504
     code = "deadline_exceeded"
+
+    @classmethod
+    def after(cls, timeout_s: float | None) -> Self:
+        """The request's own limit; one that has passed was given."""
+        return cls(f"not done within its time limit of {timeout_s or 0.0:g} s")
 
 
 class GenerationCancelled(DalleServerError):

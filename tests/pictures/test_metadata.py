@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ def describe(image: GeneratedImage, prompt: str = "a red apple", **request: obje
 def test_packed_tokens_unpack_to_themselves(ids: list[int]) -> None:
     packed, bits = pack_tokens(np.array(ids, np.int32))
     assert unpack_tokens(packed, bits, len(ids)).tolist() == ids
+
+
+def test_a_picture_names_the_weights_that_drew_it_before_those_of_its_job() -> None:
+    assert describe(picture()).weights_digest == "ab" * 32
+    assert describe(replace(picture(), weights="cd" * 32)).weights_digest == "cd" * 32
 
 
 def test_a_mega_grid_packs_into_less_than_a_kilobyte() -> None:

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from dalle_server.cluster import agreement
 from dalle_server.cluster.app import BOARD, DEPLOYMENT, Spec, application
 from dalle_server.cluster.replica import Load, load_replica_engine
-from dalle_server.errors import ConfigError, DalleServerError, NotReady
+from dalle_server.errors import ConfigError, DalleServerError, NotReady, first_line
 
 # A Ray that only this machine sees. It takes 127.0.0.1 for "the address that others reach me by", on Linux.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -53,7 +53,9 @@ class Connection:
         if not joined.wait(JOIN_TIMEOUT_S):
             raise ConfigError(f"--cluster {address}: no answer within {JOIN_TIMEOUT_S:g} s", param="cluster")
         if self._failure is not None:
-            raise ConfigError(f"--cluster {address}: {_first_line(self._failure)}", param="cluster")
+            raise ConfigError(
+                f"--cluster {address}: {first_line(self._failure, type(self._failure).__name__)}", param="cluster"
+            )
 
     def _run(self, address: str, joined: threading.Event) -> None:
         try:
@@ -126,8 +128,4 @@ def _why(app: str, error: Exception) -> str:
     """What the replicas died of, as Serve quotes it: the last line of a traceback."""
     status = serve.status().applications.get(app)
     told = [each.message.strip() for each in status.deployments.values() if each.message] if status else []
-    return told[0].splitlines()[-1].strip() if told else _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return told[0].splitlines()[-1].strip() if told else first_line(error, type(error).__name__)

@@ -144,10 +144,7 @@ class ClusterEngine:
                 self._held += num_images
                 return
         picture_s = (step_s or 0.0) * self._known.config.picture.num_tokens
-        raise Overloaded(
-            f"the queue has room for {room} more pictures, not {num_images}; try again later",
-            retry_after_s=max(1.0, picture_s),
-        )
+        raise Overloaded.no_room(room, num_images, picture_s)
 
     def _release(self, num_images: int) -> None:
         with self._lock:

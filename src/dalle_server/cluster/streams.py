@@ -20,6 +20,7 @@ from dalle_server.errors import (
     InvalidRequest,
     NotReady,
     Overloaded,
+    first_line,
 )
 from dalle_server.generation import TERMINAL, Cancelled, Failed
 from dalle_server.request import GenerationRequest
@@ -60,8 +61,7 @@ class Streams:
             async with asyncio.timeout(None if left_s is None else left_s + GRACE_S):
                 await self._try(assembly, index)
         except TimeoutError:
-            seconds = assembly.generation.request.timeout_s or 0.0
-            assembly.lose(index, DeadlineExceeded(f"not done within its time limit of {seconds:g} s"))
+            assembly.lose(index, DeadlineExceeded.after(assembly.generation.request.timeout_s))
         except Overloaded as error:
             assembly.end(Failed(error))  # the client is to come again: what is drawn meanwhile is for nobody
         except DalleServerError as error:
@@ -80,7 +80,7 @@ class Streams:
             except (PartLost, RayActorError, TaskCancelledError, RequestCancelledError) as error:
                 if assembly.parts[index].is_settled:
                     return  # only the last word was lost
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error, type(error).__name__)
                 logger.warning("%s: lost at attempt %d: %s", assembly.part_id(index), attempt, reason)
             except BackPressureError as error:
                 raise Overloaded("all replicas are busy; try again later", retry_after_s=2) from error

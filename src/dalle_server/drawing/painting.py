@@ -219,7 +219,7 @@ class Painting(Joined):
         if self.cancel_reason is not None:
             return Cancelled(self.cancel_reason)
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            return Failed(DeadlineExceeded(f"not done within its time limit of {self.request.timeout_s:g} s"))
+            return Failed(DeadlineExceeded.after(self.request.timeout_s))
         with suppress(Overloaded, RateLimited):
             self._start(picture)
         return None

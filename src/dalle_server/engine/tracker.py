@@ -110,10 +110,7 @@ class RequestTracker:
         room = max(0, scheduler.num_slots + self._max_waiting_images - busy)
         if num_images > room:
             seconds = self._seconds(scheduler.steps_until_ended(num_images - room))
-            raise Overloaded(
-                f"the queue has room for {room} more pictures, not {num_images}; try again later",
-                retry_after_s=max(1.0, seconds),
-            )
+            raise Overloaded.no_room(room, num_images, seconds)
 
     def admit_next(self) -> tuple[ImageSequence, int] | None:
         """The next waiting picture and the slot it now holds. None when no slot is free or nothing waits."""
@@ -199,8 +196,7 @@ class RequestTracker:
             if group.handle.cancel_reason is not None:
                 self.finish(group, Cancelled(group.handle.cancel_reason))
             elif group.handle.deadline is not None and now >= group.handle.deadline:
-                seconds = group.handle.request.timeout_s
-                self.finish(group, Failed(DeadlineExceeded(f"not done within its time limit of {seconds:g} s")))
+                self.finish(group, Failed(DeadlineExceeded.after(group.handle.request.timeout_s)))
 
     def lose(self, sequence: ImageSequence, error: DalleServerError) -> None:
         """One picture failed. Its siblings go on and are delivered; then the request ends with this error."""

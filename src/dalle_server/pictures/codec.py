@@ -113,7 +113,7 @@ def describe_image(
         drawn.sampling,
         image,
         model=model.config.name,
-        digest=image.weights or model.digest,
+        digest=model.digest,
         over=over,
         grid_width=drawn.grid_width,
     )

@@ -130,12 +130,14 @@ class PictureMetadata(BaseModel):
         over: DrawnOver | None = None,
         grid_width: int = 0,
     ) -> Self:
-        """`sampling` is the resolved one (`Generation.sampling`), so that later defaults change nothing."""
+        """`sampling` is the resolved one (`Generation.sampling`), so that later defaults change nothing. `digest` is of
+        the weights of a picture that does not name its own.
+        """
         packed, bits = pack_tokens(image.tokens)
         forced = np.array(request.forced_tokens, dtype=np.int64) != FREE
         return cls(
             model=model,
-            weights_digest=digest,
+            weights_digest=image.weights or digest,
             prompt=(prompt := _kept(request.prompt)),
             negative_prompt=(negative_prompt := _kept(request.negative_prompt)),
             text_cut=(prompt, negative_prompt) != (request.prompt, request.negative_prompt),

@@ -12,7 +12,7 @@ from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
 from dalle_server.generation import Generation
 from dalle_server.models.config import PictureConfig
-from dalle_server.request import GenerationRequest, ImageKey
+from dalle_server.request import GenerationRequest, image_keys
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.pool.model import Model
 from dalle_server.web.pool.pool import Pool
@@ -57,7 +57,7 @@ def whole_request(job: Job) -> GenerationRequest:
     """All that is drawn for the job, pictures that nobody gets included."""
     if job.best_of is None:
         return job.request
-    keys = tuple(ImageKey(job.seed, index) for index in range(job.best_of))
+    keys = image_keys(job.best_of, job.seed)
     return replace(job.request, images=keys, logprobs=True)
 
 

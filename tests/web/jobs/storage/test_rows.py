@@ -193,3 +193,11 @@ def test_numbers_are_given_once(store: Store, tmp_path: Path) -> None:
     assert again.rows.count_up("runs") == 4
     assert again.rows.note("clock") == 1.5
     assert again.rows.note("nothing") is None
+
+
+def test_a_failure_that_says_nothing_is_told_in_our_words(store: Store) -> None:
+    with (
+        pytest.raises(DalleServerError, match="data_dir could not be used: no reason was given"),
+        store.rows.database.reading(),
+    ):
+        raise OSError

@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 import sqlalchemy as sa
 
-from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError
+from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError, first_line
 from dalle_server.web.jobs.storage.schema import prepare
 
 DEADLINE_S = 5.0  # of one transaction
@@ -182,7 +182,7 @@ class Database:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> DalleServerError:
-        reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+        reason = first_line(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
         if self._closed:
             return NotReady("the server is shutting down; ask again when it is back", retry_after_s=5)
         if "interrupted" in reason or "statement timeout" in reason:

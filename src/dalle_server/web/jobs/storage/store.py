@@ -17,7 +17,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dalle_server.errors import ConfigError, DalleServerError, DeadlineExceeded, NotReady, Overloaded, StorageError
+from dalle_server.errors import (
+    ConfigError,
+    DalleServerError,
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    StorageError,
+    first_line,
+)
 from dalle_server.web.jobs.storage.database import Damaged, Database, InUse, is_full, set_aside
 from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK, RECORD, PictureFiles, StoreAway
 from dalle_server.web.jobs.storage.given import Given
@@ -80,7 +88,7 @@ class Store:
             self.leases = Leases(database, lease_s)
             self.rows = JobRows(database, self.leases.holder)
         except (sa.exc.DBAPIError, DalleServerError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            reason = first_line(getattr(error, "orig", None) or error)
             raise StorageError(f"the database does not answer ({reason}); it is asked again") from error
         except TooNew as error:
             raise ConfigError(f"{error}; run the newer program (--database)", param="database") from None
