@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
@@ -42,6 +42,26 @@ def test_a_wrong_key_is_told_and_a_right_one_is_kept(
     page.get_by_role("button", name="Open picture 1").click()
     expect(page.locator("#snippet-text")).to_contain_text("Authorization: Bearer $API_KEY")
     assert KEY not in page.locator("#snippet-text").inner_text()
+    expected(witness, "401")
+
+
+def test_a_prompt_sent_while_the_page_connects_waits_for_the_server(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = make_page(start_server(api_keys=(f"me:{KEY}",)), wait=False)
+    expect(page.locator("#connection-dialog")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/v1/info", lambda route: held.append(route))
+    page.fill("#api_key", KEY)
+    page.press("#api_key", "Enter")
+    page.fill("#prompt", "at once")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#composer")).to_have_attribute("aria-busy", "true")
+    expect(page.locator("#form-error")).to_be_empty()
+    for route in held:
+        route.continue_()
+    page.unroute("**/v1/info")
+    expect(page.locator("article.card", has_text="at once")).to_have_attribute("data-status", "done")
     expected(witness, "401")
 
 

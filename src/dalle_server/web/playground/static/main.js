@@ -38,7 +38,7 @@ const actions = {
 };
 
 const given = new Given();
-const composer = new Composer(given, submit);
+const composer = new Composer(given, submit, () => status.asked());
 
 async function submit(fields) {
   try {

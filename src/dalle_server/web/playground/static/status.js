@@ -28,6 +28,11 @@ export class Status {
     return this.#asking;
   }
 
+  /** → promise of the end of the check that is under way, if one is. */
+  asked() {
+    return this.#asking;
+  }
+
   /** A request found no server: say so, and go on asking. */
   lost() {
     this.#wait("unreachable", `No answer from ${this.host}. This page tries again every ${RETRY_MS / 1000} seconds; is the server running?`);

@@ -10,9 +10,12 @@ const SAVED = ["num_images", "format", "negative_prompt", ...NUMBERS];
 const STORE = "dalle-server.composer";
 
 export class Composer {
-  /** onSubmit(fields) → promise; a rejected ApiError is shown at its field. `given` is the picture to begin with. */
-  constructor(given, onSubmit) {
-    Object.assign(this, { given, onSubmit });
+  /**
+   * onSubmit(fields) → promise; a rejected ApiError is shown at its field. `given` is the picture to begin with.
+   * asked() → promise of the end of a question whether the server is ready, if one is under way.
+   */
+  constructor(given, onSubmit, asked) {
+    Object.assign(this, { given, onSubmit, asked });
     this.form = $("composer");
     this.sending = false;
     this.#restore();
@@ -93,15 +96,16 @@ export class Composer {
   }
 
   async submit() {
-    if ($("submit").disabled) {
-      this.#showError({ message: "The server does not answer requests now. The prompt is kept; try again when it does." });
-      return;
-    }
     if (this.sending) return;
     this.sending = true;
     this.form.ariaBusy = "true";
-    if (this.model?.state !== "loaded") $("submit-text").textContent = "Loading…";
     try {
+      await this.asked(); // typed and sent while the page was still connecting, such as right after a key was given
+      if ($("submit").disabled) {
+        this.#showError({ message: "The server does not answer requests now. The prompt is kept; try again when it does." });
+        return;
+      }
+      if (this.model?.state !== "loaded") $("submit-text").textContent = "Loading…";
       if (!(await this.#hasCome()) || !this.#valid()) return;
       await this.onSubmit({ ...this.fields(), ...(await this.given.fields()) });
       this.#showError(null);
