@@ -67,6 +67,8 @@ class Preset:
     transformer_schedule: Schedule
     work_dir: Path
     base: Preset | None = None  # whose VQGAN and transformer this one goes on from
+    first_px: int = 0  # the VQGAN's first steps are on smaller pictures, of this side: cheaper, and nearly as good
+    first_steps: int = 0
 
     @property
     def picture_vqgan(self) -> VQGANConfig:
@@ -75,7 +77,7 @@ class Preset:
 
     @property
     def image_length(self) -> int:
-        return (self.vqgan.resolution // self.vqgan.scale_factor) ** 2
+        return self.variety.grid**2
 
     def transformer_config(self, text_vocab_size: int) -> DalleBartConfig:
         """Start, eos and pad ids follow dalle-mini: start = number of codes, bos = eos = pad = start + 1."""
@@ -103,7 +105,9 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
     return Preset(
         name=path.stem,
         fsq_levels=levels,
-        variety=Variety(**{**raw["variety"], "styles": tuple(raw["variety"]["styles"])}),
+        variety=Variety(
+            **{**raw["variety"], "styles": tuple(raw["variety"]["styles"])}, grid=vqgan.resolution // vqgan.scale_factor
+        ),
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
         decoder_schedule=Schedule(**raw["decoder_schedule"]),

@@ -188,7 +188,7 @@ def learn_text_tokens(recipe: Recipe) -> None:
 
 
 def learn_image_tokens(recipe: Recipe) -> None:
-    train_vqgan(recipe.preset, recipe.sampler, recipe.small_composer)
+    train_vqgan(recipe.preset, recipe.sampler, recipe.composer)
 
 
 def write_tokens(recipe: Recipe) -> None:

@@ -1,7 +1,6 @@
 """Every stage runs a few steps on invented artwork, resumes exactly, and ends in a checkpoint that the server opens."""
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,12 @@ from training.learning import fsq, loop, tokenizer
 from training.learning.compiled import Doubled, compiled_loss
 from training.learning.critic import Critic, critic_losses
 from training.learning.loop import load_average
-from training.learning.transformer import TEXT_TABLE, build_model, encode_captions
+from training.learning.transformer import TEXT_TABLE, build_model, encode_captions, stretched
 from training.preset import Schedule, load_preset
 from training.recipe import Recipe
 from training.restore import restore
 from training.scenes.artwork import STYLES, Atlas
-from training.scenes.composer import Composer
-from training.scenes.spec import Placement, SceneSpec, Thing, Variety
+from training.scenes.spec import SceneSpec, Thing
 
 PRESET = """
 [run]
@@ -230,19 +228,27 @@ def test_fsq_is_the_nearest_entry_of_its_codebook(trained: Recipe) -> None:
     torch.testing.assert_close(fsq.quantize(z, (4, 3)), codes)
 
 
-def test_placements_leave_things_inside_the_picture() -> None:
-    for where in Variety().every(SceneSpec(things=(Thing(0),))):
-        assert abs(where.dx) + where.side / 2 <= 0.5
-        assert abs(where.dy) + where.side / 2 <= 0.5
+def test_a_larger_grid_of_places_begins_as_the_smaller_one_stretched() -> None:
+    row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], 1)  # (16, 2)
+    larger = stretched(places, 4, 8).view(8, 8, 2)
+    torch.testing.assert_close(larger[:, 3, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
+    torch.testing.assert_close(larger[3, :, 1], larger[:, 3, 0])
+    torch.testing.assert_close(stretched(places, 4, 4), places)
 
 
-def test_scenes_show_the_colours_they_are_asked_for(trained: Recipe) -> None:
-    spec = SceneSpec(things=(Thing(0, "red"),), background="blue", position="left")
-    image = trained.small_composer.compose([spec], random.Random(0))[0]
-    red, _, blue = image[:, 8, 4]
-    assert red > 0.5 > blue
-    red, _, blue = image[:, 8, 12]
-    assert blue > 0.5 > red
+def test_the_first_steps_of_a_vqgan_may_be_on_smaller_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_recipe(tmp_path, PRESET.replace("[run]", "[run]\nfirst_px = 8\nfirst_steps = 3"))
+    seen: list[int] = []
+    quantize = fsq.quantize
+
+    def noting(z: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
+        seen.append(z.shape[-1])
+        return quantize(z, levels)
+
+    monkeypatch.setattr(fsq, "quantize", noting)
+    recipe.learn_image_tokens(made)
+    assert seen == [4, 4, 4, 8]
 
 
 def test_a_miscompiled_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,33 +321,3 @@ def test_what_a_critic_learns_is_not_what_its_painter_learns() -> None:
     judged.backward()
     assert torch.equal(decoded.grad, painted)
     assert all(weight.grad is not None for weight in critic.parameters())
-
-
-def test_a_seed_changes_the_artwork_and_a_named_style_stays() -> None:
-    rng = random.Random(0)
-    variety = Variety(styles=("3d", "flat"), mirrored=0.5, turn_degrees=5.0)
-    free = {variety.draw(SceneSpec(things=(Thing(0),)), rng) for _ in range(60)}
-    assert {at.style for at in free} == {"3d", "flat"} and {at.mirrored for at in free} == {True, False}
-    assert {variety.draw(SceneSpec(things=(Thing(0),), style="noto"), rng).style for _ in range(20)} == {"noto"}
-
-
-def test_a_mirrored_thing_is_mirrored_and_a_turned_one_turned() -> None:
-    sprite = torch.zeros(1, 16, 16, 4, dtype=torch.uint8)
-    sprite[..., 3] = 255
-    sprite[:, :, 8:] = 255  # the right half is white, the left black
-    for mirrorable in (True, False):
-        atlas = Atlas(
-            sprite.expand(3, -1, -1, -1), torch.zeros(3) > 0, torch.full((3,), 0.5), torch.tensor([mirrorable])
-        )
-        composer = Composer(atlas, 16, Variety())
-        spec = SceneSpec(things=(Thing(0),), background="blue")
-
-        def draw(where: Placement, composer: Composer = composer, spec: SceneSpec = spec) -> torch.Tensor:
-            return composer.compose_at([spec], [where], random.Random(0))[0, 0]
-
-        upright = Placement(0.0, 0.0, 1.0)
-        plain, flipped = draw(upright), draw(replace(upright, mirrored=True))
-        assert plain[8, 12] > 0.9 > 0.1 > plain[8, 4]
-        torch.testing.assert_close(flipped, plain.flip(1) if mirrorable else plain)
-        turned = draw(replace(upright, turn_degrees=90.0))
-        assert abs(turned[4, 8] - turned[12, 8]) > 0.8 and abs(turned[8, 4] - turned[8, 12]) < 0.1

@@ -115,7 +115,7 @@ def seeds_differ(generate: Generate, prompts: Prompts, composer: Composer) -> fl
     """Mean distance of the pixels of two seeds, over that of two artworks of the thing in one place: 1 is as far."""
     texts, specs = [text for _, text in prompts], [spec for spec, _ in prompts]
     apart = (generate(texts, 0) - generate(texts, 1)).abs().mean()
-    centre = Placement(0.0, 0.0, 0.75)
+    centre = Placement(0.0, 0.0, composer.variety.alone)
     rng = random.Random(0)
     artworks = [composer.compose_at(specs, [replace(centre, style=s)] * len(specs), rng) for s in STYLES[:2]]
     return round(float(apart / (artworks[0] - artworks[1]).abs().mean()), 2)

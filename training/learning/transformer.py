@@ -20,6 +20,7 @@ from training.scenes.captions import Captioner
 from training.scenes.spec import SceneSampler
 
 TEXT_TABLE = "encoder.embed_tokens.weight"
+PLACES_TABLE = "decoder.embed_positions.weight"
 
 
 def build_model(preset: Preset, tokenizer: Tokenizer) -> DalleBart:
@@ -31,6 +32,7 @@ def build_model(preset: Preset, tokenizer: Tokenizer) -> DalleBart:
     weights = load_average(preset.base.work_dir / "transformer.pt")
     known = Tokenizer.from_file(str(preset.base.work_dir / "tokenizer.json"))
     weights[TEXT_TABLE] = carried_over(weights[TEXT_TABLE], known, tokenizer)
+    weights[PLACES_TABLE] = stretched(weights[PLACES_TABLE], preset.base.variety.grid, preset.variety.grid)
     model.load_state_dict(weights)
     return model
 
@@ -44,6 +46,12 @@ def carried_over(table: Tensor, known: Tokenizer, tokenizer: Tokenizer) -> Tenso
         spelt = [own] if own is not None else known.encode(tokenizer.decode([number]), add_special_tokens=False).ids
         rows.append(table[spelt or [UNK]].mean(0))
     return torch.stack(rows)
+
+
+def stretched(places: Tensor, before: int, after: int) -> Tensor:
+    """The embeddings of a grid of `before` × `before` places, for one of `after` × `after` over the same picture."""
+    grid = places.T.reshape(1, -1, before, before)
+    return F.interpolate(grid, (after, after), mode="bilinear").flatten(2)[0].T.contiguous()
 
 
 def fresh_model(preset: Preset, text_vocab_size: int) -> DalleBart:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from dalle_server.models.vqgan import VQGAN, AttnBlock, ResnetBlock, Upsample
-from training.learning import fsq
+from training.learning import fsq, parallel
 from training.learning.compiled import Doubled, compiled_loss
 from training.learning.loop import load_average, placed, train
 from training.preset import Preset
@@ -74,8 +75,12 @@ def psnr(images: Tensor, decoded: Tensor) -> float:
     return float((-10 * mse.clamp(min=1e-10).log10()).mean())
 
 
-def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> None:
-    """Train (or resume) the whole VQGAN, from the base's if there is one; leaves vqgan.pt."""
+def train_vqgan(preset: Preset, sampler: SceneSampler, composers: Callable[[int], Composer]) -> None:
+    """Train (or resume) the whole VQGAN, from the base's if there is one; leaves vqgan.pt.
+
+    `composers` gives the one of a picture's side.
+    """
+    composer = composers(preset.vqgan.resolution)
     torch.manual_seed(preset.seed)
     model = VQGAN(preset.vqgan)
     initialise(model, preset.fsq_levels)
@@ -90,7 +95,9 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composer: Composer) -> No
 
     def scenes(draw: int) -> Tensor:
         rng = random.Random(f"{preset.seed} vqgan {draw}")
-        images = composer.compose([sampler.sample(rng) for _ in range(schedule.batch)], rng)
+        early = 0 <= draw < preset.first_steps * parallel.world_size()
+        stage = composers(preset.first_px) if early else composer
+        images = stage.compose([sampler.sample(rng) for _ in range(schedule.batch)], rng)
         return images.contiguous(memory_format=torch.channels_last)
 
     def loss_of(images: Tensor) -> Tensor:

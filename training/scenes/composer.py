@@ -36,7 +36,8 @@ class Composer:
 
     def compose_at(self, specs: list[SceneSpec], where: list[Placement], rng: random.Random) -> Tensor:
         """Pictures of `specs` at given placements; `rng` only chooses among the variants of a background."""
-        layouts = [layout(spec, self.atlas, placement) for spec, placement in zip(specs, where, strict=True)]
+        grid = self.variety.grid
+        layouts = [layout(spec, self.atlas, placement, grid) for spec, placement in zip(specs, where, strict=True)]
         canvas = torch.stack([rng.choice(list(self.backgrounds[spec.background])) for spec in specs])
         for depth in range(max(map(len, layouts))):
             rows = [(row, layers[depth]) for row, layers in enumerate(layouts) if depth < len(layers)]

@@ -17,24 +17,27 @@ from training.scenes.palette import COLOUR_NAMES, SCENES
 
 RELATIONS = ("left of", "right of", "above", "below", "beside")
 
-# The whole world in one table: name → (x, y) of the centre, in units of the picture's side.
+# The whole world in one table: name → (x, y) of the centre, in units of the picture's side. `layout` moves a centre to
+# the nearest corner of the grid of tokens: there a thing of one size is the same tokens wherever it stands.
 POSITIONS = {
-    "left": (0.25, 0.5),
-    "right": (0.75, 0.5),
-    "top": (0.5, 0.25),
-    "bottom": (0.5, 0.75),
-    "top left": (0.25, 0.25),
-    "top right": (0.75, 0.25),
-    "bottom left": (0.25, 0.75),
-    "bottom right": (0.75, 0.75),
+    "left": (0.3, 0.5),
+    "right": (0.7, 0.5),
+    "top": (0.5, 0.3),
+    "bottom": (0.5, 0.7),
+    "top left": (0.3, 0.3),
+    "top right": (0.7, 0.3),
+    "bottom left": (0.3, 0.7),
+    "bottom right": (0.7, 0.7),
 }
-SIZES = {"small": 0.375, "big": 0.9375}
+# Few sides, for the same reason: of a big thing, of one among few (or small), and of one among many.
+BIG, AMONG_FEW, AMONG_MANY = 1.0, 0.4, 0.3
+SIZES = {"small": AMONG_FEW, "big": BIG}
 GRIDS = {
-    2: (0.44, ((0.25, 0.5), (0.75, 0.5))),
-    3: (0.44, ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75))),
-    4: (0.44, ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))),
-    5: (0.34, ((0.1875, 0.1875), (0.8125, 0.1875), (0.5, 0.5), (0.1875, 0.8125), (0.8125, 0.8125))),
-    6: (0.32, ((0.1875, 0.25), (0.5, 0.25), (0.8125, 0.25), (0.1875, 0.75), (0.5, 0.75), (0.8125, 0.75))),
+    2: (AMONG_FEW, ((0.3, 0.5), (0.7, 0.5))),
+    3: (AMONG_FEW, ((0.3, 0.3), (0.7, 0.3), (0.5, 0.7))),
+    4: (AMONG_FEW, ((0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))),
+    5: (AMONG_MANY, ((0.2, 0.2), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.8, 0.8))),
+    6: (AMONG_MANY, ((0.2, 0.3), (0.5, 0.3), (0.8, 0.3), (0.2, 0.7), (0.5, 0.7), (0.8, 0.7))),
 }
 
 
@@ -151,16 +154,25 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variety:
-    """What a seed may change beside places: the styles of scenes that name none, a share mirrored, a slight turn."""
+    """What a seed may change beside places: the styles of scenes that name none, a share mirrored, a slight turn.
+
+    `grid` is the number of tokens along a side, to which places keep.
+    """
 
     styles: tuple[str, ...] = ("3d",)
     mirrored: float = 0.0
     turn_degrees: float = 0.0
+    grid: int = 8
+
+    @property
+    def alone(self) -> float:
+        """The side of a thing that has the picture to itself: a token of play all round."""
+        return 1 - 2 / self.grid
 
     def draw(self, spec: SceneSpec, rng: random.Random) -> Placement:
         """One placement, as likely as a training example has it."""
         return replace(
-            rng.choice(_places(spec)),
+            rng.choice(self._places(spec)),
             style=spec.style or rng.choice(self.styles),
             mirrored=rng.random() < self.mirrored,
             turn_degrees=rng.uniform(-self.turn_degrees, self.turn_degrees),
@@ -170,47 +182,46 @@ class Variety:
         """Every different placement, upright."""
         styles = (spec.style,) if spec.style else self.styles
         sides = (False, True) if self.mirrored else (False,)
-        places = dict.fromkeys(_places(spec))
+        places = dict.fromkeys(self._places(spec))
         return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
 
+    def _places(self, spec: SceneSpec) -> list[Placement]:
+        """Every offset that leaves the caption true, each listed as often as it is likely.
 
-# Steps of a whole token (1/8 of the side) and one size, not a continuum: a thing moved by a token is nearly the same
-# tokens moved, so that every example teaches all placements. The middle is as likely as both sides together.
-_OFFSETS = (-1 / 8, 0.0, 0.0, 1 / 8)
-_SIDES = (0.75,)
-
-
-def _places(spec: SceneSpec) -> list[Placement]:
-    """Every offset that leaves the caption true, each listed as often as it is likely."""
-    if spec.relation in ("above", "below"):
-        return [Placement(dx, 0.0, 0.46) for dx in _OFFSETS]
-    if spec.relation is not None:
-        return [Placement(0.0, dy, 0.46) for dy in _OFFSETS]
-    if spec.count > 1 or spec.position is not None:
-        return [Placement(0.0, 0.0, 0.46)]
-    if spec.size == "big":
-        return [Placement(0.0, 0.0, SIZES["big"])]
-    if spec.size == "small":
-        return [Placement(dx, 0.0, SIZES["small"]) for dx in _OFFSETS]
-    return [Placement(dx, dy, side) for side in _SIDES for dx in _OFFSETS for dy in _OFFSETS]
+        Steps of a whole token, not a continuum: every example teaches all placements. The middle is as likely as
+        both sides together.
+        """
+        offsets = (-1 / self.grid, 0.0, 0.0, 1 / self.grid)
+        if spec.relation in ("above", "below"):
+            return [Placement(dx, 0.0, AMONG_FEW) for dx in offsets]
+        if spec.relation is not None:
+            return [Placement(0.0, dy, AMONG_FEW) for dy in offsets]
+        if spec.count > 1 or spec.position is not None:
+            return [Placement(0.0, 0.0, AMONG_FEW)]
+        if spec.size == "big":
+            return [Placement(0.0, 0.0, BIG)]
+        if spec.size == "small":
+            return [Placement(dx, 0.0, AMONG_FEW) for dx in offsets]
+        return [Placement(dx, dy, self.alone) for dx in offsets for dy in offsets]
 
 
-def layout(spec: SceneSpec, atlas: Atlas, placement: Placement) -> list[Layer]:
-    """Where a spec's things go."""
+def layout(spec: SceneSpec, atlas: Atlas, placement: Placement, grid: int) -> list[Layer]:
+    """Where a spec's things go, their centres on the corners of a grid of so many tokens a side."""
 
     def layer(thing: Thing, x: float, y: float, side: float = placement.side) -> Layer:
         mirrored = placement.mirrored and bool(atlas.mirrorable[thing.concept])
         sprite = atlas.index(placement.style, thing.concept)
+        x, y = round(x * grid) / grid, round(y * grid) / grid
         return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees)
 
     thing = spec.things[0]
     x, y = 0.5 + placement.dx, 0.5 + placement.dy
     if spec.relation in ("above", "below"):
         upper, lower = spec.things if spec.relation == "above" else spec.things[::-1]
-        return [layer(upper, x, 0.25), layer(lower, x, 0.75)]
+        return [layer(upper, x, 0.3), layer(lower, x, 0.7)]
     if spec.relation is not None:
         left, right = spec.things[::-1] if spec.relation == "right of" else spec.things
-        return [layer(left, 0.25, y), layer(right, 0.75, y)]
+        return [layer(left, 0.3, y), layer(right, 0.7, y)]
     if spec.count > 1:
         side, places = GRIDS[spec.count]
         return [layer(thing, *place, side) for place in places]

@@ -1,0 +1,77 @@
+"""Where a scene's things stand, how they are turned and tinted."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.training.test_stages import make_recipe
+from training.recipe import Recipe
+from training.scenes.artwork import Atlas
+from training.scenes.composer import Composer
+from training.scenes.spec import Placement, SceneSpec, Thing, Variety, layout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return make_recipe(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.mark.parametrize("grid", [8, 10, 16])
+def test_placements_leave_things_inside_the_picture(grid: int) -> None:
+    for where in Variety(grid=grid).every(SceneSpec(things=(Thing(0),))):
+        assert abs(where.dx) + where.side / 2 <= 0.5 + 1e-9
+        assert abs(where.dy) + where.side / 2 <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("grid", [8, 10, 16])
+def test_every_thing_stands_on_a_corner_of_the_grid_and_apart_from_the_others(tiny: Recipe, grid: int) -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        spec = tiny.sampler.sample(rng)
+        layers = layout(spec, tiny.atlas, Variety(grid=grid).draw(spec, rng), grid)
+        for layer in layers:
+            assert (round(layer.x * grid), round(layer.y * grid)) == pytest.approx((layer.x * grid, layer.y * grid))
+        for one, other in itertools.combinations(layers, 2):
+            assert max(abs(one.x - other.x), abs(one.y - other.y)) >= one.side - 0.06
+
+
+def test_scenes_show_the_colours_they_are_asked_for(tiny: Recipe) -> None:
+    spec = SceneSpec(things=(Thing(0, "red"),), background="blue", position="left")
+    image = tiny.small_composer.compose([spec], random.Random(0))[0]
+    red, _, blue = image[:, 8, 4]
+    assert red > 0.5 > blue
+    red, _, blue = image[:, 8, 12]
+    assert blue > 0.5 > red
+
+
+def test_a_seed_changes_the_artwork_and_a_named_style_stays() -> None:
+    rng = random.Random(0)
+    variety = Variety(styles=("3d", "flat"), mirrored=0.5, turn_degrees=5.0)
+    free = {variety.draw(SceneSpec(things=(Thing(0),)), rng) for _ in range(60)}
+    assert {at.style for at in free} == {"3d", "flat"} and {at.mirrored for at in free} == {True, False}
+    assert {variety.draw(SceneSpec(things=(Thing(0),), style="noto"), rng).style for _ in range(20)} == {"noto"}
+
+
+def test_a_mirrored_thing_is_mirrored_and_a_turned_one_turned() -> None:
+    sprite = torch.zeros(1, 16, 16, 4, dtype=torch.uint8)
+    sprite[..., 3] = 255
+    sprite[:, :, 8:] = 255  # the right half is white, the left black
+    for mirrorable in (True, False):
+        atlas = Atlas(
+            sprite.expand(3, -1, -1, -1), torch.zeros(3) > 0, torch.full((3,), 0.5), torch.tensor([mirrorable])
+        )
+        composer = Composer(atlas, 16, Variety())
+        spec = SceneSpec(things=(Thing(0),), background="blue")
+
+        def draw(where: Placement, composer: Composer = composer, spec: SceneSpec = spec) -> torch.Tensor:
+            return composer.compose_at([spec], [where], random.Random(0))[0, 0]
+
+        upright = Placement(0.0, 0.0, 1.0)
+        plain, flipped = draw(upright), draw(replace(upright, mirrored=True))
+        assert plain[8, 12] > 0.9 > 0.1 > plain[8, 4]
+        torch.testing.assert_close(flipped, plain.flip(1) if mirrorable else plain)
+        turned = draw(replace(upright, turn_degrees=90.0))
+        assert abs(turned[4, 8] - turned[12, 8]) > 0.8 and abs(turned[8, 4] - turned[8, 12]) < 0.1
