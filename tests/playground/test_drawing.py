@@ -237,6 +237,46 @@ def test_a_seamless_picture_is_asked_for_and_asked_again(page: Page) -> None:
     expect(page.locator("#snippet-text")).to_contain_text('"seamless": True,')
 
 
+def test_a_size_and_the_best_of_many_are_asked_for_and_asked_again(page: Page) -> None:
+    page.locator("#more summary").click()
+    page.fill("#best_of", "4")
+    page.fill("#size", "96x64")
+    page.select_option("#fit", "crop")
+    with page.expect_response("**/v1/jobs") as answered:
+        card = draw(page, "a wide one")
+    told = answered.value.json()
+    assert (told["best_of"], told["size"], told["fit"], told["num_images"]) == (4, "96x64", "crop", 1)
+    expect(card).to_have_attribute("data-status", "done")
+    expect(card.locator("img.final")).to_have_count(1)
+    assert card.locator("img.final").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [96, 64]
+    page.locator("#reset").click()
+    for name in ("best_of", "size", "fit"):
+        expect(page.locator(f"#{name}")).to_have_value("")
+    page.locator("#more summary").click()
+    card.hover()
+    card.get_by_role("button", name="Use these settings").click()
+    for name, value in {"best_of": "4", "size": "96x64", "fit": "crop"}.items():
+        expect(page.locator(f"#{name}")).to_be_visible()
+        expect(page.locator(f"#{name}")).to_have_value(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("size", "96 by 64", "Size: "), ("best_of", "1", "best_of must lie")]
+)
+def test_what_is_wrong_with_a_choice_is_told_at_its_field(
+    page: Page, witness: Witness, name: str, value: str, said: str
+) -> None:
+    page.locator("#more summary").click()
+    page.fill(f"#{name}", value)
+    page.fill("#num_images", "2")
+    page.fill("#prompt", "x")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#form-error")).to_contain_text(said)
+    expect(page.locator(f"#{name}")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("article.card")).to_have_count(0)
+    witness.console[:] = [line for line in witness.console if "400" not in line]
+
+
 def test_fields_show_the_checkpoints_own_defaults(page: Page) -> None:
     expect(page.locator("#top_k")).to_have_attribute("placeholder", "50")
     expect(page.locator("#condition_scale")).to_have_attribute("placeholder", "10")

@@ -163,6 +163,19 @@ def test_a_reload_finds_the_edit_again(slow_server: Server, make_page: Callable[
     assert (results(slow_server)[0][:32] == drawing()[:32]).all()
 
 
+def test_best_of_waits_while_a_picture_is_given(page: Page) -> None:
+    page.locator("#more summary").click()
+    page.fill("#best_of", "4")
+    give(page, png(drawing()))
+    expect(page.locator("#best_of")).to_be_disabled()
+    with page.expect_response("**/v1/jobs") as answered:
+        draw(page, "an edit")
+    assert answered.value.json()["best_of"] is None
+    page.get_by_role("button", name="Remove the picture").click()
+    expect(page.locator("#best_of")).to_be_enabled()
+    expect(page.locator("#best_of")).to_have_value("4")
+
+
 def test_an_edit_is_made_again_from_its_card(page: Page, server: Server) -> None:
     give(page, png(drawing()))
     paint(page, "Left half")

@@ -6,7 +6,8 @@ import { PictureFault } from "./given.js";
 import { plainSeed, seedFault } from "../seeds.js";
 
 const NUMBERS = ["condition_scale", "temperature", "top_k", "top_p"];
-const SAVED = ["num_images", "format", "negative_prompt", ...NUMBERS];
+const SHAPE = ["size", "fit"];
+const SAVED = ["num_images", "format", "negative_prompt", "best_of", ...SHAPE, ...NUMBERS];
 const STORE = "dalle-server.composer";
 
 export class Composer {
@@ -32,10 +33,11 @@ export class Composer {
 
   /** The checkpoint's own defaults stand in the fields as placeholders; an empty field means them. */
   setModel(model, oneOfSeveral) {
-    const { defaults, maxImages } = model;
+    const { defaults, maxImages, imagePx } = model;
     Object.assign(this, { model, oneOfSeveral });
     for (const name of NUMBERS) $(name).placeholder = String(defaults[name] ?? "");
-    $("num_images").max = maxImages;
+    $("size").placeholder = imagePx ? `${imagePx}x${imagePx}` : "the model's own";
+    $("num_images").max = $("best_of").max = maxImages;
     if (Number($("num_images").value) > maxImages) this.#set("num_images", maxImages);
   }
 
@@ -69,6 +71,8 @@ export class Composer {
       this.#set("negative_prompt", job.negative_prompt);
       for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
       for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
+      for (const name of ["best_of", ...SHAPE]) this.#set(name, job[name] ?? "");
+      if ([...SHAPE, "best_of"].some((name) => job[name])) $("more").open = true;
       $("seamless").checked = Boolean(job.seamless);
       this.#focus("Settings taken over");
     });
@@ -132,6 +136,8 @@ export class Composer {
   fields() {
     const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
     for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+    for (const name of SHAPE) if ($(name).value) fields[name] = $(name).value;
+    if ($("best_of").value && !$("best_of").disabled) fields.best_of = Number($("best_of").value);
     if ($("seamless").checked) fields.seamless = true;
     if (this.oneOfSeveral) fields.model = this.model.name;
     if (this.#seed()) fields.seed = plainSeed(this.#seed());
@@ -142,6 +148,7 @@ export class Composer {
   /** A picture needs no words: without any, those that it was made of count, if it is one of ours. */
   #showGiven() {
     $("prompt").required = !this.given.picture;
+    $("best_of").disabled = Boolean(this.given.picture); // over a picture it is `candidates` that choose
     $("prompt").placeholder = this.given.picture ? "What it shall become" : "Describe a picture";
   }
 
@@ -192,7 +199,7 @@ export class Composer {
   }
 
   #reset() {
-    for (const name of [...NUMBERS, "negative_prompt", "seed"]) this.#set(name, "");
+    for (const name of [...NUMBERS, ...SHAPE, "best_of", "negative_prompt", "seed"]) this.#set(name, "");
     $("seamless").checked = false;
     announce("Back to the model's own settings");
   }
@@ -216,7 +223,7 @@ export class Composer {
       // Not ours, or cut off: the form's own values stand.
     }
     for (const name of SAVED) if (saved[name]) $(name).value = saved[name];
-    $("more").open = [...NUMBERS, "negative_prompt"].some((name) => $(name).value !== "");
+    $("more").open = [...NUMBERS, ...SHAPE, "best_of", "negative_prompt"].some((name) => $(name).value !== "");
   }
 }
 
