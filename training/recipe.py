@@ -23,6 +23,7 @@ from training.judging.evaluate import (
     Question,
     questions,
     reconstruction,
+    remembered,
     report,
     sampling_grid,
     score,
@@ -245,14 +246,14 @@ def export_checkpoint(recipe: Recipe) -> None:
 
 def evaluate(recipe: Recipe) -> None:
     """Scores into scores.json and a table; the picture sheets beside them."""
-    draw = recipe.generate(recipe.sampling)
+    draw = remembered(recipe.generate(recipe.sampling), NUM_SEEDS)
+    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.pictures)
+    quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, recipe.pictures)
+    print(quality)
     scores = []
     for question in recipe.questions:
         scores.append(score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
         print(scores[-1], flush=True)
-    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.pictures)
-    quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, recipe.pictures)
-    print(quality)
     print(report(scores, quality, recipe.preset.work_dir / "scores.json"))
     for name, prompts in SHEETS.items():
         save_sheet(draw(prompts, 0), recipe.preset.work_dir / f"{name}.png", columns=8)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.training.test_stages import PRESET, make_recipe
 from training.judging.classifier import SIDE_PX, Classifier
+from training.judging.evaluate import remembered
 from training.judging.judge import Judge
 from training.learning import loop
 from training.recipe import Recipe, learn_to_judge
@@ -104,3 +105,16 @@ def test_any_artwork_of_the_thing_counts(tmp_path: Path) -> None:
         drawn = tiny.small_composer.compose([replace(asked, style=style)] * 4, RNG)
         assert judge.background_right(drawn, asked).all()
         assert judge.background_right(drawn, replace(asked, style=style)).all()
+
+
+def test_questions_that_ask_for_the_same_pictures_share_them() -> None:
+    drawn: list[tuple[list[str], int]] = []
+
+    def draw(captions: list[str], seed: int) -> Tensor:
+        drawn.append((captions, seed))
+        return torch.full((len(captions), 1), float(seed))
+
+    again = remembered(draw, 2)
+    for captions in (["a cat"], ["a cat"], ["a dog"], ["a cat"]):
+        assert [float(again(captions, seed)) for seed in (0, 1)] == [0, 1]
+    assert drawn == [(captions, seed) for captions in (["a cat"], ["a dog"], ["a cat"]) for seed in (0, 1)]

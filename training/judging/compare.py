@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.select import choose_runner
-from training.judging.evaluate import Generate, questions, score, seeds_differ
+from training.judging.evaluate import Generate, questions, remembered, score, seeds_differ
 from training.judging.formats import NUM_SLOTS, start_engine, through
 from training.judging.judge import Judge
 from training.judging.sheets import SHEETS, save_sheet
@@ -39,17 +39,17 @@ def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
     runner = choose_runner(open_checkpoint(path), RunnerSettings("auto", "fp32", device="cpu", num_slots=NUM_SLOTS))
     engine = start_engine(path, runner)
     try:
-        draw = _enlarged(through(engine), recipe.pictures.image_px)
+        draw = remembered(_enlarged(through(engine), recipe.pictures.image_px), NUM_SEEDS)
         for sheet, prompts in SHEETS.items():
             target = recipe.preset.work_dir / f"{sheet} {name}.png"
             save_sheet(draw(prompts, 0), target, columns=8, side_px=SHEET_PX)
-        rows: list[dict[str, object]] = []
         asked = questions(recipe.sampler, judge, everyday=True)
+        apart = seeds_differ(draw, asked[0].prompts, recipe.pictures)
+        rows: list[dict[str, object]] = [{"name": "seeds differ", "score": apart}]
         for question in asked:
             found = score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS)
             print(name, found, flush=True)
             rows.append(asdict(found))
-        rows.append({"name": "seeds differ", "score": seeds_differ(draw, asked[0].prompts, recipe.pictures)})
         return rows
     finally:
         engine.stop()

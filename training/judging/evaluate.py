@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -96,6 +97,12 @@ def score(question: Question, generate: Generate, vqgan: VQGAN, composer: Compos
     value = float(right[:, 3:].mean())
     low, high = wilson(value, len(specs) * seeds)
     return Score(question.name, len(specs), seeds, value, low, high, renders, reconstructions, chance)
+
+
+def remembered(generate: Generate, seeds: int) -> Generate:
+    """The same, but what was drawn last is not drawn again: several questions ask for the same pictures."""
+    kept = lru_cache(seeds)(lambda captions, seed: generate(list(captions), seed))
+    return lambda captions, seed: kept(tuple(captions), seed)
 
 
 def reconstruction(
