@@ -49,7 +49,7 @@ def model(family: str, cache_dir: Path) -> Iterator[DalleModel]:
 def url(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     service = Service(Settings(data_dir=tmp_path_factory.mktemp("data")), load=lambda: model.engine)
     service.start_loading()
-    assert service.wait_until_loaded(10)
+    assert service.wait_until_loaded(30)
     with listening(create_app(service.settings, service)) as url:
         yield url
 

@@ -54,7 +54,7 @@ def app(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings = Settings(data_dir=data_dir, output_dir=data_dir / "out")
     service = Service(settings, load=lambda: model.engine)
     service.start_loading()
-    assert service.wait_until_loaded(10)
+    assert service.wait_until_loaded(30)
     app = create_app(settings, service)
     yield app
     app.extensions[EXTENSION].close()

@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("source", list(ReplaySource))
 def saved(engine: ScriptedEngine, **request: object) -> PictureMetadata:
     """The second picture of a request, written to a small JPEG and read back."""
     generation = engine.submit(GenerationRequest.of("a red apple", 2, seed=11, **request))  # type: ignore[arg-type]
-    image: GeneratedImage = generation.result(5)[1]
+    image: GeneratedImage = generation.result(30)[1]
     metadata = describe_image(image, generation, engine)
     return read_metadata(encode_image(image.pixels, ImageFormat.JPEG, metadata=metadata, size_px=(20, 20), quality=5))
 

@@ -54,33 +54,34 @@ def test_cancel_takes_effect_within_a_token(make_engine):
     generation.cancel("enough")
     steps = runner.num_steps
     with pytest.raises(GenerationCancelled, match="enough"):
-        generation.result(5)
+        generation.result(30)
     assert runner.num_steps <= steps + 1
     assert engine.stats().running == engine.stats().waiting == 0
 
 
 def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
     """Nothing runs then, so the engine sleeps: both must wake it."""
-    runner = FakeRunner(detokenize_s=2.0)
+    pixels = threading.Event()
+    runner = FakeRunner()
+    runner.on_detokenize = lambda grids: bool(pixels.wait(60)) and None
     engine = started(make_engine, runner)
     grid = tuple(range(NUM_TOKENS))
     cancelled = engine.submit(GenerationRequest.of("a", 3, forced_tokens=grid))
     expired = engine.submit(GenerationRequest.of("b", 3, forced_tokens=grid, timeout_s=0.1))
-    begun = time.monotonic()
     cancelled.cancel()
     with pytest.raises(GenerationCancelled):
-        cancelled.result(5)
+        cancelled.result(30)
     with pytest.raises(DeadlineExceeded):
-        expired.result(5)
-    assert time.monotonic() - begun < 1.5, "not after the pixels"
+        expired.result(30)
+    pixels.set()
 
 
 @pytest.mark.parametrize("timeout_s", [1e12, float("inf")])
 def test_a_deadline_beyond_what_a_clock_can_wait_for_is_none(timeout_s, make_engine):
     engine = started(make_engine, FakeRunner(detokenize_s=0.1))
     patient = engine.submit(GenerationRequest.of("a", seed=1, timeout_s=timeout_s))
-    assert len(patient.result(5)) == 1, "the engine slept during the pixels"
-    assert len(engine.submit(GenerationRequest.of("b", seed=1)).result(5)) == 1, "and still runs"
+    assert len(patient.result(30)) == 1, "the engine slept during the pixels"
+    assert len(engine.submit(GenerationRequest.of("b", seed=1)).result(30)) == 1, "and still runs"
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])

@@ -58,7 +58,7 @@ def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dal
 def client(model: DalleModel, tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
     service = Service(Settings(data_dir=tmp_path_factory.mktemp("data")), load=lambda: model.engine)
     service.start_loading()
-    assert service.wait_until_loaded(10)
+    assert service.wait_until_loaded(30)
     return create_app(service.settings, service).test_client()
 
 

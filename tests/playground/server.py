@@ -116,7 +116,7 @@ class Server:
     def stop(self) -> None:
         """As a kill would: connections cut, jobs left as they are."""
         self.ready.set()
-        self.service.wait_until_loaded(10)
+        self.service.wait_until_loaded(30)
         self.app.extensions[JOBS].close()
         self._stopping.set()
         self._thread.join()

@@ -31,7 +31,7 @@ def make_app(engine: ScriptedEngine, tmp_path: Path) -> Callable[..., Flask]:
         service = Service(settings, load=lambda: engine)
         engine.observer = service.bookkeeping
         service.start_loading()
-        assert service.wait_until_loaded(5)
+        assert service.wait_until_loaded(30)
         return create_app(settings, service)
 
     return make

@@ -38,7 +38,7 @@ def live(data_dir: Path, runner: FakeRunner | None = None, **settings_kw: Any) -
     engine.start()
     service = Service(settings, load=lambda: engine)
     service.start_loading()
-    assert service.wait_until_loaded(10)
+    assert service.wait_until_loaded(30)
     app = create_app(settings, service)
     try:
         with listening(app, settings) as url:
@@ -73,5 +73,5 @@ def serving(app: Flask, settings: Settings) -> Iterator[HttpServer]:
                 channel.handle_close()
 
         listener.trigger.pull_trigger(close)
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()

@@ -129,7 +129,7 @@ def test_files_are_not_made_for_a_client_that_left(app: Flask, engine: ScriptedE
     thread.join(0.3)
     assert thread.is_alive(), "it waits for a place"
     left.set()
-    thread.join(5)
+    thread.join(30)
     assert statuses == [499]
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Returns when the condition holds. Raises AssertionError after timeout_s."""
     end = time.monotonic() + timeout_s
     while not condition():

@@ -75,7 +75,7 @@ def _served(engine: Any, directory: Path) -> Iterator[Any]:
     )
     engine.observer = service.bookkeeping
     service.start_loading()
-    assert service.wait_until_loaded(5)
+    assert service.wait_until_loaded(30)
     app = _closed(create_app(service.settings, service))
     yield schemathesis.openapi.from_wsgi("/openapi.json", app, config=CONFIG)
     engine.stop()

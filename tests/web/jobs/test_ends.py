@@ -48,7 +48,7 @@ def test_a_cancel_that_comes_with_the_row_is_not_lost(
     monkeypatch.setattr(store, "add", add_and_be_seen)
     job = submit(client)
     threads[0].join()
-    wait_for(client, job["id"], "cancelled", timeout_s=5)
+    wait_for(client, job["id"], "cancelled")
 
 
 def test_deleting_a_finished_job_deletes_its_pictures(client: FlaskClient, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dalle_server.request import FREE
 from dalle_server.web.jobs.current import EXTENSION
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 from tests.web.jobs.client import Viewer, wait_for
+from tests.web.waits import until
 
 Json = dict[str, Any]
 SIDE = 8  # of the grid; a token has 8x8 pixels
@@ -266,10 +266,7 @@ def test_a_disk_that_takes_no_file_refuses_the_job(
     error = submit(client, 507, prompt="x", image=SMALL, mask=url(png(np.full((16, 16), 255, np.uint8))))["error"]
     assert error["code"] == "storage_error"
     assert not list((tmp_path / "data" / "jobs").iterdir())
-    deadline = time.monotonic() + 5
-    while engine.stats().live_requests and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert engine.stats().live_requests == 0
+    until(lambda: engine.stats().live_requests == 0)
 
 
 def test_json_of_a_job_is_what_the_document_says(client: FlaskClient) -> None:

@@ -42,7 +42,7 @@ def test_alive_but_not_ready_while_loading(engine: ScriptedEngine, tmp_path: Pat
     loaded = threading.Event()
 
     def load() -> ScriptedEngine:
-        loaded.wait(5)
+        loaded.wait(30)
         return engine
 
     service = Service(Settings(data_dir=tmp_path), load=load)
@@ -54,7 +54,7 @@ def test_alive_but_not_ready_while_loading(engine: ScriptedEngine, tmp_path: Pat
     assert client.get("/v1/info").status_code == 503
     assert metric(client, "dalle_ready") == 0
     loaded.set()
-    assert service.wait_until_loaded(5)
+    assert service.wait_until_loaded(30)
     assert client.get("/ready").json == {"ready": True, "state": "ready", "reason": None}
 
 

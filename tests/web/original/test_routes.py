@@ -114,7 +114,7 @@ def test_a_request_waits_for_the_model(engine: ScriptedEngine, tmp_path: Path) -
     loaded = threading.Event()
 
     def load() -> ScriptedEngine:
-        loaded.wait(5)
+        loaded.wait(30)
         return engine
 
     service = Service(Settings(output_dir=tmp_path), load=load)
