@@ -63,7 +63,7 @@ def test_cancel_and_deadline_reach_a_picture_that_waits_for_pixels(make_engine):
     """Nothing runs then, so the engine sleeps: both must wake it."""
     pixels = threading.Event()
     runner = FakeRunner()
-    runner.on_detokenize = lambda grids: bool(pixels.wait(60)) and None
+    runner.on_detokenize = lambda grids: bool(pixels.wait(60)) and None  # type: ignore[assignment]
     engine = started(make_engine, runner)
     grid = tuple(range(NUM_TOKENS))
     cancelled = engine.submit(GenerationRequest.of("a", 3, forced_tokens=grid))
