@@ -18,7 +18,16 @@ MAX_WEIGHT_BYTES = 180_000
 PHONE = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
 
+SETTLED = """async () => {
+  await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+  const ending = document.getAnimations().filter((each) => each.effect.getComputedTiming().endTime !== Infinity);
+  await Promise.allSettled(ending.map((each) => each.finished));
+}"""
+
+
 def violations(page: Page) -> list[str]:
+    """What axe finds once colours have stopped changing: half way between two, any may be too pale."""
+    page.evaluate(SETTLED)
     found = Axe().run(page).response["violations"]
     return [f"{each['id']}: {each['nodes'][0]['html'][:160]} {each['nodes'][0]['failureSummary']}" for each in found]
 
