@@ -80,18 +80,21 @@ def test_it_is_migrated_once_and_0_1_0_would_refuse_it(data_dir: Path) -> None:
     assert ids(store, ME) == [HALF, CANCELLED, DONE]
 
 
-def test_version_2_knew_no_given_pictures(data_dir: Path) -> None:
+def opened_as(version: int, without: tuple[str, ...], data_dir: Path) -> Store:
+    """The store of a database of that version, which knew no such table.column yet."""
     Store(data_dir).close()
     connection = sqlite3.connect(data_dir / "jobs.sqlite3")
-    for statement in (
-        "ALTER TABLE jobs DROP COLUMN over",
-        "ALTER TABLE jobs DROP COLUMN given_bytes",
-        "PRAGMA user_version = 2",
-    ):
-        connection.execute(statement)
+    for column in without:
+        table, name = column.split(".")
+        connection.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.commit()
     connection.close()
-    store = Store(data_dir)
+    return Store(data_dir)
+
+
+def test_version_2_knew_no_given_pictures(data_dir: Path) -> None:
+    store = opened_as(2, ("jobs.over", "jobs.given_bytes"), data_dir)
     assert ids(store, ME) == [HALF, CANCELLED, DONE]
     done = store.rows.get(DONE)
     assert done is not None and done.over is None and done.status == "done"
@@ -99,18 +102,7 @@ def test_version_2_knew_no_given_pictures(data_dir: Path) -> None:
 
 
 def test_version_5_knew_no_choice_of_the_likeliest(data_dir: Path) -> None:
-    Store(data_dir).close()
-    connection = sqlite3.connect(data_dir / "jobs.sqlite3")
-    for statement in (
-        "ALTER TABLE jobs DROP COLUMN best_of",
-        "ALTER TABLE pictures DROP COLUMN noise",
-        "ALTER TABLE pictures DROP COLUMN score",
-        "PRAGMA user_version = 5",
-    ):
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
-    store = Store(data_dir)
+    store = opened_as(5, ("jobs.best_of", "pictures.noise", "pictures.score"), data_dir)
     assert ids(store, ME) == [HALF, CANCELLED, DONE]
     done = store.rows.get(DONE)
     assert done is not None and done.best_of is None and done.pictures
