@@ -29,9 +29,9 @@ POSITIONS = {
     "bottom left": (0.3, 0.7),
     "bottom right": (0.7, 0.7),
 }
-# Few sides, for the same reason: of a big thing, of one among few (or small), and of one among many.
-BIG, AMONG_FEW, AMONG_MANY = 1.0, 0.4, 0.3
-SIZES = {"small": AMONG_FEW, "big": BIG}
+# Few sides, for the same reason: of one thing among few, and among many.
+AMONG_FEW, AMONG_MANY = 0.4, 0.3
+SIZES = {"small": AMONG_FEW, "big": 1.0}
 GRIDS = {
     2: (AMONG_FEW, ((0.3, 0.5), (0.7, 0.5))),
     3: (AMONG_FEW, ((0.3, 0.3), (0.7, 0.3), (0.5, 0.7))),
@@ -199,9 +199,9 @@ class Variety:
         if spec.count > 1 or spec.position is not None:
             return [Placement(0.0, 0.0, AMONG_FEW)]
         if spec.size == "big":
-            return [Placement(0.0, 0.0, BIG)]
+            return [Placement(0.0, 0.0, SIZES["big"])]
         if spec.size == "small":
-            return [Placement(dx, 0.0, AMONG_FEW) for dx in offsets]
+            return [Placement(dx, 0.0, SIZES["small"]) for dx in offsets]
         return [Placement(dx, dy, self.alone) for dx in offsets for dy in offsets]
 
 

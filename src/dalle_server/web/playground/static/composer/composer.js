@@ -6,8 +6,8 @@ import { PictureFault } from "./given.js";
 import { plainSeed, seedFault } from "../seeds.js";
 
 const NUMBERS = ["condition_scale", "temperature", "top_k", "top_p"];
-const SHAPE = ["size", "fit"];
-const SAVED = ["num_images", "format", "negative_prompt", "best_of", ...SHAPE, ...NUMBERS];
+const CHOICES = ["best_of", "size", "fit"]; // empty: nothing was chosen
+const SAVED = ["num_images", "format", "negative_prompt", ...CHOICES, ...NUMBERS];
 const STORE = "dalle-server.composer";
 
 export class Composer {
@@ -71,8 +71,8 @@ export class Composer {
       this.#set("negative_prompt", job.negative_prompt);
       for (const name of NUMBERS) this.#set(name, String(job[name]) === $(name).placeholder ? "" : job[name]);
       for (const name of ["num_images", "seed", "format"]) this.#set(name, job[name]);
-      for (const name of ["best_of", ...SHAPE]) this.#set(name, job[name] ?? "");
-      if ([...SHAPE, "best_of"].some((name) => job[name])) $("more").open = true;
+      for (const name of CHOICES) this.#set(name, job[name] ?? "");
+      if (CHOICES.some((name) => job[name])) $("more").open = true;
       $("seamless").checked = Boolean(job.seamless);
       this.#focus("Settings taken over");
     });
@@ -136,7 +136,7 @@ export class Composer {
   fields() {
     const fields = { prompt: $("prompt").value.trim(), num_images: Number($("num_images").value), format: $("format").value, preview: $("preview").checked };
     for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
-    for (const name of SHAPE) if ($(name).value) fields[name] = $(name).value;
+    for (const name of ["size", "fit"]) if ($(name).value) fields[name] = $(name).value;
     if ($("best_of").value && !$("best_of").disabled) fields.best_of = Number($("best_of").value);
     if ($("seamless").checked) fields.seamless = true;
     if (this.oneOfSeveral) fields.model = this.model.name;
@@ -199,7 +199,7 @@ export class Composer {
   }
 
   #reset() {
-    for (const name of [...NUMBERS, ...SHAPE, "best_of", "negative_prompt", "seed"]) this.#set(name, "");
+    for (const name of [...NUMBERS, ...CHOICES, "negative_prompt", "seed"]) this.#set(name, "");
     $("seamless").checked = false;
     announce("Back to the model's own settings");
   }
@@ -223,7 +223,7 @@ export class Composer {
       // Not ours, or cut off: the form's own values stand.
     }
     for (const name of SAVED) if (saved[name]) $(name).value = saved[name];
-    $("more").open = [...NUMBERS, ...SHAPE, "best_of", "negative_prompt"].some((name) => $(name).value !== "");
+    $("more").open = [...NUMBERS, ...CHOICES, "negative_prompt"].some((name) => $(name).value !== "");
   }
 }
 
