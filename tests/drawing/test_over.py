@@ -246,7 +246,7 @@ def test_info_and_replay_know_what_was_drawn_over(
         (("edit", "{photo}", "--prompt", " "), "prompt must not be empty"),
         (("edit", "{photo}", "--prompt", "x", "--mask", "{ours}"), "must have the shape of the picture"),
         (("edit", "{photo}", "--prompt", "x", "--candidates", "17"), "candidates must lie between 1 and 16"),
-        (("branch", "{ours}", "--keep_rows", "8"), "keep_rows must lie between 1 and {last}, not 8"),
+        (("branch", "{ours}", "--keep_rows", "{rows}"), "keep_rows must lie between 1 and {last}, not {rows}"),
         (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and {last}, not 0"),
         (("branch", "{ours}"), "the following arguments are required: --keep_rows"),
         (
@@ -266,12 +266,13 @@ def test_mistakes_of_a_command_are_one_line(
     words: tuple[str, ...],
     says: str,
 ) -> None:
+    rows = model.engine.config.picture.grid_height
     try:
-        code = cli.main([*(word.format(**files) for word in words), *flags])
+        code = cli.main([*(word.format(**files, rows=rows) for word in words), *flags])
     except SystemExit as end:
         code = int(end.code or 0)
     error = capsys.readouterr().err.strip()
-    says = says.format(last=model.engine.config.picture.grid_height - 1)
+    says = says.format(rows=rows, last=rows - 1)
     assert code == 2 and says in error and "\n" not in error
 
 

@@ -26,6 +26,15 @@ def test_placements_leave_things_inside_the_picture(grid: int) -> None:
         assert abs(where.dy) + where.side / 2 <= 0.5 + 1e-9
 
 
+def test_without_play_only_the_artwork_is_left_to_the_seed(tiny: Recipe) -> None:
+    variety = Variety(styles=("3d", "flat", "noto"), grid=10, play=0)
+    rng = random.Random(2)
+    for spec in (tiny.sampler.sample(rng) for _ in range(100)):
+        places = variety.every(spec)
+        assert {(at.dx, at.dy) for at in places} == {(0.0, 0.0)}
+        assert [at.style for at in places] == ([spec.style] if spec.style else ["3d", "flat", "noto"])
+
+
 @pytest.mark.parametrize("grid", [8, 10, 16])
 def test_every_thing_stands_on_a_corner_of_the_grid_and_apart_from_the_others(tiny: Recipe, grid: int) -> None:
     rng = random.Random(1)

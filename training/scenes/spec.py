@@ -156,17 +156,19 @@ class Placement:
 class Variety:
     """What a seed may change beside places: the styles of scenes that name none, a share mirrored, a slight turn.
 
-    `grid` is the number of tokens along a side, to which places keep.
+    `grid` is the number of tokens along a side, to which places keep. `play` is by how many tokens a thing may stand
+    to a side of where its caption puts it: a thing that always stands in one place is learned several times sooner.
     """
 
     styles: tuple[str, ...] = ("3d",)
     mirrored: float = 0.0
     turn_degrees: float = 0.0
     grid: int = 8
+    play: int = 1
 
     @property
     def alone(self) -> float:
-        """The side of a thing that has the picture to itself: a token of play all round."""
+        """The side of a thing that has the picture to itself: a token of space all round."""
         return 1 - 2 / self.grid
 
     def draw(self, spec: SceneSpec, rng: random.Random) -> Placement:
@@ -188,10 +190,10 @@ class Variety:
     def _places(self, spec: SceneSpec) -> list[Placement]:
         """Every offset that leaves the caption true, each listed as often as it is likely.
 
-        Steps of a whole token, not a continuum: every example teaches all placements. The middle is as likely as
+        Steps of whole tokens, not a continuum: every example teaches all placements. The middle is as likely as
         both sides together.
         """
-        offsets = (-1 / self.grid, 0.0, 0.0, 1 / self.grid)
+        offsets = (-self.play / self.grid, 0.0, 0.0, self.play / self.grid)
         if spec.relation in ("above", "below"):
             return [Placement(dx, 0.0, AMONG_FEW) for dx in offsets]
         if spec.relation is not None:

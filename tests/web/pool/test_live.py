@@ -17,12 +17,15 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from dalle_server.catalogue import describe
+from dalle_server.config import Settings
 from tests.web.server_process import ROOT, ServerProcess
 from tests.web.waits import until
 
 BART = ROOT / "tests" / "data" / "parity" / "tiny-mega"
 JANUS = ROOT / "tests" / "data" / "parity-janus" / "hf-tiny"
-SIDES_PX = {"nano": 128, "tiny-mega": 64, "janus": 96}
+NANO = describe(Settings(model_version="nano"))
+SIDES_PX = {"nano": NANO.image_px, "tiny-mega": 64, "janus": 96}
 PATIENCE_S = 60.0
 
 
@@ -97,8 +100,8 @@ def test_each_model_scores_and_answers_in_its_own_words(server: ServerProcess) -
 
 
 def test_eviction_and_a_model_that_does_not_fit(tmp_path: Path) -> None:
-    # Nano takes about 53 MB by its sizes, the others 1 and 4 MB.
-    with server_of(tmp_path, "--memory_budget", "55MB", models=f"nano,{BART},janus={JANUS}") as server:
+    # The others take 1 and 4 MB by their sizes.
+    with server_of(tmp_path, "--memory_budget", f"{NANO.memory_bytes // 10**6 + 2}MB") as server:
         server.ready()
         paint(server, "tiny-mega")
         assert states(server) == {"nano": "loaded", "tiny-mega": "loaded", "janus": "on_disk"}
