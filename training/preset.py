@@ -106,7 +106,8 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
         name=path.stem,
         fsq_levels=levels,
         variety=Variety(
-            **{**raw["variety"], "styles": tuple(raw["variety"]["styles"])}, grid=vqgan.resolution // vqgan.scale_factor
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in raw["variety"].items()},
+            grid=vqgan.resolution // vqgan.scale_factor,
         ),
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),

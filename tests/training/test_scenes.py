@@ -35,6 +35,16 @@ def test_without_play_only_the_artwork_is_left_to_the_seed(tiny: Recipe) -> None
         assert [at.style for at in places] == ([spec.style] if spec.style else ["3d", "flat", "noto"])
 
 
+def test_coloured_scenes_may_have_fewer_artworks() -> None:
+    variety = Variety(styles=("3d", "flat", "noto"), coloured_styles=("flat",))
+    plain = SceneSpec(things=(Thing(0),))
+    tinted, before = replace(plain, things=(Thing(0), Thing(1, "red"))), replace(plain, background="night")
+    rng = random.Random(3)
+    for spec, styles in ((plain, {"3d", "flat", "noto"}), (tinted, {"flat"}), (before, {"flat"})):
+        assert {at.style for at in variety.every(spec)} == styles == {variety.draw(spec, rng).style for _ in range(40)}
+        assert variety.draw(replace(spec, style="noto"), rng).style == "noto"
+
+
 @pytest.mark.parametrize("grid", [8, 10, 16])
 def test_every_thing_stands_on_a_corner_of_the_grid_and_apart_from_the_others(tiny: Recipe, grid: int) -> None:
     rng = random.Random(1)

@@ -158,9 +158,12 @@ class Variety:
 
     `grid` is the number of tokens along a side, to which places keep. `play` is by how many tokens a thing may stand
     to a side of where its caption puts it: a thing that always stands in one place is learned several times sooner.
+    `coloured_styles` are those of scenes with a tint or a background, where they shall be fewer: every artwork is other
+    tokens in every colour and before every background.
     """
 
     styles: tuple[str, ...] = ("3d",)
+    coloured_styles: tuple[str, ...] = ()
     mirrored: float = 0.0
     turn_degrees: float = 0.0
     grid: int = 8
@@ -175,17 +178,23 @@ class Variety:
         """One placement, as likely as a training example has it."""
         return replace(
             rng.choice(self._places(spec)),
-            style=spec.style or rng.choice(self.styles),
+            style=rng.choice(self._styles(spec)),
             mirrored=rng.random() < self.mirrored,
             turn_degrees=rng.uniform(-self.turn_degrees, self.turn_degrees),
         )
 
     def every(self, spec: SceneSpec) -> list[Placement]:
         """Every different placement, upright."""
-        styles = (spec.style,) if spec.style else self.styles
         sides = (False, True) if self.mirrored else (False,)
         places = dict.fromkeys(self._places(spec))
+        styles = self._styles(spec)
         return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
+
+    def _styles(self, spec: SceneSpec) -> tuple[str, ...]:
+        if spec.style:
+            return (spec.style,)
+        coloured = spec.background != "plain" or any(thing.colour for thing in spec.things)
+        return (self.coloured_styles if coloured else ()) or self.styles
 
     def _places(self, spec: SceneSpec) -> list[Placement]:
         """Every offset that leaves the caption true, each listed as often as it is likely.
