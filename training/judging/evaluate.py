@@ -155,6 +155,6 @@ def sampling_grid() -> list[SamplingParams]:
     """The settings among which the defaults are chosen."""
     return [
         SamplingParams(condition_scale=scale, temperature=temperature, top_k=top_k, top_p=1.0)
-        for scale in (1.0, 1.5, 2.0)
+        for scale in (1.0, 1.5)
         for temperature, top_k in ((0.7, 50), (0.4, 50), (0.2, 50))
     ]
