@@ -11,7 +11,7 @@ from typing import Any
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.models.config import VQGANConfig
 from training.learning.grow import grown
-from training.scenes.spec import Variety
+from training.scenes.spec import Mixture, Variety
 
 PRESETS = Path(__file__).with_name("presets")
 BOS, PAD, EOS, UNK, MASK = range(5)  # ids of <s> <pad> </s> <unk> <mask>, as in BART
@@ -56,6 +56,7 @@ class Preset:
     caption_dropout: float
     processes: int  # data parallel, one thread each: on a CPU better than one process of as many threads
     variety: Variety
+    mixture: Mixture
     vqgan: VQGANConfig
     vqgan_schedule: Schedule
     doublings: int  # levels that the stage `decoder` puts in front of the VQGAN's: each doubles the picture's side
@@ -109,6 +110,7 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
             **{key: tuple(value) if isinstance(value, list) else value for key, value in raw["variety"].items()},
             grid=vqgan.resolution // vqgan.scale_factor,
         ),
+        mixture=Mixture(**raw.get("mixture", {})),
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
         decoder_schedule=Schedule(**raw["decoder_schedule"]),

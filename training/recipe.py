@@ -45,7 +45,7 @@ from training.scenes.captions import Captioner
 from training.scenes.composer import Composer
 from training.scenes.concepts import Concept, load_concepts
 from training.scenes.held_out import HeldOut, load_held_out
-from training.scenes.spec import Mixture, SceneSampler
+from training.scenes.spec import SceneSampler
 
 NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"
@@ -74,7 +74,7 @@ class Recipe:
 
     @cached_property
     def sampler(self) -> SceneSampler:
-        return SceneSampler(self.concepts, self.held_out, Mixture())
+        return SceneSampler(self.concepts, self.held_out, self.preset.mixture)
 
     def composer(self, image_px: int) -> Composer:
         """Kept, one for each size: the pictures that become tokens, and those that are served."""

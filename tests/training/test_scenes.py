@@ -94,3 +94,20 @@ def test_a_mirrored_thing_is_mirrored_and_a_turned_one_turned() -> None:
         torch.testing.assert_close(flipped, plain.flip(1) if mirrorable else plain)
         turned = draw(replace(upright, turn_degrees=90.0))
         assert abs(turned[4, 8] - turned[12, 8]) > 0.8 and abs(turned[8, 4] - turned[8, 12]) < 0.1
+
+
+def test_an_outline_is_white_and_only_before_a_background() -> None:
+    sprite = torch.zeros(1, 16, 16, 4, dtype=torch.uint8)
+    sprite[:, 4:12, 4:12, 3] = 255  # a black square with air around it
+    atlas = Atlas(sprite.expand(3, -1, -1, -1), torch.zeros(3) > 0, torch.full((3,), 0.5), torch.tensor([False]))
+    composer = Composer(atlas, 32, Variety(outline=1 / 16))
+    plain, before = SceneSpec(things=(Thing(0),)), SceneSpec(things=(Thing(0),), background="blue")
+    upright = Placement(0.0, 0.0, 1.0)
+    outlined = replace(upright, outline=composer.variety.outline)
+    assert {at.outline for at in composer.variety.every(before)} == {1 / 16}
+    images = composer.compose_at([plain, before, before], [outlined, upright, outlined], random.Random(0))
+    row = images[:, 2, 16]  # the blue of the middle row: the square is from 8 to 24
+    torch.testing.assert_close(images[0], composer.compose_at([plain], [upright], random.Random(0))[0])
+    assert (row[:, 9:23] < 0.01).all()  # the square itself is as it was
+    assert (images[2, :, 16, 6:7] > 0.99).all()  # two pixels to its side the line
+    torch.testing.assert_close(images[2, :, 16, :4], images[1, :, 16, :4])  # and further out the background

@@ -86,7 +86,8 @@ def _views(shown: list[int], concepts: list[Concept], composer: Composer, rng: r
         side = rng.uniform(0.4, 1.0)
         play = (1 - side) / 2 + 0.05
         dx, dy = rng.uniform(-play, play), rng.uniform(-play, play)
-        places.append(Placement(dx, dy, side, rng.choice(STYLES), rng.random() < 0.3, rng.uniform(-8, 8)))
+        line = rng.choice((0.0, composer.variety.outline))
+        places.append(Placement(dx, dy, side, rng.choice(STYLES), rng.random() < 0.3, rng.uniform(-8, 8), line))
     images = composer.compose_at(specs, places, rng)
     images = F.interpolate(images, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
     soft = F.interpolate(images, scale_factor=rng.uniform(0.35, 1.0), mode="bilinear", antialias=True)

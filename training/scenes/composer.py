@@ -68,7 +68,23 @@ class Composer:
         theta = torch.tensor([_to_sprite(layer) for layer in layers], device=self.device)
         grid = F.affine_grid(theta, [len(layers), 4, self.image_px, self.image_px], align_corners=False)
         placed = F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return canvas * (1 - placed[:, 3:]) + placed[:, :3]
+        sticker = self._outlined(placed[:, 3:], [layer.outline for layer in layers])
+        return canvas * (1 - sticker) + (sticker - placed[:, 3:]) + placed[:, :3]
+
+    def _outlined(self, alpha: Tensor, widths: list[float]) -> Tensor:
+        """The alpha (B,1,H,W) of things with their white lines: all that is within a width of them."""
+        outlined = alpha.clone()
+        for width in set(widths) - {0.0}:
+            rows = [row for row, own in enumerate(widths) if own == width]
+            outlined[rows] = F.conv2d(alpha[rows], self._disc(width), padding="same").clamp(max=1)
+        return outlined
+
+    def _disc(self, radius: float) -> Tensor:
+        """Ones within `radius` of the middle, falling to zero over a pixel: (1,1,K,K)."""
+        reach = math.ceil(radius * self.image_px)
+        steps = torch.arange(-reach, reach + 1.0, device=self.device)
+        distance = torch.hypot(*torch.meshgrid(steps, steps, indexing="ij"))
+        return (radius * self.image_px + 0.5 - distance).clamp(0, 1)[None, None]
 
 
 def _premultiplied(sprites: Tensor) -> Tensor:

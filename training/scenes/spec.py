@@ -73,11 +73,15 @@ class Layer:
     side: float
     mirrored: bool = False
     turn_degrees: float = 0.0
+    outline: float = 0.0  # a white line around it, as a sticker has; its width in units of the picture's side
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of the kinds of scene, and of the details within a kind."""
+    """Shares of the kinds of scene, and of the details within a kind.
+
+    `favour` is how many times as often as others a concept may be shown at most, whatever its weight.
+    """
 
     pairs: float = 0.25
     counts: float = 0.13
@@ -87,6 +91,7 @@ class Mixture:
     position: float = 0.1
     size: float = 0.08
     named_style: float = 0.06
+    favour: int = 4
 
 
 class SceneSampler:
@@ -96,7 +101,7 @@ class SceneSampler:
         self.concepts = concepts
         self.mixture = mixture
         self.held_out = held_out
-        self.all = [i for i, concept in enumerate(concepts) for _ in range(concept.weight)]
+        self.all = [i for i, concept in enumerate(concepts) for _ in range(min(concept.weight, mixture.favour))]
         self.countable = [i for i in self.all if concepts[i].countable]
 
     def sample(self, rng: random.Random) -> SceneSpec:
@@ -150,6 +155,7 @@ class Placement:
     style: str = "3d"
     mirrored: bool = False
     turn_degrees: float = 0.0
+    outline: float = 0.0  # before a background, see Layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,13 +165,15 @@ class Variety:
     `grid` is the number of tokens along a side, to which places keep. `play` is by how many tokens a thing may stand
     to a side of where its caption puts it: a thing that always stands in one place is learned several times sooner.
     `coloured_styles` are those of scenes with a tint or a background, where they shall be fewer: every artwork is other
-    tokens in every colour and before every background.
+    tokens in every colour and before every background. An `outline` makes stickers of things before a background,
+    so that a few tokens can tell one from the other.
     """
 
     styles: tuple[str, ...] = ("3d",)
     coloured_styles: tuple[str, ...] = ()
     mirrored: float = 0.0
     turn_degrees: float = 0.0
+    outline: float = 0.0
     grid: int = 8
     play: int = 1
 
@@ -181,12 +189,13 @@ class Variety:
             style=rng.choice(self._styles(spec)),
             mirrored=rng.random() < self.mirrored,
             turn_degrees=rng.uniform(-self.turn_degrees, self.turn_degrees),
+            outline=self.outline,
         )
 
     def every(self, spec: SceneSpec) -> list[Placement]:
         """Every different placement, upright."""
         sides = (False, True) if self.mirrored else (False,)
-        places = dict.fromkeys(self._places(spec))
+        places = [replace(at, outline=self.outline) for at in dict.fromkeys(self._places(spec))]
         styles = self._styles(spec)
         return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
 
@@ -223,7 +232,8 @@ def layout(spec: SceneSpec, atlas: Atlas, placement: Placement, grid: int) -> li
         mirrored = placement.mirrored and bool(atlas.mirrorable[thing.concept])
         sprite = atlas.index(placement.style, thing.concept)
         x, y = round(x * grid) / grid, round(y * grid) / grid
-        return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees)
+        outline = 0.0 if spec.background == "plain" else placement.outline
+        return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees, outline)
 
     thing = spec.things[0]
     x, y = 0.5 + placement.dx, 0.5 + placement.dy
