@@ -101,15 +101,15 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
     raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     levels = tuple(raw["vqgan"].pop("fsq_levels"))
     vqgan = VQGANConfig.from_dict({**raw["vqgan"], "embed_dim": len(levels), "n_embed": math.prod(levels)})
+    variety: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in raw["variety"].items()
+    }
     work_root = work_root or Path(__file__).with_name("work")
     base = raw["run"].pop("base", None)
     return Preset(
         name=path.stem,
         fsq_levels=levels,
-        variety=Variety(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in raw["variety"].items()},
-            grid=vqgan.resolution // vqgan.scale_factor,
-        ),
+        variety=Variety(**variety, grid=vqgan.resolution // vqgan.scale_factor),
         mixture=Mixture(**raw.get("mixture", {})),
         vqgan=vqgan,
         vqgan_schedule=Schedule(**raw["vqgan_schedule"]),
