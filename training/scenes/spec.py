@@ -6,6 +6,7 @@ same spec into words, so that text and picture cannot disagree.
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -195,9 +196,11 @@ class Variety:
     def every(self, spec: SceneSpec) -> list[Placement]:
         """Every different placement, upright."""
         sides = (False, True) if self.mirrored else (False,)
-        places = [replace(at, outline=self.outline) for at in dict.fromkeys(self._places(spec))]
-        styles = self._styles(spec)
-        return [replace(at, style=style, mirrored=side) for at in places for style in styles for side in sides]
+        places = dict.fromkeys(self._places(spec))
+        return [
+            replace(at, style=style, mirrored=side, outline=self.outline)
+            for at, style, side in itertools.product(places, self._styles(spec), sides)
+        ]
 
     def _styles(self, spec: SceneSpec) -> tuple[str, ...]:
         if spec.style:
