@@ -260,7 +260,7 @@ def evaluate(recipe: Recipe) -> None:
 
 
 def restore_checkpoint(recipe: Recipe) -> None:
-    restore(SHIPPED, recipe.preset.work_dir)
+    restore(SHIPPED, recipe.preset.work_dir, image_length=recipe.preset.image_length)
     print(f"{recipe.preset.work_dir} goes on from {SHIPPED}")
 
 

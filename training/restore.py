@@ -16,12 +16,18 @@ from dalle_server.checkpoints import open_checkpoint
 from training.learning.loop import new_state
 
 
-def restore(checkpoint: Path, work_dir: Path) -> None:
+def restore(checkpoint: Path, work_dir: Path, *, image_length: int) -> None:
     """Write vqgan.pt, transformer.pt and tokenizer.json into `work_dir`, as if a run had just reached these weights.
 
-    Raises FileExistsError rather than replace the files of a run.
+    Raises ValueError if it writes another number of tokens than the run's `image_length`, and FileExistsError rather
+    than replace the files of a run.
     """
     opened = open_checkpoint(checkpoint)
+    if (tokens := opened.config.transformer.image_length) != image_length:
+        raise ValueError(
+            f"{checkpoint} writes {tokens} tokens a picture and this preset {image_length}:"
+            " restore it under the preset that made it"
+        )
     targets = [work_dir / name for name in ("vqgan.pt", "transformer.pt", "tokenizer.json")]
     for target in targets:
         if target.exists():

@@ -177,7 +177,9 @@ def test_the_exported_checkpoint_opens_and_holds_the_trained_weights(trained: Re
 def test_training_goes_on_from_an_exported_checkpoint(trained: Recipe, tmp_path: Path) -> None:
     path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
     later = make_recipe(tmp_path)
-    restore(path, later.preset.work_dir)
+    with pytest.raises(ValueError, match="under the preset that made it"):
+        restore(path, later.preset.work_dir, image_length=later.preset.image_length + 1)
+    restore(path, later.preset.work_dir, image_length=later.preset.image_length)
     assert later.vqgan.config == trained.vqgan.config  # the one that was served also makes the tokens
     recipe.write_tokens(later)
     recipe.learn_to_draw(later)
@@ -186,7 +188,7 @@ def test_training_goes_on_from_an_exported_checkpoint(trained: Recipe, tmp_path:
     before, after = trained.transformer.state_dict(), state["module"]
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.1  # near, not from nothing
     with pytest.raises(FileExistsError):
-        restore(path, later.preset.work_dir)
+        restore(path, later.preset.work_dir, image_length=later.preset.image_length)
 
 
 def test_the_server_reads_captions_as_the_training_did(trained: Recipe, tmp_path: Path) -> None:
@@ -206,6 +208,13 @@ def test_sampling_is_a_function_of_the_seed(trained: Recipe) -> None:
     assert not torch.equal(first, other)
     pictures = decode_images(trained.vqgan, first)
     assert pictures.shape[:2] == (2, 3)
+
+
+def test_the_likeliest_token_alone_is_left_by_a_small_top_p(trained: Recipe) -> None:
+    settings = SamplingParams(condition_scale=2.0, temperature=1.0, top_k=12, top_p=1e-6)
+    args = trained.transformer, trained.tokenizer, ["a red apple", "a cat"]
+    greedy = sample_tokens(*args, replace(settings, top_k=1, top_p=1.0), 1)
+    assert torch.equal(sample_tokens(*args, settings, 2), greedy)
 
 
 def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:

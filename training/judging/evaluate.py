@@ -154,7 +154,7 @@ def report(scores: list[Score], quality: dict[str, float], target: Path) -> str:
 def sampling_grid() -> list[SamplingParams]:
     """The settings among which the defaults are chosen."""
     return [
-        SamplingParams(condition_scale=scale, temperature=temperature, top_k=top_k, top_p=1.0)
+        SamplingParams(condition_scale=scale, temperature=temperature, top_k=50, top_p=top_p)
         for scale in (1.0, 1.5)
-        for temperature, top_k in ((0.7, 50), (0.4, 50), (0.2, 50))
+        for temperature, top_p in ((0.7, 0.7), (0.4, 1.0), (0.2, 1.0))
     ]

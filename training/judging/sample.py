@@ -16,16 +16,17 @@ from training.learning.transformer import encode_captions
 def sample_tokens(
     model: DalleBart, tokenizer: Tokenizer, captions: list[str], sampling: SamplingParams, seed: int
 ) -> Tensor:
-    """Image tokens (B, I) of B captions, guided: logits = u + s·(c − u), then temperature, top_k, Gumbel-max.
+    """Image tokens (B, I) of B captions, guided: logits = u + s·(c − u), then temperature, top_k, top_p, Gumbel-max.
 
     The server's engine draws its noise per picture; here one generator serves the whole batch.
     """
     config = model.config
     device = model.lm_head.weight.device
     params = sampling.with_defaults(SamplingParams.reference_defaults())
-    scale, top_k, temperature = (
+    scale, top_k, top_p, temperature = (
         params.condition_scale or 0.0,
         params.top_k or config.image_vocab_size,
+        params.top_p or 1.0,
         params.temperature or 1.0,
     )
     num = len(captions)
@@ -45,6 +46,8 @@ def sample_tokens(
         conditional, unconditional = model.lm_head(states)[:, : config.image_vocab_size].float().chunk(2)
         logits = (unconditional + scale * (conditional - unconditional)) / temperature
         best, candidates = logits.topk(min(top_k, logits.shape[1]))
+        shares = best.softmax(1)
+        best = best.where(shares.cumsum(1) - shares < top_p, -torch.inf)
         gumbel = -torch.empty_like(best).exponential_(generator=noise).log()
         drawn = candidates.gather(1, (best + gumbel).argmax(1, keepdim=True)).squeeze(1)
         tokens.append(drawn)
