@@ -29,7 +29,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_a_native_checkpoint_tells_all_but_its_weights(settings: Settings) -> None:
     card = describe(settings.model_copy(update={"model_version": "nano"}))
     loaded = open_checkpoint(EMBEDDED)
-    assert (card.name, card.place, card.family, card.image_px) == ("nano", "on_disk", "dalle-bart", 128)
+    assert (card.name, card.place, card.family, card.image_px) == ("nano", "on_disk", "dalle-bart", 160)
     assert card.image_px == loaded.config.picture.width_px
     assert card.digest == loaded.digest
     assert card.features == (LOGPROBS, SEAMLESS, PULL, TOKENIZE)

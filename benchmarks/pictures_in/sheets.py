@@ -18,7 +18,7 @@ from dalle_server.request import GenerationRequest
 
 THINGS = ("a red apple", "a house", "a yellow car", "a green frog")
 SEED, OTHERS = 7, (1, 2, 3, 4)
-CELL_PX, GAP_PX = 128, 6
+CELL_PX, GAP_PX = 160, 6
 TARGET = Path(__file__).parents[2] / "docs" / "images" / "pictures-in"
 
 Row = Sequence[Image.Image]
@@ -76,10 +76,10 @@ def variations(model: DalleModel) -> Iterator[Row]:
 
 
 def branches(model: DalleModel) -> Iterator[Row]:
-    """Given, then drawn again from below its second, fourth and sixth row of eight."""
+    """Given, then drawn again from below its second, fifth and eighth row of ten."""
     for text in THINGS:
         (given,) = model.generate_images(text, 1, SEED)
-        yield [given, *(model.branch_image(given, rows, 1, 1, text=text)[0] for rows in (2, 4, 6))]
+        yield [given, *(model.branch_image(given, rows, 1, 1, text=text)[0] for rows in (2, 5, 8))]
 
 
 def shapes(model: DalleModel) -> Iterator[Row]:

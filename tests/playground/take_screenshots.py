@@ -33,8 +33,8 @@ MODELS = ("nano", "mini", "mega", "janus_pro_1b")
 WRITTEN = """[...document.querySelectorAll(".cell.writing")]
   .map((cell) => parseFloat(cell.style.getPropertyValue("--written")))"""
 PAST = [
-    ("a crown", 4), ("a heart at the top", 1), ("a rocket in space", 4),
-    ("a red apple", 4), ("a house at night", 1), ("five hearts", 4),
+    ("a crown", 4), ("a heart at the top", 1), ("a trophy", 4),
+    ("a red apple", 4), ("a robot", 1), ("five hearts", 4),
 ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def running(browser: Browser, server: Server) -> bytes:
     page = open_page(browser, server)
     draw(page, "a frog", 4, 5)
     page.wait_for_timeout(200)
-    draw(page, "a sailboat at sunset", 4, 6)
+    draw(page, "a unicorn", 4, 6)
     while max(page.evaluate(WRITTEN), default=0) < 55:
         page.wait_for_timeout(20)
     BRAKE.step_s = 2.0
@@ -182,20 +182,20 @@ def shown(page: Page, prompt: str) -> Page:
 
 
 def given(browser: Browser, server: Server) -> bytes:
-    """A house whose lower half is drawn anew; the mask is still in the composer."""
-    page = shown(open_page(browser, server), "a house at night")
+    """A robot whose lower half is drawn anew; the mask is still in the composer."""
+    page = shown(open_page(browser, server), "a robot")
     page.get_by_role("button", name="Paint over it").click()
     page.get_by_role("button", name="Bottom half").click()
     page.get_by_role("button", name="Use this mask").click()
-    draw(page, "a house in the snow", 4, 21)
-    page.locator('article[data-status="done"]', has_text="in the snow").wait_for(timeout=120_000)
+    draw(page, "a red robot", 4, 21)
+    page.locator('article[data-status="done"]', has_text="a red robot").wait_for(timeout=120_000)
     page.mouse.move(640, 790)
     page.wait_for_timeout(1_200)
     return page.screenshot()
 
 
 def mask(browser: Browser, server: Server, **options: Any) -> bytes:
-    page = shown(open_page(browser, server, **options), "a sailboat at sunset")
+    page = shown(open_page(browser, server, **options), "a unicorn")
     page.get_by_role("button", name="Paint over it").click()
     page.wait_for_timeout(600)
     box = page.locator("#editor-box").bounding_box()
@@ -237,9 +237,9 @@ def closer(prompt: str, mode: str) -> Callable[[Browser, Server], bytes]:
 STATES: dict[str, Callable[[Browser, Server], bytes]] = {
     "empty": empty, "gallery": gallery, "running": running, "done": done, "settings": settings, "models": models,
     "error": error,
-    "phone": phone, "dark": dark, "given": given, "compare": closer("a house in the snow", "Compare"), "mask": mask,
-    "mask-phone": mask_phone, "redraw": closer("a rocket in space", "Redraw"),
-    "likelihood": closer("a house at night", "Likelihood"),
+    "phone": phone, "dark": dark, "given": given, "compare": closer("a red robot", "Compare"), "mask": mask,
+    "mask-phone": mask_phone, "redraw": closer("a trophy", "Redraw"),
+    "likelihood": closer("a robot", "Likelihood"),
 }  # fmt: skip
 
 if __name__ == "__main__":

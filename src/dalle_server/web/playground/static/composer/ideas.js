@@ -2,12 +2,12 @@
 
 const NANO = [
   "a red apple",
-  "a rocket in space",
+  "a unicorn",
   "five hearts",
   "a frog",
-  "a house at night",
-  "three apples",
-  "a sailboat at sunset",
+  "a robot",
+  "a green dinosaur",
+  "three cupcakes",
   "a crown",
 ];
 const DALLE = [
