@@ -35,12 +35,16 @@ def test_without_play_only_the_artwork_is_left_to_the_seed(tiny: Recipe) -> None
         assert [at.style for at in places] == ([spec.style] if spec.style else ["3d", "flat", "noto"])
 
 
-def test_coloured_scenes_may_have_fewer_artworks() -> None:
-    variety = Variety(styles=("3d", "flat", "noto"), coloured_styles=("flat",))
-    plain = SceneSpec(things=(Thing(0),))
-    tinted, before = replace(plain, things=(Thing(0), Thing(1, "red"))), replace(plain, background="night")
+def test_composed_scenes_may_have_fewer_artworks() -> None:
+    variety = Variety(styles=("3d", "flat", "noto"), composed_styles=("flat",))
+    alone = SceneSpec(things=(Thing(0),))
+    composed = [
+        replace(alone, things=(Thing(0), Thing(1)), relation="beside"), replace(alone, things=(Thing(1, "red"),)),
+        replace(alone, background="night"), replace(alone, count=2), replace(alone, size="big"),
+        replace(alone, position="left"),
+    ]  # fmt: skip
     rng = random.Random(3)
-    for spec, styles in ((plain, {"3d", "flat", "noto"}), (tinted, {"flat"}), (before, {"flat"})):
+    for spec, styles in ((alone, {"3d", "flat", "noto"}), *((spec, {"flat"}) for spec in composed)):
         assert {at.style for at in variety.every(spec)} == styles == {variety.draw(spec, rng).style for _ in range(40)}
         assert variety.draw(replace(spec, style="noto"), rng).style == "noto"
 

@@ -16,6 +16,7 @@ STYLE_PHRASES = {"flat": ("flat {}", "{}, flat style", "flat drawing of {}", "{}
                  "noto": ("cartoon {}", "{}, cartoon style", "cartoon of {}", "{}, noto style")}  # fmt: skip
 FRAMES = ("a picture of {}", "a drawing of {}", "an emoji of {}", "an image of {}", "a painting of {}", "draw {}",
           "a photo of {}", "a cute {bare}", "an illustration of {}", "{} emoji", "there is {}")  # fmt: skip
+FRAMES_OF_MANY = tuple(frame for frame in FRAMES if "{bare}" not in frame and "there is" not in frame)
 RELATION_PHRASES = {
     "left of": (
         "{a} to the left of {b}",
@@ -38,7 +39,8 @@ POSITION_PHRASES = {
     "bottom left": ("in the bottom left corner", "at the bottom left", "in the lower left"),
     "bottom right": ("in the bottom right corner", "at the bottom right", "in the lower right"),
 }
-CHATTER_SHARE = 0.15
+CHATTER_SHARE = 0.3
+FRAME_SHARE = 0.2
 BACKGROUND_PHRASES = ("on {a} background", "with {a} background", "against {a} background", "on {bare}")
 
 
@@ -55,6 +57,8 @@ class Captioner:
             text = f"{rng.choice(NUMBERS[spec.count])} {self._plural(spec.things[0], rng)}"
         else:
             text = self._single(spec, rng)
+        if len(spec.things) * spec.count > 1 and spec.style is None and rng.random() < FRAME_SHARE:
+            text = rng.choice(FRAMES_OF_MANY).format(text)
         if spec.style is not None:
             text = rng.choice(STYLE_PHRASES[spec.style]).format(text)
         text = self._background(text, spec.background, rng)
@@ -69,7 +73,7 @@ class Captioner:
             text = f"{plain} that is {rng.choice(SPELLINGS.get(thing.colour, (thing.colour,)))}"
         if spec.position is not None:
             text = f"{text} {rng.choice(POSITION_PHRASES[spec.position])}"
-        elif spec.style is None and rng.random() < 0.2:
+        elif spec.style is None and rng.random() < FRAME_SHARE:
             return rng.choice(FRAMES).format(text, bare=bare)
         return text
 
@@ -93,7 +97,7 @@ class Captioner:
 
     def _name(self, thing: Thing, rng: random.Random) -> str:
         names = self.concepts[thing.concept].names
-        return names[0] if rng.random() < 0.6 else rng.choice(names)
+        return names[0] if rng.random() < 0.5 else rng.choice(names)
 
     def _colour(self, thing: Thing, rng: random.Random) -> list[str]:
         natural = self.concepts[thing.concept].natural_colours

@@ -165,13 +165,13 @@ class Variety:
 
     `grid` is the number of tokens along a side, to which places keep. `play` is by how many tokens a thing may stand
     to a side of where its caption puts it: a thing that always stands in one place is learned several times sooner.
-    `coloured_styles` are those of scenes with a tint or a background, where they shall be fewer: every artwork is other
-    tokens in every colour and before every background. An `outline` makes stickers of things before a background,
-    so that a few tokens can tell one from the other.
+    `composed_styles` are those of every scene but one thing alone, as it is drawn, on the plain page, where they shall
+    be fewer: an artwork is other tokens in every colour, before every background and at every size. An `outline` makes
+    stickers of things before a background, so that a few tokens can tell one from the other.
     """
 
     styles: tuple[str, ...] = ("3d",)
-    coloured_styles: tuple[str, ...] = ()
+    composed_styles: tuple[str, ...] = ()
     mirrored: float = 0.0
     turn_degrees: float = 0.0
     outline: float = 0.0
@@ -205,8 +205,8 @@ class Variety:
     def _styles(self, spec: SceneSpec) -> tuple[str, ...]:
         if spec.style:
             return (spec.style,)
-        coloured = spec.background != "plain" or any(thing.colour for thing in spec.things)
-        return (self.coloured_styles if coloured else ()) or self.styles
+        alone = spec == SceneSpec(things=(Thing(spec.things[0].concept),))
+        return self.styles if alone else self.composed_styles or self.styles
 
     def _places(self, spec: SceneSpec) -> list[Placement]:
         """Every offset that leaves the caption true, each listed as often as it is likely.
