@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -23,7 +23,7 @@ SAMPLING = SamplingParams(temperature=1.0, top_k=8, top_p=1.0, condition_scale=1
 
 @dataclass
 class Picture:
-    """A prompt and a seed that run in `slot` from the step `begins` on."""
+    """A prompt and a seed that run in `slot` from the step `begins` on. Every third one is not guided."""
 
     seed: int
     slot: int = 0
@@ -34,7 +34,8 @@ class Picture:
         runner.admit(self.slot, *runner.encode(texts))
 
     def row(self, step: int) -> StepRow:
-        return StepRow(self.slot, step - self.begins, ImageKey(self.seed), SAMPLING)
+        sampling = SAMPLING if self.seed % 3 else replace(SAMPLING, condition_scale=1.0)
+        return StepRow(self.slot, step - self.begins, ImageKey(self.seed), sampling)
 
 
 def run(runner: CpuRunner, pictures: list[Picture], reverse: bool = False) -> dict[int, list[bytes]]:
@@ -104,6 +105,18 @@ def test_a_picture_of_nan_harms_neither_its_neighbour_nor_its_successor(
         assert tokens[0] == NAN_TOKEN
         assert runner.guided_logits()[1].tobytes() == alone[1][step]
     assert run(runner, [Picture(3, slot=1)])[3] == alone[3]
+
+
+def test_at_guidance_1_the_unconditional_text_is_not_even_read(
+    runner: CpuRunner, alone: dict[int, list[bytes]]
+) -> None:
+    (nan,) = runner.encode([random_text(2, 20)])
+    nan.cells[:] = 0xFF
+    (own,) = runner.encode([random_text(3, 12)])  # the text of Picture(3)
+    runner.admit(0, own, nan)
+    for step in range(runner.config.picture.num_tokens):
+        runner.step([Picture(3).row(step)]).result()
+        assert runner.guided_logits()[0].tobytes() == alone[3][step]
 
 
 def test_pixels_do_not_depend_on_the_batch(runner: CpuRunner) -> None:

@@ -66,7 +66,7 @@ class DecoderPointers(Structure):
 class StepArguments(Structure):
     _fields_ = (
         ("decoder", POINTER(DecoderPointers)),
-        ("images", c_int32),
+        *((name, c_int32) for name in ("images", "guided")),
         *((name, c_void_p) for name in ("slots", "positions", "guidance", "embeddings", "logits")),
     )
 

@@ -60,13 +60,16 @@ class CompiledStep:
         self._caches.put_texts(slot, (conditional, unconditional))
 
     def logits(self, batch: StepBatch) -> NDArray[np.float32]:
+        """At guidance 1 an image's unconditional row, which has no say in it, is left out."""
         num_images = len(batch.slots)
+        order = np.argsort(batch.guidance == 1, kind="stable")  # the guided images first
         embedded = self._embed(batch.last_tokens, batch.positions)
-        arrays = [np.ascontiguousarray(x) for x in (batch.slots, batch.positions, batch.guidance, embedded)]
+        arrays = [np.ascontiguousarray(x[order]) for x in (batch.slots, batch.positions, batch.guidance, embedded)]
         pointers = [array.ctypes.data for array in (*arrays, self._logits)]
-        arguments = StepArguments(ctypes.pointer(self._decoder), num_images, *pointers)
+        num_guided = int(np.count_nonzero(batch.guidance != 1))
+        arguments = StepArguments(ctypes.pointer(self._decoder), num_images, num_guided, *pointers)
         self._team.run(self._run, arguments, self._decoder.stack.phases, self._phase_bytes)
-        logits: NDArray[np.float32] = self._logits[:num_images, : self._codebook_size] + self._bias
+        logits: NDArray[np.float32] = self._logits[np.argsort(order), : self._codebook_size] + self._bias
         return logits
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 /* One token of every running image: the decoder at one new position a row, each row at a position of its own.
  *
- * An image has two rows, conditional and unconditional: rows 0…N−1 and N…2N−1 of a step, rows 2s and 2s + 1 of the
- * caches for an image in slot s. Every thread calls `run_step` with the same arguments.
+ * An image has a conditional row, and an unconditional one if it is guided: rows 0…N−1 and N…N+G−1 of a step, whose first
+ * G images are the guided ones. In the caches these are rows 2s and 2s + 1 for an image in slot s. Every thread calls
+ * `run_step` with the same arguments.
  */
 #pragma once
 #include "layers.h"
@@ -18,9 +19,9 @@ typedef struct {
 
 typedef struct {
     const Decoder *decoder;
-    int32_t images;
+    int32_t images, guided;
     const int32_t *slots, *positions; /* (images) */
-    const float *guidance;            /* (images) */
+    const float *guidance;            /* (guided) */
     const float *embeddings;          /* (images, width), token plus position */
     float *logits;                    /* (images, 16 · lm_head.tiles), guided */
 } Step;
@@ -103,7 +104,12 @@ static void guide(const void *context, int image) {
     const Context *c = context;
     const Step *step = c->call;
     const int width = c->stack->width;
-    const float *conditional = finished(c, image), *unconditional = finished(c, step->images + image);
+    const float *conditional = finished(c, image);
+    if (image >= step->guided) {
+        put_input(c, image, conditional, width);
+        return;
+    }
+    const float *unconditional = finished(c, step->images + image);
     float *guided = mixed_of(c, image);
     for (int i = 0; i < width; i += LANES) {
         const Floats base = load(unconditional + i, width - i);
@@ -117,7 +123,7 @@ static void run_step(const Step *step) {
     const Decoder *decoder = step->decoder;
     const Stack *stack = &decoder->stack;
     Context c = {.stack = stack, .call = step, .phase = stack->phases};
-    const int rows = 2 * step->images, heads = rows * stack->heads, kv_heads = rows * stack->kv_heads;
+    const int rows = step->images + step->guided, heads = rows * stack->heads, kv_heads = rows * stack->kv_heads;
     for (int index = 0; index < stack->num_layers; index++) {
         const Layer *layer = c.layer = &stack->layers[index];
         in_chunks(&c, rows, index ? enter_layer : embed);
