@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from dalle_server import assets
 from dalle_server.models.dalle_bart import DalleBart
@@ -19,18 +18,18 @@ from dalle_server.request import SamplingParams
 from training.export import export
 from training.judging.classifier import Classifier, train_classifier
 from training.judging.evaluate import (
-    Generate,
     Question,
     questions,
     reconstruction,
     remembered,
     report,
+    right_share,
     sampling_grid,
     score,
     seeds_differ,
 )
 from training.judging.judge import Judge
-from training.judging.sample import decode_images, sample_tokens
+from training.judging.served import served, through
 from training.judging.sheets import SHEETS, save_sheet
 from training.learning.loop import load_average, placed
 from training.learning.painter import load_painted, train_painter
@@ -165,19 +164,6 @@ class Recipe:
         model.load_state_dict(load_average(self.preset.work_dir / "transformer.pt"))
         return model.to(self.device).eval()
 
-    def generate(self, sampling: SamplingParams) -> Generate:
-        """Captions and a seed to pictures (B,3,H,W), a part of the captions at a time."""
-
-        def draw(captions: list[str], seed: int) -> Tensor:
-            parts = [captions[start : start + 64] for start in range(0, len(captions), 64)]
-            tokens = [
-                sample_tokens(self.transformer, self.tokenizer, part, sampling, seed * 1000 + i)
-                for i, part in enumerate(parts)
-            ]
-            return decode_images(self.vqgan, torch.cat(tokens))
-
-        return draw
-
 
 def fetch_data(recipe: Recipe) -> None:
     print(f"{len(recipe.concepts)} concepts, sprites {tuple(recipe.atlas.sprites.shape)}")
@@ -219,7 +205,7 @@ def learn_to_judge(recipe: Recipe) -> None:
 
 
 def choose_sampling(recipe: Recipe) -> None:
-    """Guidance, temperature and top_k, by the score of a grid on part of the fixed prompts.
+    """Guidance, temperature and the filters, by the score of a grid on part of the fixed prompts.
 
     One-standard-error rule: among the settings that the data cannot tell from the best, the warmest, because a seed
     should make a difference.
@@ -227,10 +213,11 @@ def choose_sampling(recipe: Recipe) -> None:
     asked = [q for q in recipe.questions if q.name in ("single object, top-1", "background colour")]
     thinned = [replace(question, prompts=question.prompts[::3]) for question in asked]
     results = []
-    for sampling in sampling_grid():
-        values = [score(q, recipe.generate(sampling), recipe.vqgan, recipe.pictures, seeds=1) for q in thinned]
-        results.append((sum(value.score for value in values) / len(values), sampling))
-        print(f"{results[-1][0]:.3f} {sampling}", flush=True)
+    with served(_exported(recipe, SamplingParams.reference_defaults(), "draft")) as engine:
+        for sampling in sampling_grid():
+            draw = through(engine, sampling)
+            results.append((sum(right_share(q, draw) for q in thinned) / len(thinned), sampling))
+            print(f"{results[-1][0]:.3f} {sampling}", flush=True)
     best, _ = max(results, key=lambda result: result[0])
     error = (0.25 / len(thinned[0].prompts)) ** 0.5 / len(thinned)
     close = [(value, sampling) for value, sampling in results if value >= best - error]
@@ -239,24 +226,29 @@ def choose_sampling(recipe: Recipe) -> None:
 
 
 def export_checkpoint(recipe: Recipe) -> None:
-    target = recipe.preset.work_dir / "checkpoint"
-    export(recipe.transformer, recipe.vqgan, recipe.tokenizer_file, recipe.sampling, target)
+    target = _exported(recipe, recipe.sampling, "checkpoint")
     print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.1f} MB")
+
+
+def _exported(recipe: Recipe, sampling: SamplingParams, folder: str) -> Path:
+    return export(recipe.transformer, recipe.vqgan, recipe.tokenizer_file, sampling, recipe.preset.work_dir / folder)
 
 
 def evaluate(recipe: Recipe) -> None:
     """Scores into scores.json and a table; the picture sheets beside them."""
-    draw = remembered(recipe.generate(recipe.sampling), NUM_SEEDS)
-    quality = reconstruction(recipe.vqgan, recipe.sampler, recipe.pictures)
-    quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, recipe.pictures)
-    print(quality)
-    scores = []
-    for question in recipe.questions:
-        scores.append(score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
-        print(scores[-1], flush=True)
-    print(report(scores, quality, recipe.preset.work_dir / "scores.json"))
-    for name, prompts in SHEETS.items():
-        save_sheet(draw(prompts, 0), recipe.preset.work_dir / f"{name}.png", columns=8)
+    work_dir, composer = recipe.preset.work_dir, recipe.pictures
+    quality = reconstruction(recipe.vqgan, recipe.sampler, composer)
+    with served(work_dir / "checkpoint") as engine:
+        draw = remembered(through(engine), NUM_SEEDS)
+        for name, prompts in SHEETS.items():
+            save_sheet(draw(prompts, 0), work_dir / f"{name}.png", columns=8)
+        quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, composer)
+        print(quality, flush=True)
+        scores = []
+        for question in recipe.questions:
+            scores.append(score(question, draw, recipe.vqgan, composer, seeds=NUM_SEEDS))
+            print(scores[-1], flush=True)
+    print(report(scores, quality, work_dir / "scores.json"))
 
 
 def restore_checkpoint(recipe: Recipe) -> None:

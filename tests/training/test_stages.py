@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from dalle_server.checkpoints import open_checkpoint
-from dalle_server.request import SamplingParams
+from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.text import TextTokenizer
 from training import recipe
 from training.export import export
-from training.judging import formats
+from training.judging import evaluate, formats
 from training.judging.evaluate import Question
-from training.judging.sample import decode_images, sample_tokens
+from training.judging.served import served, through
+from training.judging.sheets import SHEETS
 from training.learning import fsq, loop, tokenizer
 from training.learning.compiled import Doubled, compiled_loss
 from training.learning.critic import Critic, critic_losses
@@ -200,21 +201,37 @@ def test_the_server_reads_captions_as_the_training_did(trained: Recipe, tmp_path
         assert served.encode(caption).length == int(mask.sum())
 
 
-def test_sampling_is_a_function_of_the_seed(trained: Recipe) -> None:
-    settings = SamplingParams(condition_scale=2.0, temperature=1.0, top_k=12, top_p=1.0)
-    args = trained.transformer, trained.tokenizer, ["a red apple", "a cat"], settings
-    first, again, other = sample_tokens(*args, 1), sample_tokens(*args, 1), sample_tokens(*args, 2)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    pictures = decode_images(trained.vqgan, first)
-    assert pictures.shape[:2] == (2, 3)
+def test_a_checkpoint_is_judged_by_what_its_clients_get(trained: Recipe, tmp_path: Path) -> None:
+    path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
+    captions = ["a red apple", "a cat"]
+    with served(path) as engine:
+        draw = through(engine, SamplingParams(top_k=1))
+        first = draw(captions, 1)
+        alone = engine.submit(GenerationRequest.of("a cat", seed=1001, sampling=SamplingParams(top_k=1)))
+        assert first.shape == (2, 3, *[trained.vqgan.config.resolution] * 2)
+        assert torch.equal(first[1], torch.from_numpy(alone.result()[0].pixels).permute(2, 0, 1) / 255)
+        own = through(engine)
+        assert not torch.equal(first, own(captions, 1)) and not torch.equal(own(captions, 1), own(captions, 2))
 
 
-def test_the_likeliest_token_alone_is_left_by_a_small_top_p(trained: Recipe) -> None:
-    settings = SamplingParams(condition_scale=2.0, temperature=1.0, top_k=12, top_p=1e-6)
-    args = trained.transformer, trained.tokenizer, ["a red apple", "a cat"]
-    greedy = sample_tokens(*args, replace(settings, top_k=1, top_p=1.0), 1)
-    assert torch.equal(sample_tokens(*args, settings, 2), greedy)
+def test_sampling_is_chosen_exported_and_scored(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the settings in the grid the warmest that scores as well as the best: here all of them are right."""
+    spec = SceneSpec(things=(Thing(0),))
+    asked = [
+        Question(name, [(spec, "a red apple"), (spec, "an apple")], lambda images, _: images.mean((1, 2, 3)) > 0)
+        for name in ("single object, top-1", "background colour", "count")
+    ]
+    grid = [SamplingParams(temperature=t, top_k=8, top_p=0.9, condition_scale=1.0) for t in (0.5, 1.0, 0.2)]
+    monkeypatch.setattr(recipe, "sampling_grid", lambda: grid)
+    monkeypatch.setattr(evaluate, "SCENES_RECONSTRUCTED", 4)
+    monkeypatch.setitem(vars(trained), "questions", asked)
+    for stage in ("choose", "export", "evaluate"):
+        recipe.STAGES[stage](trained)
+    assert open_checkpoint(trained.preset.work_dir / "checkpoint").config.sampling == grid[1]
+    scores = json.loads((trained.preset.work_dir / "scores.json").read_text())
+    assert [(row["name"], row["score"]) for row in scores["scores"]] == [(question.name, 1.0) for question in asked]
+    assert scores["reconstruction"]["seeds_differ"] > 0
+    assert len(list(trained.preset.work_dir.glob("*.png"))) == len(SHEETS)
 
 
 def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
-from dalle_server.checkpoints import open_checkpoint
-from dalle_server.engine.runners.choice import RunnerSettings
-from dalle_server.engine.runners.select import choose_runner
 from training.judging.evaluate import Generate, questions, remembered, score, seeds_differ
-from training.judging.formats import NUM_SLOTS, start_engine, through
 from training.judging.judge import Judge
+from training.judging.served import served, through
 from training.judging.sheets import SHEETS, save_sheet
 from training.recipe import NUM_SEEDS, SHIPPED, Recipe
 
@@ -36,9 +33,7 @@ def _enlarged(draw: Generate, side_px: int) -> Generate:
 
 def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
     judge = Judge(recipe.small_composer, recipe.classifier)
-    runner = choose_runner(open_checkpoint(path), RunnerSettings("auto", "fp32", device="cpu", num_slots=NUM_SLOTS))
-    engine = start_engine(path, runner)
-    try:
+    with served(path) as engine:
         draw = remembered(_enlarged(through(engine), recipe.pictures.image_px), NUM_SEEDS)
         for sheet, prompts in SHEETS.items():
             target = recipe.preset.work_dir / f"{sheet} {name}.png"
@@ -51,5 +46,3 @@ def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
             print(name, found, flush=True)
             rows.append(asdict(found))
         return rows
-    finally:
-        engine.stop()

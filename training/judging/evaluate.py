@@ -22,12 +22,12 @@ from dalle_server.models.vqgan import VQGAN
 from dalle_server.request import SamplingParams
 from training.judging.judge import Judge
 from training.judging.prompts import Prompter, Prompts
-from training.judging.sample import decode_images
-from training.learning.vqgan import psnr, tokenize_images, used_codes
+from training.learning.vqgan import decode_images, psnr, tokenize_images, used_codes
 from training.scenes.artwork import STYLES
 from training.scenes.composer import Composer
 from training.scenes.spec import POSITIONS, Placement, SceneSampler, SceneSpec
 
+SCENES_RECONSTRUCTED = 512
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
 Generate = Callable[[list[str], int], Tensor]  # (captions, seed) → pictures
 
@@ -99,18 +99,24 @@ def score(question: Question, generate: Generate, vqgan: VQGAN, composer: Compos
     return Score(question.name, len(specs), seeds, value, low, high, renders, reconstructions, chance)
 
 
+def right_share(question: Question, generate: Generate) -> float:
+    """The score alone, of one seed."""
+    pictures = generate([text for _, text in question.prompts], 0)
+    specs = [spec for spec, _ in question.prompts]
+    right = [question.right(picture[None], spec) for picture, spec in zip(pictures, specs, strict=True)]
+    return float(torch.cat(right).float().mean())
+
+
 def remembered(generate: Generate, seeds: int) -> Generate:
     """The same, but what was drawn last is not drawn again: several questions ask for the same pictures."""
     kept = lru_cache(seeds)(lambda captions, seed: generate(list(captions), seed))
     return lambda captions, seed: kept(tuple(captions), seed)
 
 
-def reconstruction(
-    vqgan: VQGAN, sampler: SceneSampler, composer: Composer, *, num_scenes: int = 512
-) -> dict[str, float]:
+def reconstruction(vqgan: VQGAN, sampler: SceneSampler, composer: Composer) -> dict[str, float]:
     """PSNR in dB of fresh scenes after a trip through the tokens, and how many codes are in effective use."""
     rng = random.Random("reconstruction")
-    images = composer.compose([sampler.sample(rng) for _ in range(num_scenes)], rng)
+    images = composer.compose([sampler.sample(rng) for _ in range(SCENES_RECONSTRUCTED)], rng)
     tokens = tokenize_images(vqgan, images)
     return {
         "psnr_db": round(psnr(images, decode_images(vqgan, tokens)), 2),

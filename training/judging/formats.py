@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dalle_server.checkpoints import open_checkpoint
-from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import Runner, StepRow
 from dalle_server.engine.runners.choice import RunnerSettings
 from dalle_server.engine.runners.cpu import load as cpu_load
@@ -26,7 +25,8 @@ from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
 from dalle_server.request import GenerationRequest, ImageKey
 from dalle_server.text import TextTokenizer
-from training.judging.evaluate import Generate, Question, score
+from training.judging.evaluate import Question, score
+from training.judging.served import NUM_SLOTS, served, through
 from training.recipe import NUM_SEEDS, Recipe
 
 FORMATS = {  # name → runner and dtype
@@ -39,7 +39,6 @@ PROMPTS = (
     "a red apple", "two cats", "a blue car on a green background", "a house", "three stars", "a robot",
     "a dog to the left of a tree", "a rocket in space",
 )  # fmt: skip
-NUM_SLOTS = 16
 
 
 def compare_formats(recipe: Recipe) -> None:
@@ -68,12 +67,9 @@ def _runner(path: Path, name: str) -> Runner:
 
 def _grids(path: Path) -> NDArray[np.int32]:
     """The token grids (N, I) of PROMPTS, as fp32 draws them."""
-    engine = start_engine(path, _runner(path, "fp32"))
-    try:
+    with served(path, _runner(path, "fp32")) as engine:
         drawn = [engine.submit(GenerationRequest.of(prompt, seed=7)) for prompt in PROMPTS]
         return np.stack([generation.result()[0].tokens for generation in drawn])
-    finally:
-        engine.stop()  # and closes its runner
 
 
 def _along(path: Path, runner: Runner, grids: NDArray[np.int32]) -> tuple[NDArray[np.float32], Tensor, Tensor]:
@@ -107,34 +103,9 @@ def _difference(
 
 
 def _scores(recipe: Recipe, path: Path, runner: Runner) -> list[dict[str, object]]:
-    engine = start_engine(path, runner)
-    try:
-        asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
+    asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
+    with served(path, runner) as engine:
         return [
             asdict(score(question, through(engine), recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
             for question in asked
         ]
-    finally:
-        engine.stop()
-
-
-def through(engine: Engine) -> Generate:
-    """Captions and a seed to pictures, as a client of the engine gets them."""
-
-    def draw(captions: list[str], seed: int) -> Tensor:
-        parts = []
-        for start in range(0, len(captions), NUM_SLOTS):
-            drawn = [
-                engine.submit(GenerationRequest.of(caption, seed=1000 * seed + start + n))
-                for n, caption in enumerate(captions[start : start + NUM_SLOTS])
-            ]
-            parts += [torch.from_numpy(generation.result()[0].pixels) for generation in drawn]
-        return torch.stack(parts).permute(0, 3, 1, 2).float() / 255
-
-    return draw
-
-
-def start_engine(path: Path, runner: Runner) -> Engine:
-    engine = Engine(runner, TextTokenizer.from_checkpoint(open_checkpoint(path)))
-    engine.start()
-    return engine

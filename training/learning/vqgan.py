@@ -140,3 +140,9 @@ def tokenize_images(vqgan: VQGAN, images: Tensor) -> Tensor:
     with half_precision(images.device):
         z = vqgan.encode_embeddings(images)
     return vqgan.quantize.nearest(z.float())
+
+
+@torch.inference_mode()
+def decode_images(vqgan: VQGAN, tokens: Tensor) -> Tensor:
+    """Tokens (B, I) → pictures (B,3,H,W), clipped to [0, 1]."""
+    return torch.cat([vqgan.decode(part) for part in tokens.split(64)]).float().clamp(0, 1)
