@@ -17,9 +17,23 @@ from dalle_server.request import SamplingParams
 CARD = Path(__file__).with_name("checkpoint_card.md")
 
 
-def export(transformer: DalleBart, vqgan: VQGAN, tokenizer_file: Path, sampling: SamplingParams, target: Path) -> Path:
+def export(
+    transformer: DalleBart,
+    vqgan: VQGAN,
+    tokenizer_file: Path,
+    sampling: SamplingParams,
+    target: Path,
+    *,
+    max_condition_scale: float | None = None,
+) -> Path:
     """Write `target` (replacing it) and return it. Raises CheckpointError if anything does not fit."""
-    config = ModelConfig(name="nano", transformer=transformer.config, vqgan=vqgan.config, sampling=sampling)
+    config = ModelConfig(
+        name="nano",
+        transformer=transformer.config,
+        vqgan=vqgan.config,
+        sampling=sampling,
+        max_condition_scale=max_condition_scale,
+    )
     files = {"tokenizer.json": tokenizer_file, "README.md": CARD}
     return write_native(target, config, _half(transformer), _half(vqgan), files, overwrite=True)
 

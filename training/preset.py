@@ -68,6 +68,7 @@ class Preset:
     transformer_schedule: Schedule
     work_dir: Path
     base: Preset | None = None  # whose VQGAN and transformer this one goes on from
+    max_condition_scale: float | None = None  # the guidance that the trained model bears, see ModelConfig
     first_px: int = 0  # the VQGAN's first steps are on smaller pictures, of this side: cheaper, and nearly as good
     first_steps: int = 0
 

@@ -231,7 +231,11 @@ def export_checkpoint(recipe: Recipe) -> None:
 
 
 def _exported(recipe: Recipe, sampling: SamplingParams, folder: str) -> Path:
-    return export(recipe.transformer, recipe.vqgan, recipe.tokenizer_file, sampling, recipe.preset.work_dir / folder)
+    preset = recipe.preset
+    return export(
+        recipe.transformer, recipe.vqgan, recipe.tokenizer_file, sampling, preset.work_dir / folder,
+        max_condition_scale=preset.max_condition_scale,
+    )  # fmt: skip
 
 
 def evaluate(recipe: Recipe) -> None:

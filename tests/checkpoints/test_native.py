@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -225,6 +226,16 @@ def test_the_digest_is_what_pictures_have_named_since_the_first_version(native_d
     described = json.dumps({key: raw[key] for key in ("transformer", "vqgan", "sampling")}, sort_keys=True)
     sums = "".join(sha256_file(native_dir / name) for name in (TRANSFORMER, VQGAN))
     assert open_checkpoint(native_dir).digest == hashlib.sha256((described + sums).encode()).hexdigest()
+
+
+def test_how_much_guidance_a_model_bears_is_read_and_written(native_dir, tmp_path, tiny_config, transformer, vqgan):
+    assert "max_condition_scale" not in json.loads((native_dir / "config.json").read_text())
+    bearing = replace(tiny_config, max_condition_scale=1.5)
+    opened = open_checkpoint(write_native(tmp_path / "bearing", bearing, transformer, vqgan, TOKENIZER_FILES))
+    assert opened.config == bearing and opened.digest == open_checkpoint(native_dir).digest
+    rewrite_config(native_dir, lambda raw: raw.update(max_condition_scale="much"))
+    with pytest.raises(CheckpointError, match="malformed .*condition_scale must be a number"):
+        open_checkpoint(native_dir)
 
 
 def test_a_family_that_is_not_known_is_named(native_dir):

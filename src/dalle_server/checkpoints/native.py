@@ -178,6 +178,7 @@ def _promised_sums(listed: Path) -> dict[str, str]:
 def _weights_digest(config: ModelConfig, sums: Mapping[str, str]) -> str:
     described = config.to_dict()
     del described["name"]
+    described.pop("max_condition_scale", None)  # about what is asked for, not about what is drawn
     if config.family == DalleBartConfig.family:
         del described["family"]  # digests are older than the word, and pictures name them
     text = json.dumps(described, sort_keys=True) + "".join(sums[name] for name in (TRANSFORMER, VQGAN))

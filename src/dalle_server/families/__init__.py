@@ -29,4 +29,5 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         transformer=FAMILIES[family](raw["transformer"]),
         vqgan=VQGANConfig.from_dict(raw["vqgan"]),
         sampling=SamplingParams(**raw.get("sampling", {})).with_defaults(SamplingParams.reference_defaults()),
+        max_condition_scale=SamplingParams(condition_scale=raw.get("max_condition_scale")).condition_scale,
     )

@@ -146,12 +146,16 @@ class FamilyConfig(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A whole model: transformer, VQGAN, and the sampling defaults its authors chose."""
+    """A whole model: transformer, VQGAN, and the sampling defaults its authors chose.
+
+    `max_condition_scale`: beyond it the model's pictures break, so that what a client asks for by habit is held to it.
+    """
 
     name: str
     transformer: FamilyConfig
     vqgan: VQGANConfig
     sampling: SamplingParams = field(default_factory=SamplingParams.reference_defaults)
+    max_condition_scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.picture.num_tokens != self.transformer.image_length:
@@ -160,8 +164,11 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Our native `config.json`; `families.model_config` is the inverse."""
         described = {"family": self.family, **asdict(self)}
-        if not self.vqgan.reads_signed:  # written files, and digests that pictures name, are older than the word
+        # Written files, and digests that pictures name, are older than these words.
+        if not self.vqgan.reads_signed:
             del described["vqgan"]["reads_signed"]
+        if self.max_condition_scale is None:
+            del described["max_condition_scale"]
         return described
 
     @property

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_info_tells_how_the_picture_was_made(client: FlaskClient) -> None:
         "Steps: 16, Sampler: Gumbel-max, Top K: 50, Top P: 1.0, Temperature: 1.0, CFG scale: 4.0, Seed: 3, "
         "Size: 32x16, Model hash: 0123456789, Model: scripted, Version: dalle-server 0.1.0",
     ]
+
+
+@pytest.mark.parametrize(("most", "asked", "taken"), [(1.5, 7, 1.5), (1.5, 1, 1.0), (1.5, None, 10.0), (None, 7, 7.0)])
+def test_guidance_by_habit_is_held_to_what_the_model_bears(
+    client: FlaskClient, engine: ScriptedEngine, most: float | None, asked: float | None, taken: float
+) -> None:
+    """Only what a client sends: a checkpoint's own default is its makers' choice."""
+    engine.config = replace(engine.config, max_condition_scale=most)
+    info = json.loads(txt2img(client, cfg_scale=asked)["info"])
+    assert info["cfg_scale"] == taken and f"CFG scale: {taken}" in info["infotexts"][0]
 
 
 def test_the_last_seeds_have_no_next_one(client: FlaskClient) -> None:

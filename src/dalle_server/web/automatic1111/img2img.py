@@ -54,7 +54,7 @@ def img2img() -> Response:
     ignored = {} if body.inpainting_fill is None else {"Ignored": "inpainting_fill"}
     return answer(
         body,
-        draw(model, order(body, Form()), over),
+        draw(model, order(body, Form(), model.engine.config), over),
         {"denoising_strength": strength, "extra_generation_params": ignored},
     )
 

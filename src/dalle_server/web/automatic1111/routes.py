@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from dalle_server.drawing.form import Form
 from dalle_server.errors import InvalidRequest
 from dalle_server.generation import unwrap
+from dalle_server.models.config import ModelConfig
 from dalle_server.pictures.canvas import FORMATS, UNREADABLE, check_size
 from dalle_server.pictures.codec import base64_text
 from dalle_server.pictures.metadata import PNG_KEYWORD, find_metadata
@@ -59,10 +60,10 @@ def txt2img() -> Response:
     body = read_json(Txt2ImgBody)
     model = chosen_model(body, current_choices())
     size_px = body.size_px(model.engine.config.picture.width_px)
-    return answer(body, draw(model, order(body, Form(size_px=size_px))), {})
+    return answer(body, draw(model, order(body, Form(size_px=size_px), model.engine.config)), {})
 
 
-def order(body: Txt2ImgBody, form: Form) -> Order:
+def order(body: Txt2ImgBody, form: Form, config: ModelConfig) -> Order:
     return Order(
         prompt=body.words,
         num_images=body.num_images,
@@ -70,12 +71,17 @@ def order(body: Txt2ImgBody, form: Form) -> Order:
         seed=None if body.seed is None or body.seed < 0 else body.seed,
         # These clients are told a seed for each picture, and it must make that picture alone.
         seed_each=True,
-        sampling=SamplingParams(condition_scale=body.cfg_scale),
+        sampling=SamplingParams(condition_scale=_guidance(body.cfg_scale, config.max_condition_scale)),
         negative_prompt=body.negative_prompt or "",
         best_of=body.best_of,
         seamless=bool(body.tiling),
         form=form,
     )
+
+
+def _guidance(wanted: float | None, most: float | None) -> float | None:
+    """These clients send 7 with every request, whatever the model is; `info` tells what became of it."""
+    return wanted if wanted is None or most is None else min(wanted, most)
 
 
 def answer(body: Txt2ImgBody, drawing: Drawing, told_too: dict[str, Any]) -> Response:

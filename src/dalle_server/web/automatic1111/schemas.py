@@ -31,7 +31,7 @@ class Txt2ImgBody(LenientBody):
     hr_scale: float | None = Field(None, ge=0, le=16)
     hr_resize_x: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
     hr_resize_y: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
-    cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="our condition_scale")
+    cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="condition_scale, as far as the model bears it")
     seed: Whole | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
     send_images: bool | None = None
     override_settings: dict[str, Any] | None = Field(None, description="of it, sd_model_checkpoint counts")
