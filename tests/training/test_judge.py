@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_stages import PRESET, make_recipe
+from tests.training.tiny import PRESET, make_recipe
 from training.judging.classifier import SIDE_PX, Classifier
 from training.judging.evaluate import remembered
 from training.judging.judge import Judge

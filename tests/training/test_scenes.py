@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.test_stages import make_recipe
+from tests.training.tiny import make_recipe
 from training.recipe import Recipe
 from training.scenes.artwork import Atlas
 from training.scenes.composer import Composer

@@ -12,12 +12,13 @@ import torch
 from dalle_server.checkpoints import open_checkpoint
 from dalle_server.request import GenerationRequest, SamplingParams
 from dalle_server.text import TextTokenizer
+from tests.training.tiny import PRESET, make_recipe
 from training import recipe
 from training.export import export
-from training.judging import evaluate, formats
+from training.judging import compare, evaluate, formats
 from training.judging.evaluate import Question
+from training.judging.judge import Judge
 from training.judging.served import served, through
-from training.judging.sheets import SHEETS
 from training.learning import fsq, loop, tokenizer
 from training.learning.compiled import Doubled, compiled_loss
 from training.learning.critic import Critic, critic_losses
@@ -26,76 +27,8 @@ from training.learning.transformer import TEXT_TABLE, build_model, encode_captio
 from training.preset import Schedule, load_preset
 from training.recipe import Recipe
 from training.restore import restore
-from training.scenes.artwork import STYLES, Atlas
-from training.scenes.spec import SceneSpec, Thing
-
-PRESET = """
-[run]
-seed = 3
-include_extra = false
-sprite_px = 16
-text_vocab_size = 400
-num_scenes = 40
-caption_dropout = 0.1
-processes = 1
-[variety]
-styles = ["3d", "noto"]
-mirrored = 0.5
-turn_degrees = 5.0
-[vqgan]
-resolution = 16
-ch = 4
-ch_mult = [1, 2]
-num_res_blocks = 1
-attn_resolutions = []
-num_groups = 2
-z_channels = 8
-fsq_levels = [4, 3]
-[vqgan_schedule]
-batch = 4
-learning_rate = 1e-3
-steps = 4
-[decoder]
-doublings = 1
-critic_from = 0.5
-[decoder_schedule]
-batch = 4
-learning_rate = 1e-3
-steps = 2
-[judge_schedule]
-batch = 8
-learning_rate = 1e-3
-steps = 2
-[transformer]
-d_model = 32
-encoder_layers = 1
-decoder_layers = 1
-encoder_attention_heads = 2
-decoder_attention_heads = 2
-encoder_ffn_dim = 32
-decoder_ffn_dim = 32
-max_text_length = 32
-[transformer_schedule]
-batch = 4
-learning_rate = 1e-3
-steps = 4
-"""
-
-
-def make_recipe(folder: Path, preset: str = PRESET) -> Recipe:
-    """A recipe in its own folder, on invented artwork: discs whose colour depends on the concept."""
-    file = folder / "tiny.toml"
-    file.write_text(preset)
-    made = Recipe(load_preset(str(file), folder / "work"))
-    num = len(made.concepts)
-    disc = torch.linspace(-1, 1, 16).square()
-    alpha = (disc[:, None] + disc[None] < 1).float().mul(255).byte()
-    colours = torch.randint(0, 255, (len(STYLES) * num, 1, 1, 3), generator=torch.Generator().manual_seed(0))
-    sprites = torch.cat([colours.expand(-1, 16, 16, -1).byte(), alpha.expand(len(colours), -1, -1)[..., None]], -1)
-    mirrorable = torch.tensor([concept.mirrorable for concept in made.concepts])
-    atlas = Atlas(sprites, torch.ones(len(colours), dtype=torch.bool), torch.full((len(colours),), 0.5), mirrorable)
-    made.__dict__["atlas"] = atlas  # what the cached property would have rendered
-    return made
+from training.scenes.artwork import STYLES
+from training.scenes.spec import SceneSampler, SceneSpec, Thing
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,6 +157,7 @@ def test_sampling_is_chosen_exported_and_scored(trained: Recipe, monkeypatch: py
     grid = [SamplingParams(temperature=t, top_k=8, top_p=0.9, condition_scale=1.0) for t in (0.5, 1.0, 0.2)]
     monkeypatch.setattr(recipe, "sampling_grid", lambda: grid)
     monkeypatch.setattr(evaluate, "SCENES_RECONSTRUCTED", 4)
+    monkeypatch.setattr(recipe, "SHEETS", {"few": ["a cat"], "others": ["a dog", "a car"]})
     monkeypatch.setitem(vars(trained), "questions", asked)
     for stage in ("choose", "export", "evaluate"):
         recipe.STAGES[stage](trained)
@@ -231,7 +165,32 @@ def test_sampling_is_chosen_exported_and_scored(trained: Recipe, monkeypatch: py
     scores = json.loads((trained.preset.work_dir / "scores.json").read_text())
     assert [(row["name"], row["score"]) for row in scores["scores"]] == [(question.name, 1.0) for question in asked]
     assert scores["reconstruction"]["seeds_differ"] > 0
-    assert len(list(trained.preset.work_dir.glob("*.png"))) == len(SHEETS)
+    assert {file.stem for file in trained.preset.work_dir.glob("*.png")} >= {"few", "others"}
+
+
+def test_two_checkpoints_are_asked_the_same(trained: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trained.preset.work_dir / "checkpoint"
+    for path, top_k in ((own, 1), (tmp_path / "shipped", 0)):
+        export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(top_k=top_k), path)
+    grids = []
+
+    def asked(_: SceneSampler, judge: Judge, *, everyday: bool) -> list[Question]:
+        assert everyday and set(judge.composer.variety.styles) == set(STYLES)
+        grids.append(judge.composer.variety.grid)
+        spec = SceneSpec(things=(Thing(0),))
+        return [Question("bright", [(spec, "a red apple")] * 2, lambda images, _: images.mean((1, 2, 3)) > 0)]
+
+    monkeypatch.setattr(compare, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(compare, "SHEETS", {"few": ["a cat"]})
+    monkeypatch.setattr(compare, "questions", asked)
+    monkeypatch.setitem(vars(trained), "classifier", None)  # of which these questions make no use
+    compare.compare(trained)
+    results = json.loads((trained.preset.work_dir / "compare.json").read_text())
+    assert list(results) == ["shipped", "this run"] and grids == [trained.preset.variety.grid] * 2
+    assert all([row["name"] for row in rows] == ["seeds differ", "bright"] for rows in results.values())
+    assert all(rows[1]["score"] == 1.0 for rows in results.values())
+    greedy, free = (results[name][0]["score"] for name in ("this run", "shipped"))
+    assert greedy == 0 < free  # each is drawn by its own defaults
 
 
 def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:

@@ -1,12 +1,14 @@
 """The checkpoint in the package and this run's, asked the same questions by this run's judge, as clients of the server.
 
 The questions are about the everyday concepts, which both know; the judge chooses among all concepts of this run.
+Colours, backgrounds, places and counts are told by renders: of every artwork, and on each checkpoint's own grid, on
+whose corners its things stand.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from training.judging.judge import Judge
 from training.judging.served import served, through
 from training.judging.sheets import SHEETS, save_sheet
 from training.recipe import NUM_SEEDS, SHIPPED, Recipe
+from training.scenes.artwork import STYLES
+from training.scenes.composer import Composer
 
 SHEET_PX = 256  # as a page shows them
 
@@ -31,9 +35,15 @@ def _enlarged(draw: Generate, side_px: int) -> Generate:
     return lambda captions, seed: F.interpolate(draw(captions, seed), (side_px, side_px), mode="bilinear")
 
 
+def _renders(recipe: Recipe, grid: int) -> Composer:
+    """Of whatever may be right on this grid."""
+    variety = replace(recipe.preset.variety, styles=STYLES, composed_styles=(), grid=grid, play=1)
+    return Composer(recipe.atlas, recipe.preset.vqgan.resolution, variety, recipe.device)
+
+
 def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
-    judge = Judge(recipe.small_composer, recipe.classifier)
     with served(path) as engine:
+        judge = Judge(_renders(recipe, engine.config.picture.grid_width), recipe.classifier)
         draw = remembered(_enlarged(through(engine), recipe.pictures.image_px), NUM_SEEDS)
         for sheet, prompts in SHEETS.items():
             target = recipe.preset.work_dir / f"{sheet} {name}.png"
