@@ -215,7 +215,7 @@ def choose_sampling(recipe: Recipe) -> None:
     results = []
     with served(_exported(recipe, SamplingParams.reference_defaults(), "draft")) as engine:
         for sampling in sampling_grid():
-            draw = through(engine, sampling)
+            draw = through(engine, recipe.device, sampling)
             results.append((sum(right_share(q, draw) for q in thinned) / len(thinned), sampling))
             print(f"{results[-1][0]:.3f} {sampling}", flush=True)
     best, _ = max(results, key=lambda result: result[0])
@@ -243,7 +243,7 @@ def evaluate(recipe: Recipe) -> None:
     work_dir, composer = recipe.preset.work_dir, recipe.pictures
     quality = reconstruction(recipe.vqgan, recipe.sampler, composer)
     with served(work_dir / "checkpoint") as engine:
-        draw = remembered(through(engine), NUM_SEEDS)
+        draw = remembered(through(engine, recipe.device), NUM_SEEDS)
         for name, prompts in SHEETS.items():
             save_sheet(draw(prompts, 0), work_dir / f"{name}.png", columns=8)
         quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, composer)

@@ -234,7 +234,7 @@ def test_how_much_guidance_a_model_bears_is_read_and_written(native_dir, tmp_pat
     opened = open_checkpoint(write_native(tmp_path / "bearing", bearing, transformer, vqgan, TOKENIZER_FILES))
     assert opened.config == bearing and opened.digest == open_checkpoint(native_dir).digest
     rewrite_config(native_dir, lambda raw: raw.update(max_condition_scale="much"))
-    with pytest.raises(CheckpointError, match=r"malformed .*condition_scale must be a number"):
+    with pytest.raises(CheckpointError, match=r"malformed .*max_condition_scale must be a number"):
         open_checkpoint(native_dir)
 
 

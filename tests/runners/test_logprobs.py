@@ -84,6 +84,19 @@ def test_given_tokens_against_the_goldens_logits(runner: Runner) -> None:
             assert sampled == expected == -np.inf or abs(sampled - expected) < 5e-3
 
 
+def test_without_guidance_both_columns_are_of_the_same_logits(runner: Runner) -> None:
+    golden = goldens(GOLDENS[NAME])
+    num_images = admit_goldens(runner, golden)
+    free = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, condition_scale=1.0)
+    own = [free, replace(free, condition_scale=3.0), free][:num_images]
+    for position in range(4):
+        rows = [StepRow(n, position, ImageKey(7, n), sampling, wants=WANTED) for n, sampling in enumerate(own)]
+        told = runner.step(rows).result().logprobs
+        assert told is not None and np.isfinite(told).all()
+        for (whole, sampled), sampling in zip(told, own, strict=True):
+            assert (abs(whole - sampled) < 1e-5) == (sampling is free)
+
+
 def test_asking_changes_no_token_and_what_was_drawn_was_possible(runner: Runner) -> None:
     golden = goldens(GOLDENS[NAME])
     drawn = {}

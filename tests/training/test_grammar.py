@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from training.scenes.captions import STYLE_PHRASES, Captioner
+from training.scenes.captions import FRAMES_OF_MANY, STYLE_PHRASES, Captioner
+from training.scenes.chatter import surround
 from training.scenes.concepts import Concept, load_concepts, plural, with_article
 from training.scenes.held_out import load_held_out
 from training.scenes.palette import COLOUR_NAMES, SPELLINGS
@@ -78,6 +79,19 @@ def test_every_caption_names_what_is_drawn(samples: list[tuple[SceneSpec, str]])
         if spec.style is not None:
             forms = (re.escape(phrase).replace(re.escape("{}"), ".+") for phrase in STYLE_PHRASES[spec.style])
             assert any(re.search(form, text) for form in forms), (spec, text)
+
+
+def test_captions_of_many_say_nothing_of_one(samples: list[tuple[SceneSpec, str]]) -> None:
+    many = [text for spec, text in samples if len(spec.things) * spec.count > 1]
+    framed = [text for text in many if any(frame.format("") in text for frame in FRAMES_OF_MANY)]
+    assert len(framed) > 0.1 * len(many)
+    assert not [text for text in many if text.endswith(" emoji") or "there is" in text]
+
+
+def test_idle_words_name_nothing() -> None:
+    rng = random.Random(4)
+    words = {word for _ in range(20_000) for word in surround("|", rng).split("|")[0].split()}
+    assert words.isdisjoint({"cat", "car", "star", "moon", "black", "please", "draw", "show"})
 
 
 def test_every_concept_and_colour_turns_up(samples: list[tuple[SceneSpec, str]]) -> None:

@@ -138,12 +138,12 @@ def test_a_checkpoint_is_judged_by_what_its_clients_get(trained: Recipe, tmp_pat
     path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
     captions = ["a red apple", "a cat"]
     with served(path) as engine:
-        draw = through(engine, SamplingParams(top_k=1))
+        draw = through(engine, trained.device, SamplingParams(top_k=1))
         first = draw(captions, 1)
-        alone = engine.submit(GenerationRequest.of("a cat", seed=1001, sampling=SamplingParams(top_k=1)))
+        alone = engine.submit(GenerationRequest.of("a cat", seed=10_001, sampling=SamplingParams(top_k=1)))
         assert first.shape == (2, 3, *[trained.vqgan.config.resolution] * 2)
         assert torch.equal(first[1], torch.from_numpy(alone.result()[0].pixels).permute(2, 0, 1) / 255)
-        own = through(engine)
+        own = through(engine, trained.device)
         assert not torch.equal(first, own(captions, 1)) and not torch.equal(own(captions, 1), own(captions, 2))
 
 
@@ -191,6 +191,14 @@ def test_two_checkpoints_are_asked_the_same(trained: Recipe, tmp_path: Path, mon
     assert all(rows[1]["score"] == 1.0 for rows in results.values())
     greedy, free = (results[name][0]["score"] for name in ("this run", "shipped"))
     assert greedy == 0 < free  # each is drawn by its own defaults
+
+
+def test_a_checkpoint_is_told_by_renders_on_its_own_grid(trained: Recipe) -> None:
+    composer = compare.renders(trained, 5)
+    tinted = SceneSpec(things=(Thing(0, "red"),))
+    places = composer.variety.every(tinted)
+    assert {at.style for at in places} == set(STYLES) and {at.dx for at in places} == {-0.2, 0.0, 0.2}
+    assert composer.image_px == trained.preset.vqgan.resolution
 
 
 def test_formats_are_compared_through_the_runner_that_serves(trained: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 The questions are about the everyday concepts, which both know; the judge chooses among all concepts of this run.
 Colours, backgrounds, places and counts are told by renders: of every artwork, and on each checkpoint's own grid, on
-whose corners its things stand.
+whose corners its things stand. Ceilings are those of this run's VQGAN.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _enlarged(draw: Generate, side_px: int) -> Generate:
     return lambda captions, seed: F.interpolate(draw(captions, seed), (side_px, side_px), mode="bilinear")
 
 
-def _renders(recipe: Recipe, grid: int) -> Composer:
+def renders(recipe: Recipe, grid: int) -> Composer:
     """Of whatever may be right on this grid."""
     variety = replace(recipe.preset.variety, styles=STYLES, composed_styles=(), grid=grid, play=1)
     return Composer(recipe.atlas, recipe.preset.vqgan.resolution, variety, recipe.device)
@@ -43,16 +43,20 @@ def _renders(recipe: Recipe, grid: int) -> Composer:
 
 def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
     with served(path) as engine:
-        judge = Judge(_renders(recipe, engine.config.picture.grid_width), recipe.classifier)
-        draw = remembered(_enlarged(through(engine), recipe.pictures.image_px), NUM_SEEDS)
+        grid = engine.config.picture.grid_width
+        judge = Judge(renders(recipe, grid), recipe.classifier)
+        pictures = Composer(
+            recipe.atlas, recipe.pictures.image_px, replace(recipe.preset.variety, grid=grid), recipe.device
+        )
+        draw = remembered(_enlarged(through(engine, recipe.device), recipe.pictures.image_px), NUM_SEEDS)
         for sheet, prompts in SHEETS.items():
             target = recipe.preset.work_dir / f"{sheet} {name}.png"
             save_sheet(draw(prompts, 0), target, columns=8, side_px=SHEET_PX)
         asked = questions(recipe.sampler, judge, everyday=True)
-        apart = seeds_differ(draw, asked[0].prompts, recipe.pictures)
+        apart = seeds_differ(draw, asked[0].prompts, pictures)
         rows: list[dict[str, object]] = [{"name": "seeds differ", "score": apart}]
         for question in asked:
-            found = score(question, draw, recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS)
+            found = score(question, draw, recipe.vqgan, pictures, seeds=NUM_SEEDS)
             print(name, found, flush=True)
             rows.append(asdict(found))
         return rows

@@ -28,24 +28,24 @@ def served(path: Path, runner: Runner | None = None) -> Iterator[Engine]:
     checkpoint = open_checkpoint(path)
     runner = runner or choose_runner(checkpoint, RunnerSettings(dtype="fp32", num_slots=NUM_SLOTS))
     engine = Engine(runner, TextTokenizer.from_checkpoint(checkpoint))
-    engine.start()
     try:
+        engine.start()
         yield engine
     finally:
         engine.stop()
 
 
-def through(engine: Engine, sampling: SamplingParams = OWN) -> Generate:
-    """Captions and a seed to pictures (B,3,H,W) in [0, 1], each caption's seed its own."""
+def through(engine: Engine, device: torch.device, sampling: SamplingParams = OWN) -> Generate:
+    """Captions (at most 10,000) and a seed to pictures (B,3,H,W) in [0, 1], each caption's seed its own."""
 
     def draw(captions: list[str], seed: int) -> Tensor:
         drawn = []
         for start in range(0, len(captions), NUM_SLOTS):
             generations = [
-                engine.submit(GenerationRequest.of(caption, seed=1000 * seed + start + n, sampling=sampling))
+                engine.submit(GenerationRequest.of(caption, seed=10_000 * seed + start + n, sampling=sampling))
                 for n, caption in enumerate(captions[start : start + NUM_SLOTS])
             ]
             drawn += [torch.from_numpy(generation.result()[0].pixels) for generation in generations]
-        return torch.stack(drawn).permute(0, 3, 1, 2).float() / 255
+        return torch.stack(drawn).to(device).permute(0, 3, 1, 2).float() / 255
 
     return draw

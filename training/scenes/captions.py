@@ -16,7 +16,7 @@ STYLE_PHRASES = {"flat": ("flat {}", "{}, flat style", "flat drawing of {}", "{}
                  "noto": ("cartoon {}", "{}, cartoon style", "cartoon of {}", "{}, noto style")}  # fmt: skip
 FRAMES = ("a picture of {}", "a drawing of {}", "an emoji of {}", "an image of {}", "a painting of {}", "draw {}",
           "a photo of {}", "a cute {bare}", "an illustration of {}", "{} emoji", "there is {}")  # fmt: skip
-FRAMES_OF_MANY = tuple(frame for frame in FRAMES if "{bare}" not in frame and "there is" not in frame)
+FRAMES_OF_MANY = tuple(frame for frame in FRAMES if frame not in ("a cute {bare}", "{} emoji", "there is {}"))
 RELATION_PHRASES = {
     "left of": (
         "{a} to the left of {b}",

@@ -6,7 +6,13 @@ place is no reason to draw something else. None of the held-out caption forms ca
 
 from __future__ import annotations
 
+import itertools
 import random
+from functools import cache
+
+from training.scenes.concepts import load_concepts
+from training.scenes.held_out import load_held_out
+from training.scenes.palette import COLOUR_NAMES, SPELLINGS
 
 OPENINGS = (
     "i want", "i need", "we want", "make", "make me", "give me", "create", "generate", "paint", "paint me", "imagine",
@@ -46,5 +52,18 @@ def _idle_words(rng: random.Random) -> str:
 
 
 def _no_word(rng: random.Random) -> str:
-    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 2)))
-    return "".join(syllables)
+    while True:
+        syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 2)))
+        if (word := "".join(syllables)) not in _meaningful():
+            return word
+
+
+@cache
+def _meaningful() -> frozenset[str]:
+    """Words that would say what is not in the picture, or what only the evaluation may say."""
+    concepts = load_concepts(include_extra=True)
+    names = [name for concept in concepts for name in concept.names]
+    spoken = " ".join(
+        [*names, *COLOUR_NAMES, *itertools.chain(*SPELLINGS.values()), *load_held_out(concepts).templates]
+    )
+    return frozenset(spoken.replace(",", " ").split())

@@ -8,6 +8,7 @@ the larger ones' are not used: their steps are padded. In the worst case one buc
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ def _texts(runner: Runner) -> list[TextTokens]:
 
 
 def _logits(runner: Runner, texts: list[Any], num_images: int) -> NDArray[np.float32]:
-    """(NUM_STEPS, C) logits of one picture among `num_images`; the others swap its texts and are a token ahead.
+    """(NUM_STEPS, C) logits of one picture among `num_images`; the others swap its texts, are a token ahead, and every
+    other one is not guided.
 
     Its slot is the last of them, so that it moves from bucket to bucket.
     """
@@ -83,15 +85,17 @@ def _logits(runner: Runner, texts: list[Any], num_images: int) -> NDArray[np.flo
         runner.admit(slot, texts[1], texts[0])
     runner.admit(subject, texts[0], texts[1])
     if others:
-        runner.step([_row(runner, slot, 0) for slot in others]).result()
+        runner.step([_row(runner, slot, 0, guided=slot % 2 == 0) for slot in others]).result()
     logits = []
     for position in range(NUM_STEPS):
-        runner.step([*(_row(runner, slot, position + 1) for slot in others), _row(runner, subject, position)]).result()
+        company = [_row(runner, slot, position + 1, guided=slot % 2 == 0) for slot in others]
+        runner.step([*company, _row(runner, subject, position, guided=True)]).result()
         logits.append(runner.guided_logits()[-1].copy())
     return np.stack(logits)
 
 
-def _row(runner: Runner, slot: int, position: int) -> StepRow:
+def _row(runner: Runner, slot: int, position: int, *, guided: bool) -> StepRow:
     """Forced tokens: a difference in the last bit must not grow into another token before it is seen."""
     token = (7 * position + 3) % runner.config.picture.codebook_size
-    return StepRow(slot, position, ImageKey(SEED), runner.config.sampling, forced=token)
+    sampling = replace(runner.config.sampling, condition_scale=2.0 if guided else 1.0)
+    return StepRow(slot, position, ImageKey(SEED), sampling, forced=token)

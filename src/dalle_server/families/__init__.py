@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dalle_server import checks
 from dalle_server.errors import CheckpointError
 from dalle_server.families.dalle_bart import DalleBartConfig
 from dalle_server.families.janus import JanusConfig
@@ -24,10 +25,11 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     family = raw.get("family", _BEFORE_FAMILIES)
     if family not in FAMILIES:
         raise CheckpointError(f"family {family!r} is not one of {', '.join(FAMILIES)}; a newer version may have it")
+    most = raw.get("max_condition_scale")
     return ModelConfig(
         name=str(raw["name"]),
         transformer=FAMILIES[family](raw["transformer"]),
         vqgan=VQGANConfig.from_dict(raw["vqgan"]),
         sampling=SamplingParams(**raw.get("sampling", {})).with_defaults(SamplingParams.reference_defaults()),
-        max_condition_scale=SamplingParams(condition_scale=raw.get("max_condition_scale")).condition_scale,
+        max_condition_scale=None if most is None else checks.number("max_condition_scale", most, 1.0, 100.0),
     )

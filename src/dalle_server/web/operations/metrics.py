@@ -32,7 +32,7 @@ class Metrics:
         self.first_preview_s = self._histogram("dalle_first_preview_seconds", "From acceptance to the first preview.")
         self.total_s = self._histogram("dalle_request_seconds", "From acceptance to the last picture.")
         self.step_s = self._histogram("dalle_step_seconds", "One token for every running picture.", _STEP_SECONDS)
-        self.batch_rows = self._histogram("dalle_batch_rows", "Rows of a step, two for each picture.", _ROWS)
+        self.batch_rows = self._histogram("dalle_batch_rows", "Rows of a step, counted as two for each picture.", _ROWS)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 

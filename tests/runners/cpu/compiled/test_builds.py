@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import get_args
 
@@ -68,14 +69,17 @@ ODD: dict[str, Callable[[], Checkpoint]] = {
 
 @cache
 def drawn(family: str, dtype: str, build: str, num_images: int) -> bytes:
-    """Logits and tokens of pictures at positions of their own, sampled from the whole codebook."""
+    """Logits and tokens of pictures at positions of their own, every third unguided, sampled from all codes."""
     # Texts of one token and of many.
     runner = without_pixels(ODD[family](), dtype, build, num_slots=16)
     for slot in range(num_images):
         runner.admit(slot, *runner.encode([random_text(slot, 1 + 3 * slot), random_text(99, 2)]))
     found = []
     for step in range(25 + num_images):
-        rows = [StepRow(n, step - n, ImageKey(7, n), SAMPLING) for n in range(num_images) if 0 <= step - n < 25]
+        rows = [
+            StepRow(n, step - n, ImageKey(7, n), replace(SAMPLING, condition_scale=1.0) if n % 3 == 2 else SAMPLING)
+            for n in range(num_images) if 0 <= step - n < 25
+        ]  # fmt: skip
         if rows:
             found += [runner.step(rows).result().tokens, runner.guided_logits()]
     runner.close()

@@ -70,18 +70,20 @@ class CpuRunner:
 
     def step(self, rows: Sequence[StepRow]) -> Ready:
         wanted = [place for place, row in enumerate(rows) if LOGPROBS in row.wants]
+        guided = [place for place in wanted if rows[place].sampling.condition_scale != 1]
         # First, since it reads the same last tokens; the step proper then writes the same keys and values once more.
-        conditional = self._logits([rows[place] for place in wanted], guidance=1.0) if wanted else None
+        without = self._logits([rows[place] for place in guided], guidance=1.0) if guided else ()
         self._guided = self._logits(rows)
         pulled = self._guided if self._distances is None else self._distances.lowered(self._guided, rows)
         tokens = sample(pulled, rows, self._draw)
         self._last_tokens[[row.slot for row in rows]] = tokens
-        if conditional is None:
+        if not wanted:
             return Ready(StepResult(tokens))
         logprobs = np.full((len(rows), 2), np.nan, np.float32)
-        for logits, place in zip(conditional, wanted, strict=True):
-            row, token = rows[place], int(tokens[place])
-            logprobs[place] = log_probabilities(logits, pulled[place], row.sampling, token)
+        conditional = dict(zip(guided, without, strict=True))
+        for place in wanted:
+            logits = conditional.get(place, self._guided[place])
+            logprobs[place] = log_probabilities(logits, pulled[place], rows[place].sampling, int(tokens[place]))
         return Ready(StepResult(tokens, logprobs))
 
     def _logits(self, rows: Sequence[StepRow], guidance: float | None = None) -> NDArray[np.float32]:

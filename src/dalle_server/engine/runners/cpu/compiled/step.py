@@ -60,7 +60,9 @@ class CompiledStep:
         self._caches.put_texts(slot, (conditional, unconditional))
 
     def logits(self, batch: StepBatch) -> NDArray[np.float32]:
-        """At guidance 1 an image's unconditional row, which has no say in it, is left out."""
+        """At guidance 1 an image's unconditional row, which has no say in it, is left out. So the number of rows is not
+        that of a bucket; a row's bits depend on no other (c/product.h).
+        """
         num_images = len(batch.slots)
         order = np.argsort(batch.guidance == 1, kind="stable")  # the guided images first
         embedded = self._embed(batch.last_tokens, batch.positions)
