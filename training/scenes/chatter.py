@@ -63,7 +63,5 @@ def _meaningful() -> frozenset[str]:
     """Words that would say what is not in the picture, or what only the evaluation may say."""
     concepts = load_concepts(include_extra=True)
     names = [name for concept in concepts for name in concept.names]
-    spoken = " ".join(
-        [*names, *COLOUR_NAMES, *itertools.chain(*SPELLINGS.values()), *load_held_out(concepts).templates]
-    )
-    return frozenset(spoken.replace(",", " ").split())
+    colours = [*COLOUR_NAMES, *itertools.chain(*SPELLINGS.values())]
+    return frozenset(" ".join([*names, *colours, *load_held_out(concepts).templates]).replace(",", " ").split())

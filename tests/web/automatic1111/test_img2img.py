@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ def img2img(client: FlaskClient, status: int = 200, **body: Any) -> Any:
 
 def opened(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def test_guidance_by_habit_is_held_to_what_the_model_bears(client: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.config = replace(engine.config, max_condition_scale=1.5)
+    assert json.loads(img2img(client, cfg_scale=7)["info"])["cfg_scale"] == 1.5
 
 
 def test_sillytaverns_body_is_answered(client: FlaskClient, engine: ScriptedEngine) -> None:
