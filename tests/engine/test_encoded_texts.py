@@ -10,7 +10,7 @@ from dalle_server.engine.sequence import ImageGroup
 from dalle_server.generation import Cancelled, Done, Failed, Generation, Queued, Started
 from dalle_server.request import GenerationRequest
 from tests.engine.conftest import NUM_TOKENS, alone, check_order, events_of, run, same
-from tests.fake_runner import FakeRunner
+from tests.fake_runner import FakeRunner, FakeText
 
 LONG = "a prompt that goes on and on, and does not come to its end"  # a token a letter, and two
 LONG_TOKENS = len(LONG) + 2
@@ -209,3 +209,18 @@ def test_what_waiting_pictures_need_stays_however_large_it_is():
     assert not handed_over and texts.nbytes > 10
     texts.read(30)
     assert len(handed_over) == 2 and texts.nbytes == 0
+
+
+def test_what_is_kept_costs_running_pictures_nothing(monkeypatch):
+    """A server that has seen thousands of prompts is as fast as a fresh one."""
+    texts, handed_over = make_texts(FakeRunner(), capacity_bytes=10**9)
+    asked: list[int] = []
+    size = FakeText.nbytes.fget
+    monkeypatch.setattr(FakeText, "nbytes", property(lambda text: asked.append(1) or size(text)))
+    for first in range(10, 60):
+        texts.add(picture_of(20, first=first), 0)
+        texts.read(1000)
+    assert len(handed_over) == 50 and len(asked) <= 50 * 51  # each is looked at once for a new one
+    asked.clear()
+    texts.read(1000)
+    assert not asked

@@ -48,6 +48,8 @@ class EncodedTexts:
 
     def read(self, num_tokens: int) -> None:
         """Read about so many tokens, and hand over the pictures whose texts are whole."""
+        if not self._waiting:  # nor has anything changed since somebody did
+            return
         self._waiting = {sequence: slot for sequence, slot in self._waiting.items() if sequence.slot == slot}
         self._hand_over()
         while num_tokens > 0 and self._waiting:
@@ -103,8 +105,10 @@ class EncodedTexts:
         """Down to the capacity, from the least recently used; and what nobody reads to its end goes."""
         most = self._capacity_bytes if capacity_bytes is None else capacity_bytes
         needed = {_name(text) for sequence in self._waiting for text in _texts(sequence)}
+        excess = self.nbytes - most  # counted down: there may be thousands of texts
         for name, encoded in list(self._encoded.items()):
-            if name not in needed and (not encoded.is_whole or self.nbytes > most):
+            if name not in needed and (not encoded.is_whole or excess > 0):
+                excess -= encoded.nbytes
                 del self._encoded[name]
 
 
