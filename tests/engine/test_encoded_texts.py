@@ -215,8 +215,12 @@ def test_what_is_kept_costs_running_pictures_nothing(monkeypatch):
     """A server that has seen thousands of prompts is as fast as a fresh one."""
     texts, handed_over = make_texts(FakeRunner(), capacity_bytes=10**9)
     asked: list[int] = []
-    size = FakeText.nbytes.fget
-    monkeypatch.setattr(FakeText, "nbytes", property(lambda text: asked.append(1) or size(text)))
+
+    def nbytes(text: FakeText) -> int:
+        asked.append(1)
+        return 1000 * text.text.length
+
+    monkeypatch.setattr(FakeText, "nbytes", property(nbytes))
     for first in range(10, 60):
         texts.add(picture_of(20, first=first), 0)
         texts.read(1000)
