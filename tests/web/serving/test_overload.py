@@ -40,6 +40,7 @@ class Held(Workers):
 def server(make_app: Callable[..., Flask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
     """One that takes its turns when the test says so."""
     monkeypatch.setattr("dalle_server.web.serving.http_server.Workers", Held)
+    monkeypatch.setattr("dalle_server.web.serving.workers.HOLD_S", 60.0)  # however long a busy machine takes
     app = make_app()
     server = HttpServer(app, Settings(host="127.0.0.1", port=0, data_dir=tmp_path / "data"))
     yield server
