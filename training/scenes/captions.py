@@ -39,7 +39,7 @@ POSITION_PHRASES = {
     "bottom left": ("in the bottom left corner", "at the bottom left", "in the lower left"),
     "bottom right": ("in the bottom right corner", "at the bottom right", "in the lower right"),
 }
-CHATTER_SHARE = 0.3
+CHATTER_SHARE = 0.4
 FRAME_SHARE = 0.2
 BACKGROUND_PHRASES = ("on {a} background", "with {a} background", "against {a} background", "on {bare}")
 
@@ -97,7 +97,7 @@ class Captioner:
 
     def _name(self, thing: Thing, rng: random.Random) -> str:
         names = self.concepts[thing.concept].names
-        return names[0] if rng.random() < 0.5 else rng.choice(names)
+        return names[0] if rng.random() < 0.4 else rng.choice(names)
 
     def _colour(self, thing: Thing, rng: random.Random) -> list[str]:
         natural = self.concepts[thing.concept].natural_colours

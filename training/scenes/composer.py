@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,15 @@ from torch import Tensor
 from training.scenes.artwork import Atlas
 from training.scenes.palette import COLOURS, backgrounds, tint
 from training.scenes.spec import Layer, Placement, SceneSpec, Variety, layout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a picture shows: things on one of the variants of a background."""
+
+    background: str
+    variant: int
+    layers: tuple[Layer, ...]
 
 
 class Composer:
@@ -32,15 +42,30 @@ class Composer:
 
     def compose(self, specs: list[SceneSpec], rng: random.Random) -> Tensor:
         """Pictures of `specs`, with placements drawn at random: (B,3,image_px,image_px) in [0,1]."""
-        return self.compose_at(specs, [self.variety.draw(spec, rng) for spec in specs], rng)
+        return self.paint(self.plan(specs, rng))
 
     def compose_at(self, specs: list[SceneSpec], where: list[Placement], rng: random.Random) -> Tensor:
         """Pictures of `specs` at given placements; `rng` only chooses among the variants of a background."""
+        return self.paint(self._plan_at(specs, where, rng))
+
+    def plan(self, specs: list[SceneSpec], rng: random.Random) -> list[Plan]:
+        """What pictures of `specs` would show, placements and variants drawn at random."""
+        return self._plan_at(specs, [self.variety.draw(spec, rng) for spec in specs], rng)
+
+    def _plan_at(self, specs: list[SceneSpec], where: list[Placement], rng: random.Random) -> list[Plan]:
         grid = self.variety.grid
         layouts = [layout(spec, self.atlas, placement, grid) for spec, placement in zip(specs, where, strict=True)]
-        canvas = torch.stack([rng.choice(list(self.backgrounds[spec.background])) for spec in specs])
-        for depth in range(max(map(len, layouts))):
-            rows = [(row, layers[depth]) for row, layers in enumerate(layouts) if depth < len(layers)]
+        variants = [rng.randrange(len(self.backgrounds[spec.background])) for spec in specs]
+        return [
+            Plan(spec.background, variant, tuple(layers))
+            for spec, variant, layers in zip(specs, variants, layouts, strict=True)
+        ]
+
+    def paint(self, plans: list[Plan]) -> Tensor:
+        """(B,3,image_px,image_px) in [0,1]."""
+        canvas = torch.stack([self.backgrounds[plan.background][plan.variant] for plan in plans])
+        for depth in range(max(len(plan.layers) for plan in plans)):
+            rows = [(row, plan.layers[depth]) for row, plan in enumerate(plans) if depth < len(plan.layers)]
             for level in range(len(self.levels)):
                 at_level = [(row, layer) for row, layer in rows if self._level(layer.side) == level]
                 if at_level:
@@ -48,12 +73,22 @@ class Composer:
                     canvas[index] = self._paste(canvas[index], [layer for _, layer in at_level], level)
         return canvas
 
+    def cover(self, layers: list[Layer]) -> Tensor:
+        """How much of every pixel each layer covers, its white line left out: (B,1,image_px,image_px) in [0,1]."""
+        return torch.cat([self._placed([layer], self._level(layer.side))[:, 3:] for layer in layers])
+
     def _level(self, side: float) -> int:
         """The smallest mip level that still has at least one texel per pixel."""
         needed_px = side * self.image_px
         return max(level for level, sprites in enumerate(self.levels) if level == 0 or sprites.shape[1] >= needed_px)
 
     def _paste(self, canvas: Tensor, layers: list[Layer], level: int) -> Tensor:
+        placed = self._placed(layers, level)
+        sticker = self._outlined(placed[:, 3:], [layer.outline for layer in layers])
+        return canvas * (1 - sticker) + (sticker - placed[:, 3:]) + placed[:, :3]
+
+    def _placed(self, layers: list[Layer], level: int) -> Tensor:
+        """Each layer alone, premultiplied: (B,4,image_px,image_px)."""
         sprite = torch.tensor([layer.sprite for layer in layers], device=self.device)
         straight = self.levels[level][sprite].permute(0, 3, 1, 2).float() / 255
         rgb, alpha = straight[:, :3], straight[:, 3:]
@@ -67,9 +102,7 @@ class Composer:
         premultiplied = torch.cat([rgb * alpha, alpha], 1)
         theta = torch.tensor([_to_sprite(layer) for layer in layers], device=self.device)
         grid = F.affine_grid(theta, [len(layers), 4, self.image_px, self.image_px], align_corners=False)
-        placed = F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        sticker = self._outlined(placed[:, 3:], [layer.outline for layer in layers])
-        return canvas * (1 - sticker) + (sticker - placed[:, 3:]) + placed[:, :3]
+        return F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def _outlined(self, alpha: Tensor, widths: list[float]) -> Tensor:
         """The alpha (B,1,H,W) of things with their white lines: all that is within a width of them."""

@@ -7,6 +7,7 @@ same spec into words, so that text and picture cannot disagree.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +19,8 @@ from training.scenes.palette import COLOUR_NAMES, SCENES
 
 RELATIONS = ("left of", "right of", "above", "below", "beside")
 
-# The whole world in one table: name → (x, y) of the centre, in units of the picture's side. `layout` moves a centre to
-# the nearest corner of the grid of tokens: there a thing of one size is the same tokens wherever it stands.
+# The whole world in one table: name → (x, y) of the centre, in units of the picture's side. `layout` moves a
+# thing onto the grid of tokens: there a thing of one size is much the same tokens wherever it stands.
 POSITIONS = {
     "left": (0.3, 0.5),
     "right": (0.7, 0.5),
@@ -81,7 +82,9 @@ class Layer:
 class Mixture:
     """Shares of the kinds of scene, and of the details within a kind.
 
-    `favour` is how many times as often as others a concept may be shown at most, whatever its weight.
+    `favour` is how many times as often as others a concept may be shown at most, whatever its weight. `everyday` is the
+    share of composed scenes (all but one thing alone, as it is drawn, on the plain page) of everyday things alone; the
+    others are of any.
     """
 
     pairs: float = 0.25
@@ -93,6 +96,7 @@ class Mixture:
     size: float = 0.08
     named_style: float = 0.06
     favour: int = 4
+    everyday: float = 0.0
 
 
 class SceneSampler:
@@ -104,6 +108,8 @@ class SceneSampler:
         self.held_out = held_out
         self.all = [i for i, concept in enumerate(concepts) for _ in range(min(concept.weight, mixture.favour))]
         self.countable = [i for i in self.all if concepts[i].countable]
+        self.everyday = [i for i in self.all if not concepts[i].extra]
+        self.everyday_countable = [i for i in self.everyday if concepts[i].countable]
 
     def sample(self, rng: random.Random) -> SceneSpec:
         while True:
@@ -115,19 +121,22 @@ class SceneSampler:
         mix = self.mixture
         kind = rng.random()
         spec = partial(SceneSpec, background=self._background(rng), style=self._style(rng))
+        everyday = rng.random() < mix.everyday
         if kind < mix.pairs:
-            things = tuple(self._thing(rng, self.all, mix.colour / 2) for _ in range(2))
+            choices = self.everyday if everyday else self.all
+            things = tuple(self._thing(rng, choices, mix.colour / 2) for _ in range(2))
             return spec(things=things, relation=rng.choice(RELATIONS))
         if kind < mix.pairs + mix.counts:
-            thing = self._thing(rng, self.countable, mix.colour / 2)
+            choices = self.everyday_countable if everyday else self.countable
             count = rng.choices((2, 3, 4, 5, 6), weights=(4, 4, 3, 2, 2))[0]
-            return spec(things=(thing,), count=count)
-        thing = self._thing(rng, self.all, mix.colour)
+            return spec(things=(self._thing(rng, choices, mix.colour / 2),), count=count)
         placed = rng.random()
-        if placed < mix.position:
-            return spec(things=(thing,), position=rng.choice(list(POSITIONS)))
-        size = rng.choice(list(SIZES)) if placed < mix.position + mix.size else None
-        return spec(things=(thing,), size=size)
+        position = rng.choice(list(POSITIONS)) if placed < mix.position else None
+        size = rng.choice(list(SIZES)) if mix.position <= placed < mix.position + mix.size else None
+        tint = rng.random() < mix.colour
+        composed = tint or spec(things=(), position=position, size=size, style=None) != SceneSpec(things=())
+        thing = self._thing(rng, self.everyday if everyday and composed else self.all, float(tint))
+        return spec(things=(thing,), position=position, size=size)
 
     def _thing(self, rng: random.Random, choices: list[int], share: float) -> Thing:
         concept = rng.choice(choices)
@@ -228,13 +237,20 @@ class Variety:
         return [Placement(dx, dy, self.alone) for dx in offsets for dy in offsets]
 
 
+def on_grid(place: float, side: float, grid: int) -> float:
+    """The corner of the grid nearest to a centre, or the middle of a token: where a thing covers whole tokens."""
+    width = side * grid
+    odd = round(width) % 2 == 1 and abs(width - round(width)) < 0.01
+    return (math.floor(place * grid + 0.001) + 0.5) / grid if odd else round(place * grid) / grid
+
+
 def layout(spec: SceneSpec, atlas: Atlas, placement: Placement, grid: int) -> list[Layer]:
-    """Where a spec's things go, their centres on the corners of a grid of so many tokens a side."""
+    """Where a spec's things go, on a grid of so many tokens a side."""
 
     def layer(thing: Thing, x: float, y: float, side: float = placement.side) -> Layer:
         mirrored = placement.mirrored and bool(atlas.mirrorable[thing.concept])
         sprite = atlas.index(placement.style, thing.concept)
-        x, y = round(x * grid) / grid, round(y * grid) / grid
+        x, y = (on_grid(place, side, grid) for place in (x, y))
         outline = 0.0 if spec.background == "plain" else placement.outline
         return Layer(sprite, thing.colour, x, y, side, mirrored, placement.turn_degrees, outline)
 
