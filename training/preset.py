@@ -67,6 +67,9 @@ class Preset:
     transformer: dict[str, Any]
     transformer_schedule: Schedule
     work_dir: Path
+    stamps: bool = (
+        False  # the transformer's scenes are put together from tokens, not from pixels, see learning/stamps.py
+    )
     base: Preset | None = None  # whose VQGAN and transformer this one goes on from
     max_condition_scale: float | None = None  # the guidance that the trained model bears, see ModelConfig
     first_px: int = 0  # the VQGAN's first steps are on smaller pictures, of this side: cheaper, and nearly as good
@@ -106,6 +109,8 @@ def load_preset(name: str, work_root: Path | None = None) -> Preset:
         name: tuple(value) if isinstance(value, list) else value for name, value in raw["variety"].items()
     }
     work_root = work_root or Path(__file__).with_name("work")
+    if raw["run"].get("stamps") and variety.get("turn_degrees"):
+        raise ValueError(f"{path}: stamps stand upright; take turn_degrees out of [variety], or stamps out of [run]")
     base = raw["run"].pop("base", None)
     return Preset(
         name=path.stem,

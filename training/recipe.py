@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from dalle_server import assets
 from dalle_server.models.dalle_bart import DalleBart
@@ -33,15 +35,16 @@ from training.judging.served import served, through
 from training.judging.sheets import SHEETS, save_sheet
 from training.learning.loop import load_average, placed
 from training.learning.painter import load_painted, train_painter
+from training.learning.stamps import Stamps
 from training.learning.tokenizer import train_tokenizer
 from training.learning.tokens import load_tokens, tokenize_scenes
 from training.learning.transformer import train_transformer
-from training.learning.vqgan import train_vqgan
+from training.learning.vqgan import decode_images, tokenize_images, train_vqgan
 from training.preset import Preset
 from training.restore import restore
 from training.scenes.artwork import Atlas, load_atlas
 from training.scenes.captions import Captioner
-from training.scenes.composer import Composer
+from training.scenes.composer import Composer, Plan
 from training.scenes.concepts import Concept, load_concepts
 from training.scenes.held_out import HeldOut, load_held_out
 from training.scenes.spec import SceneSampler
@@ -110,7 +113,10 @@ class Recipe:
 
     @property
     def tokens_folder(self) -> Path:
-        return self.preset.work_dir / "tokens"
+        """Another one for other scenes: tokens of another mixture would be captioned as what they are not."""
+        preset = self.preset
+        scenes = repr((preset.seed, preset.mixture, preset.variety, preset.stamps))
+        return preset.work_dir / f"tokens-{hashlib.sha256(scenes.encode()).hexdigest()[:12]}"
 
     @property
     def tokenizer_file(self) -> Path:
@@ -150,12 +156,26 @@ class Recipe:
         return placed(model, self.device).eval()
 
     @cached_property
+    def stamps(self) -> Stamps | None:
+        return Stamps(self.token_composer, self.trunk) if self.preset.stamps else None
+
+    def tokens_of(self, plans: list[Plan]) -> Tensor:
+        """What the transformer shall say of scenes, ids (B, I); stamps on the CPU, others on the device."""
+        if self.stamps:
+            return self.stamps.tokens(plans)
+        return tokenize_images(self.trunk, self.token_composer.paint(plans)).flatten(1)
+
+    @cached_property
     def vqgan(self) -> VQGAN:
         """The VQGAN to be served, as far as it has come: without the stage `decoder`, the trunk."""
         painted = self.preset.work_dir / "decoder.pt"
         if not painted.exists():
             return self.trunk
         return placed(load_painted(self.preset, painted), self.device).eval()
+
+    def decoded(self, plans: list[Plan]) -> Tensor:
+        """Pictures of what a perfect transformer would say of scenes, (B, 3, H, W) in [0, 1]."""
+        return decode_images(self.vqgan, self.tokens_of(plans).to(self.device))
 
     @cached_property
     def transformer(self) -> DalleBart:
@@ -180,14 +200,13 @@ def learn_image_tokens(recipe: Recipe) -> None:
 
 def write_tokens(recipe: Recipe) -> None:
     preset = recipe.preset
-    tokenize_scenes(
-        preset.seed, preset.num_scenes, recipe.sampler, recipe.token_composer, recipe.trunk, recipe.tokens_folder
-    )
+    composer = recipe.token_composer
+    tokenize_scenes(preset.seed, preset.num_scenes, recipe.sampler, composer, recipe.tokens_of, recipe.tokens_folder)
 
 
 def learn_to_paint(recipe: Recipe) -> None:
     composer = recipe.composer(recipe.preset.picture_vqgan.resolution)
-    train_painter(recipe.preset, recipe.sampler, composer, recipe.trunk)
+    train_painter(recipe.preset, recipe.sampler, composer, recipe.trunk, recipe.stamps)
     vars(recipe).pop("vqgan", None)  # an earlier stage may have loaded the decoder as it was
 
 
@@ -241,7 +260,7 @@ def _exported(recipe: Recipe, sampling: SamplingParams, folder: str) -> Path:
 def evaluate(recipe: Recipe) -> None:
     """Scores into scores.json and a table; the picture sheets beside them."""
     work_dir, composer = recipe.preset.work_dir, recipe.pictures
-    quality = reconstruction(recipe.vqgan, recipe.sampler, composer)
+    quality = reconstruction(recipe.vqgan, recipe.decoded, recipe.sampler, composer)
     with served(work_dir / "checkpoint") as engine:
         draw = remembered(through(engine, recipe.device), NUM_SEEDS)
         for name, prompts in SHEETS.items():
@@ -250,7 +269,7 @@ def evaluate(recipe: Recipe) -> None:
         print(quality, flush=True)
         scores = []
         for question in recipe.questions:
-            scores.append(score(question, draw, recipe.vqgan, composer, seeds=NUM_SEEDS))
+            scores.append(score(question, draw, recipe.decoded, composer, seeds=NUM_SEEDS))
             print(scores[-1], flush=True)
     print(report(scores, quality, work_dir / "scores.json"))
 

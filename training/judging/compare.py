@@ -2,7 +2,7 @@
 
 The questions are about the everyday concepts, which both know; the judge chooses among all concepts of this run.
 Colours, backgrounds, places and counts are told by renders: of every artwork, and on each checkpoint's own grid, on
-whose corners its things stand. Ceilings are those of this run's VQGAN.
+which its things stand. Ceilings are those of this run's tokens and decoder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
         apart = seeds_differ(draw, asked[0].prompts, pictures)
         rows: list[dict[str, object]] = [{"name": "seeds differ", "score": apart}]
         for question in asked:
-            found = score(question, draw, recipe.vqgan, pictures, seeds=NUM_SEEDS)
+            found = score(question, draw, recipe.decoded, pictures, seeds=NUM_SEEDS)
             print(name, found, flush=True)
             rows.append(asdict(found))
         return rows

@@ -24,12 +24,13 @@ from training.judging.judge import Judge
 from training.judging.prompts import Prompter, Prompts
 from training.learning.vqgan import decode_images, psnr, tokenize_images, used_codes
 from training.scenes.artwork import STYLES
-from training.scenes.composer import Composer
+from training.scenes.composer import Composer, Plan
 from training.scenes.spec import POSITIONS, Placement, SceneSampler, SceneSpec
 
 SCENES_RECONSTRUCTED = 512
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
 Generate = Callable[[list[str], int], Tensor]  # (captions, seed) → pictures
+Decoded = Callable[[list[Plan]], Tensor]  # pictures of the tokens that the transformer is to say of scenes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,11 @@ def questions(sampler: SceneSampler, judge: Judge, *, seed: int = 2026, everyday
     ]
 
 
-def score(question: Question, generate: Generate, vqgan: VQGAN, composer: Composer, *, seeds: int) -> Score:
+def score(question: Question, generate: Generate, decoded: Decoded, composer: Composer, *, seeds: int) -> Score:
     """Ask one question with several seeds."""
     specs = [spec for spec, _ in question.prompts]
-    true = composer.compose(specs, random.Random("ceiling"))
-    reconstructed = decode_images(vqgan, tokenize_images(vqgan, true))
+    plans = composer.plan(specs, random.Random("ceiling"))
+    true, reconstructed = composer.paint(plans), decoded(plans)
     drawn = [generate([text for _, text in question.prompts], seed) for seed in range(seeds)]
     control = drawn[0].roll(len(specs) // 2 + 1, 0)  # the pictures of other prompts
     # One judgement for each prompt: its pictures side by side, (prompts, 3 + seeds)
@@ -113,13 +114,17 @@ def remembered(generate: Generate, seeds: int) -> Generate:
     return lambda captions, seed: kept(tuple(captions), seed)
 
 
-def reconstruction(vqgan: VQGAN, sampler: SceneSampler, composer: Composer) -> dict[str, float]:
-    """PSNR in dB of fresh scenes after a trip through the tokens, and how many codes are in effective use."""
+def reconstruction(vqgan: VQGAN, decoded: Decoded, sampler: SceneSampler, composer: Composer) -> dict[str, float]:
+    """PSNR in dB of fresh scenes after a trip through the tokens, by the encoder's own and by those that a
+    transformer is to say; and how many codes are in effective use.
+    """
     rng = random.Random("reconstruction")
-    images = composer.compose([sampler.sample(rng) for _ in range(SCENES_RECONSTRUCTED)], rng)
+    plans = composer.plan([sampler.sample(rng) for _ in range(SCENES_RECONSTRUCTED)], rng)
+    images = composer.paint(plans)
     tokens = tokenize_images(vqgan, images)
     return {
         "psnr_db": round(psnr(images, decode_images(vqgan, tokens)), 2),
+        "said_psnr_db": round(psnr(images, decoded(plans)), 2),
         "codes_used": round(used_codes(tokens, vqgan.config.n_embed)),
     }
 

@@ -106,6 +106,6 @@ def _scores(recipe: Recipe, path: Path, runner: Runner) -> list[dict[str, object
     asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
     with served(path, runner) as engine:
         return [
-            asdict(score(question, through(engine, recipe.device), recipe.vqgan, recipe.pictures, seeds=NUM_SEEDS))
+            asdict(score(question, through(engine, recipe.device), recipe.decoded, recipe.pictures, seeds=NUM_SEEDS))
             for question in asked
         ]

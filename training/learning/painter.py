@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_server.models.vqgan import VQGAN
-from training.learning import fsq
 from training.learning.critic import Critic, critic_losses
 from training.learning.grow import first_levels, first_parameters, graft
 from training.learning.loop import load_average, placed, train
-from training.learning.vqgan import edge_loss, half_precision, initialise
+from training.learning.stamps import Stamps
+from training.learning.vqgan import edge_loss, half_precision, initialise, tokenize_images
 from training.preset import Preset
-from training.scenes.composer import Composer
+from training.scenes.composer import Composer, Plan
 from training.scenes.spec import SceneSampler
 
 CRITIC_WEIGHT = 0.1
@@ -31,10 +31,13 @@ class Painting(nn.Module):
         self.critic = Critic()
 
 
-def train_painter(preset: Preset, sampler: SceneSampler, composer: Composer, trunk: VQGAN) -> None:
+def train_painter(
+    preset: Preset, sampler: SceneSampler, composer: Composer, trunk: VQGAN, stamps: Stamps | None
+) -> None:
     """Train (or resume) the way from tokens to pixels, the tokens staying the trunk's; leaves decoder.pt.
 
-    The encoder's new first levels learn to say what the trunk's say of the same picture at its own resolution.
+    The encoder's new first levels learn to say what the trunk's say of the same picture at its own resolution. With
+    `stamps`, three of four pictures are painted from what the transformer shall say of them instead.
     """
     torch.manual_seed(preset.seed)
     schedule = preset.decoder_schedule
@@ -52,16 +55,24 @@ def train_painter(preset: Preset, sampler: SceneSampler, composer: Composer, tru
     for parameter in (*trained, *painting.critic.parameters()):
         parameter.requires_grad_(True)
 
+    def said(plans: list[Plan], small: Tensor) -> Tensor:
+        """Ids of what is to be painted, (B, I)."""
+        num_stamped = 3 * len(plans) // 4 if stamps else 0
+        ids = tokenize_images(trunk, small[num_stamped:])
+        if not stamps or not num_stamped:
+            return ids
+        return torch.cat([stamps.tokens(plans[:num_stamped]).to(ids.device), ids])
+
     def loss_of_step(draw: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{preset.seed} decoder {draw}")
-        images = composer.compose([sampler.sample(rng) for _ in range(schedule.batch)], rng)
-        images = images.contiguous(memory_format=torch.channels_last)
+        plans = composer.plan([sampler.sample(rng) for _ in range(schedule.batch)], rng)
+        images = composer.paint(plans).contiguous(memory_format=torch.channels_last)
         small = F.avg_pool2d(images, 1 << doublings)
+        ids = said(plans, small)
         with half_precision(composer.device):
             with torch.no_grad():
-                z = fsq.quantize(trunk.encode_embeddings(small).float(), preset.fsq_levels)
                 wanted = first_levels(trunk.encoder, small[:sampled], 1)
-            decoded = model.decode_embeddings(z)
+            decoded = model.decode(ids)
             seen = first_levels(model.encoder, images[:sampled], bottom) if bottom else wanted
         pixels = edge_loss(images, decoded.float())
         features = F.mse_loss(seen.float(), wanted.float()) / wanted.float().var()

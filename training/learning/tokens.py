@@ -1,4 +1,4 @@
-"""Stage 3: scenes as image tokens, once for all: to compose and encode a scene costs more than to learn from it.
+"""Stage 3: scenes as image tokens, once for all: to make them of a scene costs more than to learn from it.
 
 A scene is a function of the run's seed and its number, so that only its tokens are kept; the transformer sees every
 scene several times, in new words each time.
@@ -7,16 +7,15 @@ scene several times, in new words each time.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_server.models.vqgan import VQGAN
 from training.learning import parallel
-from training.learning.vqgan import tokenize_images
-from training.scenes.composer import Composer
+from training.scenes.composer import Composer, Plan
 from training.scenes.spec import SceneSampler, SceneSpec
 
 _SHARD = 1024  # scenes of one file: what an interruption may cost
@@ -28,9 +27,14 @@ def scene(sampler: SceneSampler, seed: int, number: int) -> SceneSpec:
 
 
 def tokenize_scenes(
-    seed: int, num_scenes: int, sampler: SceneSampler, composer: Composer, vqgan: VQGAN, folder: Path
+    seed: int,
+    num_scenes: int,
+    sampler: SceneSampler,
+    composer: Composer,
+    tokens_of: Callable[[list[Plan]], Tensor],
+    folder: Path,
 ) -> None:
-    """Write (or go on writing) the tokens of `num_scenes` scenes into `folder`."""
+    """Write (or go on writing) the tokens of `num_scenes` scenes into `folder`; `tokens_of` gives ids (B, I)."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-num_scenes // _SHARD))
     for shard in shards[parallel.rank() :: parallel.world_size()]:
@@ -41,7 +45,7 @@ def tokenize_scenes(
         numbers = range(shard * _SHARD, min(num_scenes, (shard + 1) * _SHARD))
         specs = [scene(sampler, seed, number) for number in numbers]
         batches = [specs[start : start + _BATCH] for start in range(0, len(specs), _BATCH)]
-        tokens = torch.cat([tokenize_images(vqgan, composer.compose(batch, rng)) for batch in batches])
+        tokens = torch.cat([tokens_of(composer.plan(batch, rng)) for batch in batches])
         partial = target.with_suffix(".partial.npy")
         np.save(partial, tokens.cpu().numpy().astype(np.uint16))
         partial.replace(target)
