@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,18 @@ def test_a_picture_larger_than_an_owners_share_is_kept_all_the_same(tmp_path: Pa
     store = PictureStore(tmp_path, ttl_s=60, max_bytes=100)
     names = [store.put(b"x" * 60, ImageFormat.PNG, "a") for _ in range(2)]
     assert list(sizes(store)) == names[1:]
+
+
+def test_a_picture_costs_the_same_however_many_are_kept(tmp_path: Path) -> None:
+    """What each owner fills is counted on, through every way in and out, and not added up for each picture."""
+    PictureStore(tmp_path, ttl_s=60, max_bytes=10**6).put(b"x" * 100, ImageFormat.PNG, "a")
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=1000)
+    for number in range(60):
+        store.put(b"y" * (30 + number), ImageFormat.PNG, "abc"[number % 3])
+        added = Counter[str]()
+        for kept in store._kept.values():
+            added[kept.owner] += kept.size_bytes
+        assert store._used == added and added.total() == sum(sizes(store).values())
+    store.ttl_s, store._swept_at = 0.0, float("-inf")
+    store.put(b"z", ImageFormat.PNG, "d")
+    assert store._used == {"d": 1}

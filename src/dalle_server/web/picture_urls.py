@@ -50,6 +50,9 @@ class PictureStore:
         self.ttl_s = ttl_s
         self.max_bytes = max_bytes
         self._kept: dict[str, _Kept] = {}  # by name, oldest first
+        self._used: Counter[str] = (
+            Counter()
+        )  # bytes of each owner, so that a picture costs as much however many there are
         self._known = False  # whether what an earlier process left is counted
         self._swept_at = float("-inf")
         self._lock = threading.Lock()
@@ -71,6 +74,7 @@ class PictureStore:
             ) from None
         with self._lock:
             self._kept[name] = _Kept(owner, len(data))
+            self._used[owner] += len(data)
         return name
 
     def find(self, name: str) -> Path:
@@ -91,20 +95,22 @@ class PictureStore:
     def _make_room(self, owner: str, size_bytes: int) -> None:
         """Delete the oldest pictures of this owner, then of whoever has most, until one more fits."""
         with self._lock:
-            used = Counter[str]()
-            for kept in self._kept.values():
-                used[kept.owner] += kept.size_bytes
-            while used[owner] and used[owner] + size_bytes > OWNER_SHARE * self.max_bytes:
-                used[owner] -= self._drop_oldest(owner)
-            while +used and used.total() + size_bytes > self.max_bytes:
-                largest = used.most_common(1)[0][0]
-                used[largest] -= self._drop_oldest(largest)
+            while self._used[owner] and self._used[owner] + size_bytes > OWNER_SHARE * self.max_bytes:
+                self._drop_oldest(owner)
+            while +self._used and self._used.total() + size_bytes > self.max_bytes:
+                self._drop_oldest(self._used.most_common(1)[0][0])
 
-    def _drop_oldest(self, owner: str) -> int:
-        """The bytes that came free. The owner has a picture."""
+    def _drop_oldest(self, owner: str) -> None:
+        """The owner has a picture."""
         name = next(name for name, kept in self._kept.items() if kept.owner == owner)
         (self.directory / name).unlink(missing_ok=True)
-        return self._kept.pop(name).size_bytes
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if (kept := self._kept.pop(name, None)) is not None:
+            self._used[kept.owner] -= kept.size_bytes
+            if not self._used[kept.owner]:
+                del self._used[kept.owner]
 
     def _sweep(self) -> None:
         with self._lock:
@@ -116,11 +122,12 @@ class PictureStore:
                 path = Path(entry.path)
                 if _OURS.fullmatch(entry.name) and not self._is_alive(path):
                     path.unlink(missing_ok=True)
-                    self._kept.pop(entry.name, None)
+                    self._forget(entry.name)
                 elif not self._known and _NAME.fullmatch(entry.name):
                     left.append((entry.stat().st_mtime, entry.name, entry.stat().st_size))
             if not self._known:
                 earlier = {name: _Kept("", size_bytes) for _, name, size_bytes in sorted(left)}
+                self._used[""] += sum(kept.size_bytes for name, kept in earlier.items() if name not in self._kept)
                 self._kept = earlier | self._kept
                 self._known = True
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from dalle_server.errors import Overloaded
@@ -31,8 +32,9 @@ class Entry:
 
 
 class _JobEntries:
-    def __init__(self, owner: str):
+    def __init__(self, owner: str, newest: int):
         self.owner = owner
+        self.newest = newest  # no entry has a higher number
         self.entries: dict[tuple[str, int], Entry] = {}  # by event name and picture
         self.ended_at: float | None = None
 
@@ -66,7 +68,9 @@ class Feed:
     def __init__(self, max_viewers: int):
         self._max_viewers = max_viewers
         self._changed = threading.Condition()
-        self._jobs: dict[str, _JobEntries] = {}
+        self._jobs: OrderedDict[str, _JobEntries] = (
+            OrderedDict()
+        )  # by their newest: a viewer looks at the last ones only
         self._number = 0
         self._viewers: Counter[tuple[str, str]] = Counter()  # (owner, job id; "" = all of the owner's)
         self._clients: Counter[str] = Counter()  # how many views each has open
@@ -83,12 +87,13 @@ class Feed:
         with self._changed:
             known = self._jobs.get(job_id)
             if known is None or known.ended_at is not None:
-                self._jobs[job_id] = _JobEntries(owner)
+                self._jobs[job_id] = _JobEntries(owner, self._number)
+                self._jobs.move_to_end(job_id)
 
     def expect(self, job_id: str, owner: str) -> None:
         """Another server may tell of this job."""
         with self._changed:
-            self._jobs.setdefault(job_id, _JobEntries(owner))
+            self._jobs.setdefault(job_id, _JobEntries(owner, self._number))
 
     def count_up(self) -> int:
         """A number above those of all events so far, and not above those of later ones."""
@@ -115,6 +120,8 @@ class Feed:
             if job is None or job.ended_at is not None:
                 return
             self._number += 1
+            job.newest = self._number
+            self._jobs.move_to_end(job_id)
             index = data.get("index", -1)
             job.entries[event, index] = Entry(self._number, job_id, event, {"job": job_id, **data})
             if event == "image":
@@ -189,7 +196,10 @@ class Feed:
             self._changed.notify_all()
 
     def _newer(self, owner: str, job_id: str, after: int) -> list[Entry]:
-        jobs = [self._jobs[job_id]] if job_id in self._jobs else ([] if job_id else self._jobs.values())
+        asked: Iterable[_JobEntries] = reversed(self._jobs.values())
+        if job_id:
+            asked = [self._jobs[job_id]] if job_id in self._jobs else []
+        jobs = takewhile(lambda job: job.newest > after, asked)
         found = [entry for job in jobs if job.owner == owner for entry in job.entries.values() if entry.number > after]
         return sorted(found, key=lambda entry: entry.number)
 
@@ -199,5 +209,6 @@ class Feed:
 
     def _forget_ended(self) -> None:
         limit = time.monotonic() - KEEP_ENDED_S
-        for job_id in [key for key, job in self._jobs.items() if job.ended_at is not None and job.ended_at < limit]:
+        ended = ((job_id, job.ended_at) for job_id, job in self._jobs.items() if job.ended_at is not None)
+        for job_id in [job_id for job_id, _ in takewhile(lambda job: job[1] < limit, ended)]:
             del self._jobs[job_id]
