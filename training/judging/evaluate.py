@@ -1,7 +1,7 @@
 """Stage 6: scores. Fixed prompts → pictures → the judge; beside every score its ceiling and its control.
 
 ceiling (renders)      the judge on true pictures of the same scenes
-ceiling (recon.)       the same after a trip through the VQGAN: what a perfect transformer would get
+ceiling (recon.)       the same after a trip through the tokens: what a perfect transformer would get
 control                the judge on the generated pictures of another prompt: what the score is without the text
 """
 

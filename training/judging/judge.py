@@ -2,7 +2,7 @@
 
 Which thing: a classifier trained on renders (classifier.py). Its tint, background, place and number, the thing being
 given: the nearest of all true renders that differ in this alone. Neither has ever seen a generated picture, and the
-ceilings beside every score are the same judge on true renders and on their VQGAN reconstructions.
+ceilings beside every score are the same judge on true renders and on what is left of them after the tokens.
 """
 
 from __future__ import annotations

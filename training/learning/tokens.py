@@ -1,4 +1,4 @@
-"""Stage 3: scenes as image tokens, once for all: to make them of a scene costs more than to learn from it.
+"""Stage 3: scenes as image tokens, made once and kept: an encoder costs more time than learning from what it says.
 
 A scene is a function of the run's seed and its number, so that only its tokens are kept; the transformer sees every
 scene several times, in new words each time.
