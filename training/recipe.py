@@ -163,7 +163,7 @@ class Recipe:
         """What the transformer shall say of scenes, ids (B, I); stamps on the CPU, others on the device."""
         if self.stamps:
             return self.stamps.tokens(plans)
-        return tokenize_images(self.trunk, self.token_composer.paint(plans)).flatten(1)
+        return tokenize_images(self.trunk, self.token_composer.paint(plans))
 
     @cached_property
     def vqgan(self) -> VQGAN:

@@ -50,9 +50,7 @@ class PictureStore:
         self.ttl_s = ttl_s
         self.max_bytes = max_bytes
         self._kept: dict[str, _Kept] = {}  # by name, oldest first
-        self._used: Counter[str] = (
-            Counter()
-        )  # bytes of each owner, so that a picture costs as much however many there are
+        self._used: Counter[str] = Counter()  # bytes of each owner: not added up anew for every picture
         self._known = False  # whether what an earlier process left is counted
         self._swept_at = float("-inf")
         self._lock = threading.Lock()

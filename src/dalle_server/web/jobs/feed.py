@@ -68,9 +68,8 @@ class Feed:
     def __init__(self, max_viewers: int):
         self._max_viewers = max_viewers
         self._changed = threading.Condition()
-        self._jobs: OrderedDict[str, _JobEntries] = (
-            OrderedDict()
-        )  # by their newest: a viewer looks at the last ones only
+        # By their newest, so that a viewer looks at those with news only, and not at every job that waits.
+        self._jobs: OrderedDict[str, _JobEntries] = OrderedDict()
         self._number = 0
         self._viewers: Counter[tuple[str, str]] = Counter()  # (owner, job id; "" = all of the owner's)
         self._clients: Counter[str] = Counter()  # how many views each has open
