@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -38,7 +39,7 @@ from training.learning.painter import load_painted, train_painter
 from training.learning.stamps import Stamps
 from training.learning.tokenizer import train_tokenizer
 from training.learning.tokens import load_tokens, tokenize_scenes
-from training.learning.transformer import train_transformer
+from training.learning.transformer import encode_captions, told, train_transformer
 from training.learning.vqgan import decode_images, tokenize_images, train_vqgan
 from training.preset import Preset
 from training.restore import restore
@@ -47,7 +48,7 @@ from training.scenes.captions import Captioner
 from training.scenes.composer import Composer, Plan
 from training.scenes.concepts import Concept, load_concepts
 from training.scenes.held_out import HeldOut, load_held_out
-from training.scenes.spec import SceneSampler
+from training.scenes.spec import SceneSampler, SceneSpec
 
 NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"
@@ -123,6 +124,10 @@ class Recipe:
         return self.preset.work_dir / "tokenizer.json"
 
     @property
+    def transformer_file(self) -> Path:
+        return self.preset.work_dir / "transformer.pt"
+
+    @property
     def sampling_file(self) -> Path:
         return self.preset.work_dir / "sampling.json"
 
@@ -165,6 +170,17 @@ class Recipe:
             return self.stamps.tokens(plans)
         return tokenize_images(self.trunk, self.token_composer.paint(plans))
 
+    def said_of(self, specs: list[SceneSpec], plans: list[Plan], own: Tensor, rng: random.Random) -> Tensor:
+        """What the transformer says of scenes when it is told the truth so far, ids (B, I), and the truth itself before
+        it has learned anything. `own` is what the encoder says of them, (B, I).
+        """
+        truth = self.stamps.tokens(plans).to(own.device) if self.stamps else own
+        if not self.transformer_file.exists():
+            return truth
+        captions = [self.captioner.caption(spec, rng) for spec in specs]
+        ids, mask = encode_captions(self.tokenizer, captions, self.transformer.config.max_text_length)
+        return told(self.transformer, ids.to(own.device), mask.to(own.device), truth, rng)
+
     @cached_property
     def vqgan(self) -> VQGAN:
         """The VQGAN to be served, as far as it has come: without the stage `decoder`, the trunk."""
@@ -181,7 +197,7 @@ class Recipe:
     def transformer(self) -> DalleBart:
         """The trained transformer (its averaged weights), as far as it has come."""
         model = DalleBart(self.preset.transformer_config(self.tokenizer.get_vocab_size()))
-        model.load_state_dict(load_average(self.preset.work_dir / "transformer.pt"))
+        model.load_state_dict(load_average(self.transformer_file))
         return model.to(self.device).eval()
 
 
@@ -206,7 +222,7 @@ def write_tokens(recipe: Recipe) -> None:
 
 def learn_to_paint(recipe: Recipe) -> None:
     composer = recipe.composer(recipe.preset.picture_vqgan.resolution)
-    train_painter(recipe.preset, recipe.sampler, composer, recipe.trunk, recipe.stamps)
+    train_painter(recipe.preset, recipe.sampler, composer, recipe.trunk, recipe.said_of)
     vars(recipe).pop("vqgan", None)  # an earlier stage may have loaded the decoder as it was
 
 
@@ -214,6 +230,7 @@ def learn_to_draw(recipe: Recipe) -> None:
     preset = recipe.preset
     tokens = load_tokens(preset.num_scenes, recipe.tokens_folder)
     train_transformer(preset, recipe.sampler, tokens, recipe.captioner, recipe.tokenizer, recipe.device)
+    vars(recipe).pop("transformer", None)  # an earlier stage may have loaded it as it was
 
 
 def learn_to_judge(recipe: Recipe) -> None:

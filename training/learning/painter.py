@@ -1,8 +1,9 @@
-"""Stage 4: better and larger pictures from the same tokens, whatever the transformer has learned of them."""
+"""Stage 4: better and larger pictures from the same tokens, as the encoder says them and as the transformer does."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,13 +14,14 @@ from dalle_server.models.vqgan import VQGAN
 from training.learning.critic import Critic, critic_losses
 from training.learning.grow import first_levels, first_parameters, graft
 from training.learning.loop import load_average, placed, train
-from training.learning.stamps import Stamps
 from training.learning.vqgan import edge_loss, half_precision, initialise, tokenize_images
 from training.preset import Preset
 from training.scenes.composer import Composer, Plan
-from training.scenes.spec import SceneSampler
+from training.scenes.spec import SceneSampler, SceneSpec
 
 CRITIC_WEIGHT = 0.1
+# What is said of scenes by the one whom the decoder will paint for: (specs, plans, the encoder's own ids, rng) → ids.
+Said = Callable[[list[SceneSpec], list[Plan], Tensor, random.Random], Tensor]
 
 
 class Painting(nn.Module):
@@ -31,13 +33,11 @@ class Painting(nn.Module):
         self.critic = Critic()
 
 
-def train_painter(
-    preset: Preset, sampler: SceneSampler, composer: Composer, trunk: VQGAN, stamps: Stamps | None
-) -> None:
+def train_painter(preset: Preset, sampler: SceneSampler, composer: Composer, trunk: VQGAN, said: Said) -> None:
     """Train (or resume) the way from tokens to pixels, the tokens staying the trunk's; leaves decoder.pt.
 
-    The encoder's new first levels learn to say what the trunk's say of the same picture at its own resolution. With
-    `stamps`, three of four pictures are painted from what the transformer shall say of them instead.
+    The encoder's new first levels learn to say what the trunk's say of the same picture at its own resolution. Three of
+    four pictures are painted from what is `said` of them, the others from the encoder's own tokens.
     """
     torch.manual_seed(preset.seed)
     schedule = preset.decoder_schedule
@@ -49,26 +49,21 @@ def train_painter(
     painting = placed(painting, composer.device)
     bottom = doublings + 1 if doublings else 0
     sampled = max(1, schedule.batch // 4)  # pictures the encoder's first levels learn from: they have little to learn
+    num_said = 3 * schedule.batch // 4
     painted = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
     trained = [*painted, *first_parameters(model.encoder, bottom)]
     painting.requires_grad_(False)
     for parameter in (*trained, *painting.critic.parameters()):
         parameter.requires_grad_(True)
 
-    def said(plans: list[Plan], small: Tensor) -> Tensor:
-        """Ids of what is to be painted, (B, I)."""
-        num_stamped = 3 * len(plans) // 4 if stamps else 0
-        ids = tokenize_images(trunk, small[num_stamped:])
-        if not stamps or not num_stamped:
-            return ids
-        return torch.cat([stamps.tokens(plans[:num_stamped]).to(ids.device), ids])
-
     def loss_of_step(draw: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{preset.seed} decoder {draw}")
-        plans = composer.plan([sampler.sample(rng) for _ in range(schedule.batch)], rng)
+        specs = [sampler.sample(rng) for _ in range(schedule.batch)]
+        plans = composer.plan(specs, rng)
         images = composer.paint(plans).contiguous(memory_format=torch.channels_last)
         small = F.avg_pool2d(images, 1 << doublings)
-        ids = said(plans, small)
+        ids = tokenize_images(trunk, small)
+        ids[:num_said] = said(specs[:num_said], plans[:num_said], ids[:num_said], rng)
         with half_precision(composer.device):
             with torch.no_grad():
                 wanted = first_levels(trunk.encoder, small[:sampled], 1)

@@ -21,6 +21,7 @@ from training.scenes.spec import SceneSampler
 
 TEXT_TABLE = "encoder.embed_tokens.weight"
 PLACES_TABLE = "decoder.embed_positions.weight"
+TOLD = (0.7, 50, 0.7)  # temperature, top_k and top_p of what a model says that is told the truth so far
 
 
 def build_model(preset: Preset, tokenizer: Tokenizer) -> DalleBart:
@@ -135,3 +136,20 @@ def train_transformer(
     )
     model.load_state_dict(average.values)
     return model.eval()
+
+
+@torch.no_grad()
+def told(model: DalleBart, ids: Tensor, mask: Tensor, tokens: Tensor, rng: random.Random) -> Tensor:
+    """What the model says at every place when it is told the true `tokens` (B, I) of those before: sampled ids (B, I).
+
+    A decoder that is trained on these learns what the model's slips stand for, as vocoders are trained on what a speech
+    model predicts from the truth so far (Shen et al. 2018, arXiv:1712.05884).
+    """
+    logits = model(ids, mask, F.pad(tokens[:, :-1], (1, 0), value=model.config.decoder_start_token_id))
+    codes = logits[..., : model.config.image_vocab_size].float()  # without the start token
+    temperature, top_k, top_p = TOLD
+    best, order = (codes.flatten(0, 1) / temperature).topk(min(top_k, codes.shape[-1]))
+    shares = best.softmax(-1)
+    shares = shares.masked_fill(shares.cumsum(-1) - shares >= top_p, 0)
+    drawn = torch.Generator(shares.device).manual_seed(rng.getrandbits(60))
+    return order.gather(1, shares.multinomial(1, generator=drawn)).view_as(tokens)
