@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -193,6 +194,15 @@ class Recipe:
         """Pictures of what a perfect transformer would say of scenes, (B, 3, H, W) in [0, 1]."""
         return decode_images(self.vqgan, self.tokens_of(plans).to(self.device))
 
+    @property
+    def checkpoint(self) -> Path:
+        """What the stage `export` wrote. Raises RuntimeError if the run has gone on since: those are other weights."""
+        path, folder = self.preset.work_dir / "checkpoint", self.preset.work_dir
+        weights = [file for stage in ("vqgan", "transformer", "decoder") for file in folder.glob(f"{stage}.pt")]
+        if later := [file.name for file in weights if path.exists() and file.stat().st_mtime > path.stat().st_mtime]:
+            raise RuntimeError(f"{path} is older than {', '.join(later)}: run the stage export again")
+        return path
+
     @cached_property
     def transformer(self) -> DalleBart:
         """The trained transformer (its averaged weights), as far as it has come."""
@@ -249,11 +259,13 @@ def choose_sampling(recipe: Recipe) -> None:
     asked = [q for q in recipe.questions if q.name in ("single object, top-1", "background colour")]
     thinned = [replace(question, prompts=question.prompts[::3]) for question in asked]
     results = []
-    with served(_exported(recipe, SamplingParams.reference_defaults(), "draft")) as engine:
+    draft = _exported(recipe, SamplingParams.reference_defaults(), "draft")
+    with served(draft) as engine:
         for sampling in sampling_grid():
             draw = through(engine, recipe.device, sampling)
             results.append((sum(right_share(q, draw) for q in thinned) / len(thinned), sampling))
             print(f"{results[-1][0]:.3f} {sampling}", flush=True)
+    shutil.rmtree(draft)
     best, _ = max(results, key=lambda result: result[0])
     error = (0.25 / len(thinned[0].prompts)) ** 0.5 / len(thinned)
     close = [(value, sampling) for value, sampling in results if value >= best - error]
@@ -278,7 +290,7 @@ def evaluate(recipe: Recipe) -> None:
     """Scores into scores.json and a table; the picture sheets beside them."""
     work_dir, composer = recipe.preset.work_dir, recipe.pictures
     quality = reconstruction(recipe.vqgan, recipe.decoded, recipe.sampler, composer)
-    with served(work_dir / "checkpoint") as engine:
+    with served(recipe.checkpoint) as engine:
         draw = remembered(through(engine, recipe.device), NUM_SEEDS)
         for name, prompts in SHEETS.items():
             save_sheet(draw(prompts, 0), work_dir / f"{name}.png", columns=8)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -216,15 +217,28 @@ def test_sampling_is_chosen_exported_and_scored(trained: Recipe, monkeypatch: py
     monkeypatch.setitem(vars(trained), "questions", asked)
     for stage in ("choose", "export", "evaluate"):
         recipe.STAGES[stage](trained)
-    assert open_checkpoint(trained.preset.work_dir / "checkpoint").config.sampling == grid[1]
+    assert open_checkpoint(trained.checkpoint).config.sampling == grid[1]
+    assert not (trained.preset.work_dir / "draft").exists()
     scores = json.loads((trained.preset.work_dir / "scores.json").read_text())
     assert [(row["name"], row["score"]) for row in scores["scores"]] == [(question.name, 1.0) for question in asked]
     assert scores["reconstruction"]["seeds_differ"] > 0
     assert {file.stem for file in trained.preset.work_dir.glob("*.png")} >= {"few", "others"}
 
 
+def test_weights_from_before_the_run_went_on_are_not_judged(trained: Recipe) -> None:
+    recipe.export_checkpoint(trained)
+    exported = trained.checkpoint.stat().st_mtime
+    weights = trained.transformer_file
+    trained_at = weights.stat().st_mtime
+    os.utime(weights, (exported + 1, exported + 1))
+    for judged in (recipe.evaluate, compare.compare, formats.compare_formats):
+        with pytest.raises(RuntimeError, match=r"older than transformer\.pt: run the stage export again"):
+            judged(trained)
+    os.utime(weights, (trained_at, trained_at))
+
+
 def test_two_checkpoints_are_asked_the_same(trained: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = trained.preset.work_dir / "checkpoint"
+    own = trained.checkpoint
     for path, top_k in ((own, 1), (tmp_path / "shipped", 0)):
         export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(top_k=top_k), path)
     grids = []

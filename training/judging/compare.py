@@ -26,7 +26,7 @@ SHEET_PX = 256  # as a page shows them
 
 def compare(recipe: Recipe) -> None:
     """Print both scores, write compare.json, and draw every sheet of both at the size of a page."""
-    contestants = {"shipped": SHIPPED, "this run": recipe.preset.work_dir / "checkpoint"}
+    contestants = {"shipped": SHIPPED, "this run": recipe.checkpoint}
     results = {name: _judged(recipe, path, name) for name, path in contestants.items()}
     (recipe.preset.work_dir / "compare.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -45,7 +45,7 @@ def compare_formats(recipe: Recipe) -> None:
     """Print both views, and write formats.json."""
     # As a large model is served: packed weights and ranges are kept, and int8 paints in int8, too.
     cpu_load.WORTH_KEEPING_BYTES = 0
-    path = recipe.preset.work_dir / "checkpoint"
+    path = recipe.checkpoint
     grids = _grids(path)
     truth = _along(path, _runner(path, "fp32"), grids)
     results: dict[str, object] = {}

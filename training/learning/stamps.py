@@ -21,7 +21,7 @@ from torch import Tensor
 from dalle_server.models.vqgan import VQGAN
 from training.learning.vqgan import tokenize_images
 from training.scenes.composer import Composer, Plan
-from training.scenes.spec import AMONG_MANY, Layer
+from training.scenes.spec import AMONG_MANY, Layer, on_grid
 
 _BATCH = 32
 _TOUCHED = 0.02  # a token is a thing's where the thing covers more than this share of its pixels
@@ -114,7 +114,7 @@ def _passers_by(composer: Composer, background: str) -> list[list[Layer]]:
     rng = random.Random(f"ground {background}")
     grid, sprites = composer.variety.grid, len(composer.atlas.sprites)
     line = 0.0 if background == "plain" else composer.variety.outline
-    corners = [tuple(round(place * grid) / grid for place in (x, y)) for x in (0.2, 0.8) for y in (0.2, 0.8)]
+    corners = [(on_grid(x, AMONG_MANY, grid), on_grid(y, AMONG_MANY, grid)) for x in (0.2, 0.8) for y in (0.2, 0.8)]
     return [
         [Layer(rng.randrange(sprites), None, x, y, AMONG_MANY, outline=line) for x, y in corners] for _ in range(_VIEWS)
     ]
