@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
+from tests.playground.conftest import Witness
 from tests.playground.server import Server
 
 PROMPTS = ("a red apple", "three rockets in space", "a cat & <b>dog</b>")
@@ -66,6 +70,37 @@ def test_older_pictures_come_page_by_page(server: Server, make_page: Callable[..
     page.get_by_role("button", name="Show older pictures").click()
     expect(page.locator("article.card")).to_have_count(26)
     expect(page.get_by_role("button", name="Show older pictures")).to_be_hidden()
+
+
+def test_older_pictures_come_when_the_oldest_shown_is_deleted(server: Server, make_page: Callable[..., Page]) -> None:
+    fill(server, tuple(f"number {number}" for number in range(26)))
+    page = make_page(server)
+    expect(page.locator("article.card")).to_have_count(24)
+    oldest = page.locator("article.card").last
+    oldest.hover()
+    oldest.get_by_role("button", name="Delete").click()
+    page.locator("#confirm").get_by_role("button", name="Delete").click()
+    expect(page.locator("article.card")).to_have_count(23)
+    page.get_by_role("button", name="Show older pictures").click()
+    expect(page.locator("article.card")).to_have_count(25)
+    expect(page.locator("article.card").last).to_contain_text("number 0")
+
+
+def test_older_pictures_that_cannot_be_had_are_told(
+    server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    fill(server, tuple(f"number {number}" for number in range(25)))
+    page = make_page(server)
+    expect(page.locator("article.card")).to_have_count(24)
+    page.route("**/v1/jobs?*", lambda route: route.abort())
+    page.get_by_role("button", name="Show older pictures").click()
+    expect(page.locator("#banner")).to_contain_text("No answer from")
+    assert any("ERR_FAILED" in line for line in witness.console)
+    witness.console.clear()
+    page.unroute("**/v1/jobs?*")
+    expect(page.locator("#banner")).to_be_hidden()
+    page.get_by_role("button", name="Show older pictures").click()
+    expect(page.locator("article.card")).to_have_count(25)
 
 
 def test_a_picture_opens_large_and_the_arrows_walk(gallery: Page) -> None:
@@ -124,6 +159,36 @@ def test_the_code_is_copied_and_says_the_same(gallery: Page, server: Server) -> 
     program = gallery.locator("#snippet-text").inner_text()
     compile(program, "snippet.py", "exec")
     assert f'base_url="{server.url}/v1"' in program
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "openai"])
+def test_a_program_draws_the_very_picture(server: Server, make_page: Callable[..., Page], language: str) -> None:
+    """Whatever was asked of it: a shape, a way to reach it, the best of many, what to steer away from."""
+    asked = {"prompt": "it's wide", "negative_prompt": "fog", "size": "96x64", "fit": "crop", "best_of": 3, "seed": 7}
+    requests.post(f"{server.url}/v1/jobs", json=asked, timeout=20)
+    page = make_page(server)
+    page.get_by_role("button", name="Open picture 1").click()
+    page.get_by_role("tab", name=language).click()
+    program = page.locator("#snippet-text").inner_text()
+    files: list[io.BytesIO] = []
+    if language == "curl":
+        words = shlex.split(program.replace("\\\n", " "))
+        again = requests.post(words[1], json=json.loads(words[words.index("--json") + 1]), timeout=20).json()
+        assert {name: again[name] for name in asked} == asked and again["model"] == "fake"
+        return
+    exec(program, {"open": lambda *_: files.append(Kept()) or files[-1]})
+    job = next(job for job in server.app.extensions[JOBS].store.rows.find("", Query()) if job.pictures)
+    first = server.app.extensions[JOBS].store.read(job.pictures[0])
+    again, wanted = (np.asarray(Image.open(io.BytesIO(data))) for data in (files[0].getvalue(), first))
+    assert wanted.shape == (64, 96, 3) and np.array_equal(again, wanted)
+    assert 'model="fake"' in program if language == "openai" else '"model": "fake"' in program
+
+
+class Kept(io.BytesIO):
+    """A file whose content outlives it."""
+
+    def close(self) -> None:
+        pass
 
 
 def test_deleting_asks_first(gallery: Page, server: Server) -> None:

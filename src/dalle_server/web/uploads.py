@@ -1,4 +1,4 @@
-"""Pictures that a client sends inside JSON: base64, or data URLs."""
+"""Pictures that a client sends: files of a form, or base64 and data URLs inside JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import base64
 import binascii
 import re
 
+from flask import request
+
 from dalle_server.errors import InvalidRequest
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def form_files(*names: str) -> list[bytes]:
+    """What the current request's form holds under these names. Raises InvalidRequest for text where a file belongs: a
+    mask that nobody sees would let the whole picture be painted over.
+    """
+    for name in names:
+        if request.form.get(name):
+            message = f"{name} must be a file, and it came as text; send it as a part of the form with a filename"
+            raise InvalidRequest(message, param=name)
+    return [file.read() for name in names for file in request.files.getlist(name)]
 
 
 def decode_base64(text: str, param: str) -> bytes:

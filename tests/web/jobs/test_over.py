@@ -110,6 +110,11 @@ def test_multipart_is_the_same(client: FlaskClient) -> None:
     assert response.status_code == 202, response.json
     job = wait_for(client, response.json["id"], "done")
     assert files(client, job) == files(client, as_json)
+    for name in ("image", "mask"):
+        as_text = {**form, "image": (io.BytesIO(png(PHOTO)), "a.png"), name: url(png(MASK))}
+        refused = client.post("/v1/jobs", data=as_text, content_type="multipart/form-data")
+        assert refused.status_code == 400 and refused.json["error"]["param"] == name
+        assert "must be a file" in refused.json["error"]["message"]
 
 
 def test_without_words_it_is_a_variation_with_the_pictures_own(client: FlaskClient, engine: Engine) -> None:

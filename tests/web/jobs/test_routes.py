@@ -106,6 +106,9 @@ def test_the_gallery_pages_and_searches(client: FlaskClient) -> None:
     assert ([job["id"] for job in rest["data"]], rest["has_more"]) == (ids[:1], False)
     assert [job["id"] for job in client.get("/v1/jobs?q=number1").json["data"]] == ids[1:2]
     assert client.get("/v1/jobs?limit=0").json["error"]["param"] == "limit"
+    assert client.delete(f"/v1/jobs/{ids[1]}").status_code == 200
+    gone = client.get(f"/v1/jobs?after={ids[1]}")
+    assert (gone.status_code, gone.json["error"]["param"]) == (404, "after"), "and not as if there were no more"
 
 
 def test_jobs_of_one_key_are_not_anothers(make_app: Callable[..., Flask]) -> None:

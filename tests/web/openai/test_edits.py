@@ -106,6 +106,7 @@ def test_a_stream_of_an_edit_has_its_own_events(client: openai.OpenAI, photo: Pi
         image=png(photo), mask=png(hole((360, 240), BOX)), prompt="x", extra_body={"seed": 7, "candidates": 2}
     )
     assert plain.data is not None and plain.data[0].b64_json == events[-1].b64_json
+    assert plain.usage is not None and events[-1].usage.output_tokens == plain.usage.output_tokens
     for event in events:
         assert pixels_of(event.b64_json).shape == (240, 360, 3)
 
@@ -231,6 +232,9 @@ SMALL = png(np.zeros((16, 16, 3), np.uint8))
         ({"prompt": "x"}, [("image", SMALL), ("mask", png(np.zeros((16, 16), np.uint8)))], "mask", "frees nothing"),
         ({}, [("image", SMALL)], "prompt", "prompt is required"),
         ({"prompt": " "}, [("image", SMALL)], "prompt", "must not be empty"),
+        ({"prompt": "x", "mask": "data:image/png;base64,AA=="}, [("image", SMALL)], "mask", "must be a file"),
+        ({"prompt": "x", "image": "AA=="}, [], "image", "must be a file"),
+        ({"prompt": "x", "image[]": "AA=="}, [("image", SMALL)], "image[]", "must be a file"),
         ({"prompt": "x", "strength": "2"}, [("image", SMALL)], "strength", "less than or equal to 1"),
         ({"prompt": "x", "n": "many"}, [("image", SMALL)], "n", "integer"),
         ({"prompt": "x", "candidates": "17"}, [("image", SMALL)], "candidates", "16"),

@@ -37,6 +37,15 @@ def generate(server: Live, **body: Any) -> Any:
     return post(server, "/v1/images/generations", prompt="a red apple", response_format="b64_json", seed=3, **body)
 
 
+def stream(server: Live, **body: Any) -> list[Any]:
+    """The data of the events that complete a picture."""
+    wanted = {"prompt": "a red apple", "seed": 3, "stream": True, **body}
+    asked = urllib.request.Request(f"{server.url}/v1/images/generations", json.dumps(wanted).encode())
+    with urllib.request.urlopen(asked, timeout=30) as reply:
+        lines = [line.removeprefix(b"data: ") for line in reply if line.startswith(b"data: {")]
+    return [event for event in map(json.loads, lines) if event["type"].endswith(".completed")]
+
+
 def test_the_likeliest_of_those_drawn_come_best_first(server: Live) -> None:
     every = generate(server, n=6, logprobs=True)
     scores = [data["score"] for data in every["data"]]
@@ -48,6 +57,11 @@ def test_the_likeliest_of_those_drawn_come_best_first(server: Live) -> None:
     assert [data["score"] for data in best["data"]] == [scores[i] for i in order]
     assert all("logprobs" not in data for data in best["data"])
     assert best["usage"]["output_tokens"] == 6 * 16, "what was drawn in vain was drawn"
+    events = stream(server, n=2, best_of=6)
+    assert [event["b64_json"] for event in events] == [data["b64_json"] for data in best["data"]]
+    told = [event["usage"] for event in events]
+    for name in ("input_tokens", "output_tokens", "total_tokens"):
+        assert sum(usage[name] for usage in told) == best["usage"][name], "also one by one"
 
 
 def test_logprobs_are_a_map_of_the_picture(server: Live) -> None:

@@ -22,6 +22,7 @@ from tests.web.scripted_engine import ScriptedEngine
 
 TOOLS: list[Any] = [{"type": "image_generation"}]
 WORDS = {"type": "input_text", "text": "a red apple"}
+AS_IN_CHAT = {"type": "input_image", "image_url": {"url": "data:,"}}
 REMOTE = {"type": "input_image", "image_url": "https://example.org/a.png"}
 
 
@@ -93,6 +94,9 @@ def test_the_tools_fields_count(client: FlaskClient, engine: ScriptedEngine) -> 
         ({"input": [{"role": "user", "content": [WORDS, {"type": "input_image", "file_id": "file-1"}]}]}, "input"),
         ({"input": [{"role": "user", "content": [WORDS, {"type": "input_image"}]}]}, "input"),
         ({"input": [{"role": "user", "content": [WORDS, REMOTE]}]}, "input.image_url"),
+        ({"input": [{"role": "user", "content": [WORDS, AS_IN_CHAT]}]}, "input.0.content.1.image_url"),
+        ({"input": [{"role": "user", "content": 7}]}, "input.0.content"),
+        ({"input": {"role": "user"}}, "input"),
         ({"tools": [{"type": "image_generation", "input_image_mask": {"image_url": "data:,"}}]}, "input_image_mask"),
         ({"input": "x" * 32_001}, "input"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),

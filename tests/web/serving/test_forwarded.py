@@ -103,6 +103,8 @@ def test_public_url_is_where_results_point(make_app: MakeApp) -> None:
         assert client.get(url.removeprefix(origin), buffered=True).status_code == 200
     page = client.get("/", headers={"Accept": "text/html"})
     assert page.headers["Location"] == "/dalle/playground"
+    job = client.post("/v1/jobs", json={"prompt": "x"})
+    assert job.json is not None and job.headers["Location"] == f"/dalle/v1/jobs/{job.json['id']}"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def install(app: Flask, settings: Settings, service: Service) -> Jobs:
 )
 def submit() -> tuple[Response, int, dict[str, str]]:
     job = submission.submit()
-    return _reply(find_job(job.id)), 202, {"Location": f"/v1/jobs/{job.id}"}
+    return _reply(find_job(job.id)), 202, {"Location": f"{request.script_root}/v1/jobs/{job.id}"}
 
 
 @blueprint.get("")
@@ -67,7 +67,7 @@ def list_jobs() -> Response:
         words=query.words,
         status=query.status,
         with_pictures=query.with_pictures,
-        before=query.after,
+        before=find_job(query.after, "after").id if query.after else "",
         limit=query.limit + 1,
     )
     found = current_jobs().store.rows.find(owner(), wanted, is_unwanted=client_left())

@@ -6,7 +6,6 @@ from functools import partial
 
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
-from werkzeug.datastructures import FileStorage
 
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import InvalidRequest
@@ -26,7 +25,7 @@ from dalle_server.web.openai.schemas import (
 from dalle_server.web.pool.model import Model
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.uploads import decode_base64
+from dalle_server.web.uploads import decode_base64, form_files
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
 
@@ -76,10 +75,10 @@ def _answer(model: Model, body: RepaintBody, prompt: str | None, over: Repaint) 
 
 
 def _files(*names: str) -> list[bytes]:
-    found: list[FileStorage] = [file for name in names for file in request.files.getlist(name)]
+    found = form_files(*names)
     if len(found) > MAX_EDIT_IMAGES:
         raise InvalidRequest(f"{names[0]}: {len(found)} pictures are too many; send one", param=names[0])
-    return [file.read() for file in found]
+    return found
 
 
 def _first(files: list[bytes]) -> bytes | None:

@@ -10,11 +10,11 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import DalleServerError, GenerationCancelled, InvalidRequest
@@ -51,17 +51,25 @@ class ContentPart(Body):
     file_id: str | None = None
 
 
+Parts = TypeVar("Parts")
+# Which of the two it is is told by the list, so that an error names the part's field.
+_TextOr = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<list>")],
+    Discriminator(lambda value: "<list>" if isinstance(value, list) else "<text>"),
+]
+
+
 class InputItem(Body):
     """A message; its text may stand alone or in parts. What else an input may hold is ignored."""
 
     role: str | None = None
-    content: str | list[ContentPart] | None = None
+    content: _TextOr[list[ContentPart]] | None = None
 
 
 class ResponsesBody(Body):
     """POST /v1/responses."""
 
-    input: str | list[InputItem] = Field(description="the last message of the user is the prompt")
+    input: _TextOr[list[InputItem]] = Field(description="the last message of the user is the prompt")
     tools: list[Tool] = Field(description="must hold one of the type image_generation")
     model: str | None = Field(None, description="echoed")
     stream: bool | None = None

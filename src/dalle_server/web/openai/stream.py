@@ -30,6 +30,7 @@ class _ImageEvents:
         self._drawing, self._body, self._kind = drawing, body, kind
         self._partials: Counter[int] = Counter()
         self._unbilled_text_tokens = drawing.generation.text_token_count
+        self._unbilled_pictures = drawing.num_drawn - drawing.order.num_images  # drawn in vain
         self._broken = False
 
     def translate(self, event: Event) -> Iterator[str]:
@@ -63,9 +64,10 @@ class _ImageEvents:
 
     def _completed(self, image: GeneratedImage) -> str:
         file = self._drawing.file(image)
-        # The text was read once for all pictures: counted with the first, so that a sum over events is right.
-        usage = Usage.of(self._unbilled_text_tokens, len(image.tokens))
-        self._unbilled_text_tokens = 0
+        # The text was read once for all pictures, and pictures that nobody gets have no event: counted with the first,
+        # so that a sum over events is right.
+        usage = Usage.of(self._unbilled_text_tokens, (1 + self._unbilled_pictures) * len(image.tokens))
+        self._unbilled_text_tokens = self._unbilled_pictures = 0
         return self._event("completed", file, image.index, {"usage": usage.model_dump(), "seed": image.key.seed})
 
     def _event(self, kind: str, file: bytes, position: int, extra: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ const PAGE = 24;
 export class Feed {
   #cards = new Map();
   #search = "";
-  #last = "";
   #load = 0;
 
   constructor(jobs, models, actions) {
@@ -21,7 +20,7 @@ export class Feed {
     jobs.addEventListener("added", ({ detail }) => this.#add(detail.job));
     jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
     jobs.addEventListener("removed", ({ detail }) => this.#remove(detail.job));
-    $("more-pictures").addEventListener("click", () => this.#more());
+    $("more-pictures").addEventListener("click", () => this.#more().catch(this.actions.onError));
     this.#listenToSearch();
     new ResizeObserver(() => this.#cards.forEach((card) => card.chooseScaling())).observe(this.element);
     setInterval(() => this.jobs.running.forEach((job) => this.#cards.get(job.id)?.tick()), 500);
@@ -35,7 +34,7 @@ export class Feed {
     this.#cards.clear();
     this.element.replaceChildren();
     jobs.forEach((job) => this.#append(job));
-    this.#paged(jobs, hasMore);
+    this.#paged(hasMore);
   }
 
   /** Finished pictures in the order they are shown: [{ job, index }]. */
@@ -51,16 +50,16 @@ export class Feed {
   }
 
   async #more() {
-    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, after: this.#last, limit: PAGE });
+    const last = this.element.lastElementChild?.dataset.job ?? ""; // the one that is there now: another may be deleted
+    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, after: last, limit: PAGE });
     const before = this.element.children.length;
     jobs.forEach((job) => this.#append(job));
-    this.#paged(jobs, hasMore);
+    this.#paged(hasMore);
     announce(`${plural(jobs.length, "older request")} shown`);
     this.element.children[before]?.querySelector("button:enabled")?.focus();
   }
 
-  #paged(jobs, hasMore) {
-    this.#last = jobs.at(-1)?.id ?? this.#last;
+  #paged(hasMore) {
     $("more-pictures").hidden = !hasMore;
     this.#showEmpty();
   }

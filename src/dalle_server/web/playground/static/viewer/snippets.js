@@ -14,13 +14,18 @@ const address = (url) => `${base}${String(url).replace(/^\//, "")}`;
 const KEY = "API_KEY"; // not a name that begins with DALLE_: the server reads those as its settings
 
 function settings(job) {
-  const { prompt, num_images, seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { prompt, num_images, ...choice(job), seed, temperature, top_k, top_p, condition_scale, format: job.format, ...manner(job), ...tile(job) };
-  return job.negative_prompt ? { ...all, negative_prompt: job.negative_prompt } : all;
+  const { model, prompt, num_images, format, size } = job;
+  return { model, prompt, num_images, format, ...(size ? { size } : {}), ...ours(job) };
 }
 
-const choice = ({ best_of }) => (Number.isInteger(best_of) ? { best_of } : {});
-const tile = ({ seamless }) => (seamless === true ? { seamless } : {});
+/** Fields that OpenAI's images API does not have. */
+function ours(job) {
+  const { best_of, seed, temperature, top_k, top_p, condition_scale, negative_prompt, fit, seamless } = job;
+  return {
+    ...(Number.isInteger(best_of) ? { best_of } : {}), seed, temperature, top_k, top_p, condition_scale,
+    ...(negative_prompt ? { negative_prompt } : {}), ...(fit ? { fit } : {}), ...manner(job), ...(seamless === true ? { seamless } : {}),
+  };
+}
 
 /** How a given picture is drawn over. */
 function manner({ over }) {
@@ -72,9 +77,8 @@ for image in job["images"]:
 }
 
 function openai(job, withKey) {
-  const { seed, temperature, top_k, top_p, condition_scale } = job;
-  const all = { ...choice(job), seed, temperature, top_k, top_p, condition_scale, ...manner(job), ...tile(job) };
-  const extra = Object.entries(all).map(([name, value]) => `"${name}": ${literal(name, value)}`);
+  const extra = Object.entries(ours(job)).map(([name, value]) => `"${name}": ${literal(name, value)}`);
+  const size = job.size ? `    size=${python(job.size)},\n` : "";
   const header = withKey ? `, headers={"Authorization": f"Bearer {os.environ['${KEY}']}"}` : "";
   const files = given(job).map(([name, url]) => `    ${name}=requests.get(${python(url)}${header}).content,\n`);
   return `import base64
@@ -85,13 +89,13 @@ client = OpenAI(base_url=${python(`${base}v1`)}, api_key=${withKey ? 'os.environ
 reply = client.images.${job.over ? "edit" : "generate"}(
     model=${python(job.model)},
     prompt=${python(job.prompt)},
-${files.join("")}    n=${Math.min(Number(job.num_images), 10)},
+${files.join("")}${size}    n=${Math.min(Number(job.num_images), 10)},
     response_format="b64_json",
     output_format=${python(job.format)},
     extra_body={${extra.join(", ")}},
 )
 for index, image in enumerate(reply.data):
-    with open(f"${/^[0-9]+$/.test(seed) ? seed : 0}-{index}.${suffix(job)}", "wb") as file:
+    with open(f"${/^[0-9]+$/.test(job.seed) ? job.seed : 0}-{index}.${suffix(job)}", "wb") as file:
         file.write(base64.b64decode(image.b64_json))
 `;
 }
