@@ -164,7 +164,14 @@ def test_the_code_is_copied_and_says_the_same(gallery: Page, server: Server) -> 
 @pytest.mark.parametrize("language", ["curl", "Python", "openai"])
 def test_a_program_draws_the_very_picture(server: Server, make_page: Callable[..., Page], language: str) -> None:
     """Whatever was asked of it: a shape, a way to reach it, the best of many, what to steer away from."""
-    asked = {"prompt": "it's wide", "negative_prompt": "fog", "size": "96x64", "fit": "crop", "best_of": 3, "seed": 7}
+    asked: dict[str, Any] = {
+        "prompt": "it's wide",
+        "negative_prompt": "fog",
+        "size": "96x64",
+        "fit": "crop",
+        "best_of": 3,
+        "seed": 7,
+    }
     requests.post(f"{server.url}/v1/jobs", json=asked, timeout=20)
     page = make_page(server)
     page.get_by_role("button", name="Open picture 1").click()
