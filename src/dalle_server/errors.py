@@ -8,7 +8,8 @@
     ├── NotSupported (501)            part of a spoken protocol that this model cannot do
     ├── RateLimited (429)             this client asks too often
     ├── Overloaded (503)              the queue is full, or the server is draining
-    │   └── NotReady (503)            the weights are still loading, or the engine is down
+    │   └── NotReady (503)            the weights are still loading, or the engine restarts
+    │       └── EngineDown (503)      the engine is stopped or given up: what it had accepted need not wait for it
     ├── DeadlineExceeded (504)        the request's own time limit passed
     ├── GenerationCancelled (499)     the client left or asked to stop
     ├── GenerationFailed (500)        the engine could not finish this picture
@@ -90,6 +91,10 @@ class Overloaded(DalleServerError):
 
 class NotReady(Overloaded):
     code = "not_ready"
+
+
+class EngineDown(NotReady):
+    """Told as any NotReady; who waits for a place in this engine's queue waits in vain."""
 
 
 class DeadlineExceeded(DalleServerError):

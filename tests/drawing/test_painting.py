@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
-from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from dalle_server.errors import DeadlineExceeded, EngineDown, InvalidRequest, Overloaded
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -159,6 +160,67 @@ def test_the_next_window_waits_for_a_place_instead_of_failing(engine: Engine) ->
     (image,) = result_of(paint(submit, shape(1536, 1024), request()))
     (expected,) = result_of(paint(engine.submit, shape(1536, 1024), request()))
     assert np.array_equal(image.pixels, expected.pixels) and len(asked) == 6
+
+
+def test_the_next_window_waits_while_the_engine_restarts() -> None:
+    may_restart = threading.Event()
+
+    def make_runner() -> FakeRunner:
+        may_restart.wait(30)
+        return FakeRunner(fake_config(SIDE))
+
+    def crash(rows: object) -> None:
+        raise RuntimeError("injected")
+
+    engine = Engine(FakeRunner(fake_config(SIDE)), FakeTokenizer(), make_runner=make_runner)
+    engine.start()
+    asked: list[GenerationRequest] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        if len(asked) == 2:  # between the two windows another's picture ends the loop
+            runner_of(engine).on_step = crash
+            for _ in engine.submit(request()).events():
+                pass
+        if len(asked) == 5:
+            may_restart.set()
+        return engine.submit(wanted)
+
+    (image,) = result_of(paint(submit, shape(1536, 1024), request(timeout_s=60)))
+    assert len(asked) >= 5
+    (expected,) = result_of(paint(engine.submit, shape(1536, 1024), request()))
+    assert np.array_equal(image.pixels, expected.pixels)
+    engine.stop()
+
+
+def test_a_picture_ends_with_an_engine_that_is_stopped_between_two_windows(engine: Engine) -> None:
+    asked: list[GenerationRequest] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        if len(asked) == 2:
+            engine.stop()
+        return engine.submit(wanted)
+
+    with pytest.raises(EngineDown, match="the engine is stopped"):
+        result_of(paint(submit, shape(1536, 1024), request(timeout_s=10)))  # without a limit it would wait for ever
+    assert len(asked) == 2
+
+
+def test_a_window_that_is_refused_for_good_ends_the_others_too(engine: Engine) -> None:
+    accepted: list[Generation] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        if wanted.forced_tokens and wanted.images[0].index % 2**INDEX_BITS == 1:
+            raise InvalidRequest("the model below has another shape now")
+        accepted.append(engine.submit(wanted))
+        return accepted[-1]
+
+    runner_of(engine).step_s = 0.003
+    painting = paint(submit, shape(1536, 1024), request(2))
+    with pytest.raises(InvalidRequest):
+        result_of(painting)
+    assert len(accepted) == 3 and accepted[2].cancel_reason == "another picture of the request failed"
 
 
 def test_all_are_accepted_or_none(engine: Engine) -> None:

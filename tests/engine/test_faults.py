@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from dalle_server.engine import engine as engine_module
-from dalle_server.errors import GenerationFailed, InvalidRequest, NotReady
+from dalle_server.errors import EngineDown, GenerationFailed, InvalidRequest
 from dalle_server.generation import Done, Failed
 from dalle_server.request import GenerationRequest
 from tests.engine.conftest import NUM_TOKENS, alone, run, same
@@ -58,7 +58,7 @@ def test_a_second_fault_is_fatal(make_engine):
         run(engine)
         assert isinstance(generation.terminal, Failed) and engine.state == expected
     assert fatal == ["failed"]
-    with pytest.raises(NotReady, match="failed"):
+    with pytest.raises(EngineDown, match="failed"):
         engine.submit(GenerationRequest.of("a"))
 
 

@@ -223,7 +223,7 @@ def test_a_full_queue_refuses_unread(
     else:
         engine.gate.clear()
         service = service_of(app)
-        service.submit(service.pool.first, GenerationRequest.of("x", client="addr:127.0.0.1"))
+        service.submitter(service.pool.first)(GenerationRequest.of("x", client="addr:127.0.0.1"))
     read: list[str] = []
     watch(monkeypatch, read.append)
     reply = app.test_client().post(path, **body)

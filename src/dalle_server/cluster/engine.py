@@ -21,7 +21,7 @@ from dalle_server.engine.checking import check_pixels, check_request
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import Place
-from dalle_server.errors import NotReady, Overloaded
+from dalle_server.errors import EngineDown, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Done, Generation, Queued
 from dalle_server.models.config import ModelConfig
 from dalle_server.request import GenerationRequest
@@ -134,8 +134,9 @@ class ClusterEngine:
 
     def _take(self, num_images: int) -> None:
         """Raises Overloaded when the queue has no room, NotReady."""
-        if self.state != "ready":
-            raise NotReady(f"the engine is {self.state}; try again shortly", retry_after_s=5)
+        if (state := self.state) != "ready":
+            kind = EngineDown if state == "stopped" else NotReady
+            raise kind(f"the engine is {state}; try again shortly", retry_after_s=5)
         replicas, step_s = self._watch.replicas, self._watch.step_s
         slots = sum(each.num_slots for each in replicas)
         with self._lock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
@@ -17,7 +16,14 @@ from numpy.typing import NDArray
 
 from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import INDEX_BITS
-from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
+from dalle_server.errors import (
+    DalleServerError,
+    DeadlineExceeded,
+    EngineDown,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+)
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -215,13 +221,18 @@ class Painting(Joined):
         return [told for event in said_by_now(picture.reader) for told in self._translated(picture, event)]
 
     def _resume(self, picture: _Picture) -> Failed | Cancelled | None:
-        """The next window of a picture that was accepted must not fail because others came: it waits for a place."""
+        """The next window of a picture that was accepted must not fail because others came, or because the engine
+        restarts: it waits for a place, where there will be one.
+        """
         if self.cancel_reason is not None:
             return Cancelled(self.cancel_reason)
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return Failed(DeadlineExceeded.after(self.request.timeout_s))
-        with suppress(Overloaded, RateLimited):
+        try:
             self._start(picture)
+        except DalleServerError as error:
+            will_pass = isinstance(error, Overloaded | RateLimited) and not isinstance(error, EngineDown)
+            return None if will_pass else Failed(error)
         return None
 
     def _translated(self, picture: _Picture, event: Event) -> Iterator[Event]:

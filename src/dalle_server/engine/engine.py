@@ -22,7 +22,7 @@ from dalle_server.engine.selftest import check_determinism
 from dalle_server.engine.sequence import ImageGroup
 from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import Place, RequestTracker
-from dalle_server.errors import EngineFault, NotReady, Overloaded
+from dalle_server.errors import EngineDown, EngineFault, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Failed, Generation
 from dalle_server.request import GenerationRequest
 
@@ -110,16 +110,22 @@ class Engine:
 
     def hold(self) -> Place:
         """A place in the queue for a request that has yet to be read; `submit` takes it, or it is given back. Any
-        thread. Raises Overloaded when the queue is full, NotReady while stopping or down.
+        thread. Raises Overloaded when the queue is full, NotReady and EngineDown as `submit` does.
         """
         if self.state != "ready":
-            raise NotReady(f"the engine is {self.state}; try again shortly", retry_after_s=5)
+            raise self._refusal()
         return self._loop.hold()
+
+    def _refusal(self) -> NotReady:
+        state = self._state
+        kind = EngineDown if state in ("failed", "stopping", "stopped") else NotReady
+        return kind(f"the engine is {state}; try again shortly", retry_after_s=5)
 
     def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         """Accept a request: from now on it ends exactly once. Any thread.
 
-        Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while stopping or down.
+        Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while restarting, EngineDown from
+        `stop` or the last fault on.
         """
         most = self._counters.num_slots + self._max_waiting_images
         check_request(request, self.config, self.info, most)
@@ -130,7 +136,7 @@ class Engine:
             group = ImageGroup.of(handle, conditional, unconditional, self.config.picture.num_tokens)
             with self._lifecycle:
                 if self._state != "ready" or loop is not self._loop:
-                    raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
+                    raise self._refusal()
                 handle.on_cancel(loop.tracker.wake)
                 loop.submit(group)
         return handle
@@ -143,7 +149,7 @@ class Engine:
         check_pixels(pixels, self.config, self.info)
         with self._tokenizing:  # a runner reads for one thread at a time
             if self._state != "ready":
-                raise NotReady(f"the engine is {self._state}; try again shortly", retry_after_s=5)
+                raise self._refusal()
             try:
                 return self._loop.runner.tokenize(pixels)
             except MemoryError as error:

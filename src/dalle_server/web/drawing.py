@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Semaphore
 
 from dalle_server.drawing.best_of import BestOf
@@ -192,8 +191,8 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     """Submit an order of the current HTTP request's client, who holds the model: of new pictures, or of drawings over
     a given one.
 
-    Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submit` does; NotSupported where the model
-    cannot read pictures.
+    Raises InvalidRequest; NotReady, Overloaded and RateLimited as `Service.submitter` does; NotSupported where the
+    model cannot read pictures.
     """
     service = current_service()
     settings, engine = service.settings, model.engine
@@ -205,7 +204,7 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     check_best_of(order.best_of, order.num_images, order.counted_as, is_over=over is not None)
     check_pixels(order.form, order.num_images, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
-    submit = partial(service.submit, model)
+    submit = service.submitter(model)
     if over is None:
         drawn = draw_new(submit, request, order.form, engine.config.picture)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Literal
 
 from flask import Response, after_this_request, current_app, g, has_request_context
@@ -95,9 +96,9 @@ class Service:
 
     def hold(self, client: str, model: Model | None = None) -> None:
         """A place in the queue for the current HTTP request: of any model while its body is unread, then of the one it
-        names. `submit` takes it; otherwise it is given back with the answer. Raises as `submit` does.
+        names. Submitting takes it; otherwise it is given back with the answer. Raises as `submitter`'s does.
         """
-        self._check_open()
+        self.check_open()
         if model is None:
             g.place = self._hold_any(client)
             after_this_request(_give_back)
@@ -123,15 +124,22 @@ class Service:
             raise refusal
         return None
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises NotReady while draining."""
         if self._is_draining:
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
 
-    def submit(self, model: Model, request: GenerationRequest) -> Generation:
-        """Of a model that the caller holds. Raises NotReady while loading, failed or draining; Overloaded when the
-        queue is full, RateLimited when this client's share of it is; InvalidRequest.
+    def submitter(self, model: Model) -> Callable[[GenerationRequest], Generation]:
+        """Submits one client's request, to a model that he holds, and all that it is made of: what is accepted is
+        finished, so a drain that begins meanwhile refuses no later window of a picture. Raises NotReady while draining.
+
+        What it gives raises NotReady while the model is loading or failed; Overloaded when the queue is full,
+        RateLimited when this client's share of it is; InvalidRequest.
         """
-        self._check_open()
+        self.check_open()
+        return partial(self._submit, model)
+
+    def _submit(self, model: Model, request: GenerationRequest) -> Generation:
         engine = model.engine
         asked()
         try:

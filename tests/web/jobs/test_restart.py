@@ -13,11 +13,12 @@ from flask.testing import FlaskClient
 
 from dalle_server.errors import (
     DalleServerError,
+    EngineDown,
     Overloaded,
     RateLimited,
 )
 from dalle_server.web.jobs.current import EXTENSION
-from tests.web.jobs.client import submit, wait_for
+from tests.web.jobs.client import submit, until, wait_for
 from tests.web.jobs.store_help import picture_bytes
 from tests.web.scripted_engine import ScriptedEngine
 
@@ -109,3 +110,59 @@ def test_a_draining_server_leaves_its_jobs_for_the_next(make_app: Callable[..., 
     time.sleep(0.1)
     assert app.test_client().get(f"/v1/jobs/{job['id']}").json["status"] == "running"
     app.extensions[EXTENSION].close()
+
+
+WIDE = {"size": "24x16", "fit": "paint"}  # two windows
+
+
+def test_a_wide_picture_goes_on_while_the_server_drains(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    app = make_app()
+    client = app.test_client()
+    job = submit(client, **WIDE)
+    wait_for(client, job["id"], "running")
+    app.extensions["dalle_server"].drain()
+    engine.gate.set()
+    wait_for(client, job["id"], "done")
+    assert len(engine.requests) == 2
+    app.extensions[EXTENSION].close()
+
+
+def test_a_job_whose_engine_goes_down_between_two_windows_waits_for_it(
+    make_app: Callable[..., Flask], engine: ScriptedEngine
+) -> None:
+    expected = pictures((alone := make_app()).test_client(), **WIDE)
+    alone.extensions[EXTENSION].close()
+    engine.gate.clear()
+    app = make_app()
+    client = app.test_client()
+    job = submit(client, **WIDE)
+    wait_for(client, job["id"], "running")
+    engine.submit_error = EngineDown("the engine is failed; try again shortly")
+    engine.gate.set()
+    wait_for(client, job["id"], "queued")
+    engine.submit_error = None
+    done = wait_for(client, job["id"], "done")
+    assert [client.get(image["url"]).data for image in done["images"]] == expected
+    app.extensions[EXTENSION].close()
+
+
+def test_a_job_between_two_windows_is_left_for_the_next_server(
+    make_app: Callable[..., Flask], engine: ScriptedEngine
+) -> None:
+    engine.gate.clear()
+    first = make_app()
+    client = first.test_client()
+    job = submit(client, **WIDE)
+    wait_for(client, job["id"], "running")
+    first.extensions["dalle_server"].drain()
+    engine.submit_error = EngineDown("the engine is stopped; try again shortly")
+    engine.gate.set()
+    until(lambda: not first.extensions[EXTENSION].local_ids())
+    assert client.get(f"/v1/jobs/{job['id']}").json["status"] == "running"
+    first.extensions[EXTENSION].close()
+    engine.submit_error = None
+    second = make_app()
+    second.extensions[EXTENSION].start()
+    assert len(wait_for(second.test_client(), job["id"], "done")["images"]) == 1
+    second.extensions[EXTENSION].close()

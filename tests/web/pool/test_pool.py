@@ -11,7 +11,7 @@ import pytest
 
 from dalle_server.config import Settings
 from dalle_server.engine.stats import EngineStats, Observer
-from dalle_server.errors import CheckpointError, ConfigError, InvalidRequest, NotReady
+from dalle_server.errors import CheckpointError, ConfigError, EngineDown, InvalidRequest, NotReady
 from dalle_server.models.card import ModelCard
 from dalle_server.web.bookkeeping import Bookkeeping
 from dalle_server.web.operations.metrics import Metrics
@@ -96,8 +96,9 @@ def world_of(worlds: list[World], *args: Any, **kw: Any) -> World:
 def test_the_first_is_loaded_at_start_the_others_when_they_are_asked_for(worlds: list[World]) -> None:
     world = world_of(worlds, {"a": 1, "b": 1})
     assert world.states() == {"a": "loaded", "b": "on_disk"}
-    with pytest.raises(NotReady, match="not loaded"):
+    with pytest.raises(NotReady, match="not loaded") as caught:
         _ = world.model("b").engine
+    assert not isinstance(caught.value, EngineDown), "it will be there for who waits"
     held = world.use("b")
     assert world.states() == {"a": "loaded", "b": "loaded"}
     assert held.model.engine is world.engines["b"][0]
@@ -114,6 +115,8 @@ def test_a_model_whose_engine_failed_is_given_up_alone_and_loaded_anew(
     assert world.pool.unloads == {("b", "failed"): 1}
     with pytest.raises(NotReady, match="failed twice within an hour"):
         world.use("b")
+    with pytest.raises(EngineDown, match="'b' is not available: its engine failed twice within an hour"):
+        _ = held.model.engine  # a picture that is between two windows
     assert world.use("a").model.engine is world.engines["a"][0]
     monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
     assert world.use("b").model.engine is world.engines["b"][1]

@@ -158,7 +158,8 @@ def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
         server.ready()
         pending = [server.in_background("/dalle", ONE) for _ in range(4)]
         stream = server.in_background("/v1/images/generations", {"prompt": "x", "stream": True})
-        server.wait_for(lambda: server.metric("dalle_running_images") + server.metric("dalle_waiting_images") == 5)
+        wide = server.in_background("/v1/images/generations", {"prompt": "x", "size": "1536x1024"})
+        server.wait_for(lambda: server.metric("dalle_running_images") + server.metric("dalle_waiting_images") == 6)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(lambda: server.get("/ready")[1]["state"] == "draining")
         assert server.request("POST", "/dalle", ONE)[0] == 503
@@ -166,6 +167,7 @@ def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
             status, _, body = one.reply()
             assert status == 200 and len(json.loads(body)["generatedImages"]) == 1
         assert stream.reply()[2].rstrip().endswith(b"data: [DONE]")
+        assert wide.reply()[0] == 200  # its second window is asked for while the server drains
         assert server.exit_code() == 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any
 
 from dalle_server.errors import DalleServerError, NotReady, Overloaded, RateLimited
@@ -106,7 +105,7 @@ class Backlog:
             return None
         window = engine.config.picture
         finished = 0 if job.best_of is not None else len(job.request.images) - len(request.images)
-        generation = drawn(partial(self._service.submit, model), job, request, window)
+        generation = drawn(self._service.submitter(model), job, request, window)
         shape = job.form.shape(window, seamless=request.seamless) if job.over is None else None
         tokens = window.num_tokens * (1 if shape is None else len(shape.places))
         return Live(job, generation, row_tokens=window.grid_width, offset=finished * tokens)

@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from dalle_server.config import Settings
@@ -131,7 +130,7 @@ class Jobs:
             over=over,
             created_at=time.time(),
         )
-        generation = drawn(partial(self._service.submit, model), job, whole_request(job), engine.config.picture)
+        generation = drawn(self._service.submitter(model), job, whole_request(job), engine.config.picture)
         job = replace(job, request=replace(request, sampling=generation.sampling))
         try:
             if given is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from dalle_server.drawing.best_of import score
 from dalle_server.drawing.repaint import Frame
 from dalle_server.drawn import Drawn
-from dalle_server.errors import DalleServerError, EngineFault, GenerationFailed, NotReady
+from dalle_server.errors import DalleServerError, EngineDown, EngineFault, GenerationFailed, NotReady
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -185,14 +185,18 @@ class Running:
             case Failed(EngineFault()) if live.job.faults == 0 and not live.cancelled:
                 job = replace(live.job, faults=1, status="queued", started_at=None, queue_s=None)
                 self._requeue(store, job)
+            case Failed(EngineDown()) if not live.cancelled and not self._goes_on_later():
+                self._requeue(store, replace(live.job, status="queued", started_at=None, queue_s=None))
             case Failed(error) if not self._goes_on_later():
                 self._ends.end(store, live.job, "failed", {"error": openai_error(error)})
             case Cancelled(reason) if live.cancelled or not self._goes_on_later():
                 self._ends.end(store, live.job, "cancelled", {"reason": reason})
 
     def _requeue(self, store: Store, job: Job) -> None:
-        """The fault may have been a neighbour's. The next time it counts as this job's own."""
-        logger.warning("job %s goes on after a fault of the engine", job.id)
+        """The fault may have been a neighbour's: the next time it counts as this job's own. An engine that went down
+        between two windows of a picture was no job's.
+        """
+        logger.warning("job %s goes on when its engine is back", job.id)
         names = ("faults", "status", "started_at", "queue_s")
         store.rows.update(job.id, **{name: getattr(job, name) for name in names})
         self._again(replace(job, pictures=(store.rows.get(job.id) or job).pictures))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dalle_server.engine.runners.base import RunnerInfo
 from dalle_server.engine.stats import EngineStats, Observer
 from dalle_server.engine.tracker import Place
-from dalle_server.errors import DalleServerError, NotReady
+from dalle_server.errors import DalleServerError, EngineDown, NotReady
 from dalle_server.generation import Generation
 from dalle_server.models.card import ModelCard
 from dalle_server.models.config import ModelConfig
@@ -169,10 +169,13 @@ class Model:
 
     @property
     def engine(self) -> ServingEngine:
-        """Stays, while somebody holds the model. Raises NotReady."""
-        if self.engine_now is None:
-            raise NotReady(f"the model {self.name!r} is not loaded; try again shortly", retry_after_s=2)
-        return self.engine_now
+        """Stays, while somebody holds the model, unless it fails. Raises NotReady; EngineDown once it is given up."""
+        engine, failure = self.engine_now, self.failure
+        if engine is not None:
+            return engine
+        if failure is not None and not self.is_loading:
+            raise EngineDown(f"the model {self.name!r} is not available: {failure.message}")
+        raise NotReady(f"the model {self.name!r} is not loaded; try again shortly", retry_after_s=2)
 
     @property
     def is_idle(self) -> bool:

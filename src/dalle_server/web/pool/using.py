@@ -64,6 +64,7 @@ def _wait(service: Service, wait: Callable[[float], bool]) -> None:
     left = client_left()
     end = time.monotonic() + service.settings.request_timeout_s
     while not wait(POLL_S):
+        service.check_open()  # it would be refused in the end: better while there is time for an answer
         if left():
             raise GenerationCancelled("the client left")
         if time.monotonic() > end:
