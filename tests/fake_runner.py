@@ -174,6 +174,7 @@ class FakeRunner:
         self.on_step: Callable[[Sequence[StepRow]], None] = lambda rows: None  # may raise or block
         self.on_encode: Callable[[Sequence[TextTokens]], None] = lambda texts: None
         self.on_read: Callable[[FakeText, int], None] = lambda text, num_tokens: None
+        self.on_admit: Callable[[int], None] = lambda slot: None
         self.on_tokenize: Callable[[NDArray[np.uint8]], None] = lambda pixels: None
         self.on_detokenize: Callable[[NDArray[np.int32]], None] = lambda grids: None
         self.nan_at: dict[ImageKey, int] = {}  # the position from which an image's logits are NaN
@@ -200,6 +201,7 @@ class FakeRunner:
 
     def admit(self, slot: int, conditional: FakeText, unconditional: FakeText) -> None:
         assert 0 <= slot < self.num_slots, slot
+        self.on_admit(slot)
         self._slots[slot] = _Slot(conditional.digest, unconditional.digest)
 
     def step(self, rows: Sequence[StepRow]) -> _Ready:

@@ -49,8 +49,10 @@ schedules = st.lists(st.one_of(st.none(), submissions, st.integers(0, 5)), min_s
 
 
 @settings(max_examples=60, deadline=None)
-@given(schedules, plans, plans, plans, st.sampled_from([0, 1]), st.booleans())
-def test_every_request_ends_once_whatever_fails(schedule, step_plan, encode_plan, pixel_plan, lookahead, renew):
+@given(schedules, plans, plans, plans, plans, st.sampled_from([0, 1]), st.booleans())
+def test_every_request_ends_once_whatever_fails(
+    schedule, step_plan, encode_plan, admit_plan, pixel_plan, lookahead, renew
+):
     runner = FakeRunner(num_slots=3, lookahead=lookahead)
     fatal = []
     engine = new_engine(
@@ -61,6 +63,7 @@ def test_every_request_ends_once_whatever_fails(schedule, step_plan, encode_plan
     )
     runner.on_step = Saboteur(step_plan)
     runner.on_encode = Saboteur([error and MemoryError for error in encode_plan])
+    runner.on_admit = Saboteur([error and MemoryError for error in admit_plan])
     runner.on_detokenize = Saboteur(pixel_plan)
     runner.nan_at = {ImageKey(1, 1): 4}
     accepted = []

@@ -25,6 +25,28 @@ def test_no_memory_at_admission_costs_that_request_alone(make_engine):
     assert engine.stats().faults == 0
 
 
+@pytest.mark.parametrize("fails_at", range(6))
+def test_no_memory_for_a_slot_costs_that_request_alone(fails_at, make_engine):
+    """Also where others of the same prompt are admitted in the same turn, and siblings of the lost one with them."""
+    runner = FakeRunner(num_slots=8)
+    engine = make_engine(runner)
+    slots = []
+
+    def admit(slot):
+        slots.append(slot)
+        if len(slots) == fails_at + 1:
+            raise MemoryError
+
+    runner.on_admit = admit
+    prompts = ["a cat", "a cat", "a dog"]
+    generations = [engine.submit(GenerationRequest.of(prompt, 2, seed=seed)) for seed, prompt in enumerate(prompts)]
+    run(engine)
+    (lost,) = [generation for generation in generations if isinstance(generation.terminal, Failed)]
+    assert "memory" in lost.terminal.error.message and engine.stats().faults == 0
+    for generation in generations:
+        assert generation is lost or same(generation.result(), alone(generation.request))
+
+
 @pytest.mark.parametrize("lookahead", [0, 1, 3])
 @pytest.mark.parametrize("fits", range(1, 8))
 @pytest.mark.parametrize("after", [0, 3])

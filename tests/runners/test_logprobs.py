@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dalle_server.engine.runners.base import LOGPROBS, Runner, StepRow
+from dalle_server.engine.runners.cpu import runner as cpu_runner_module
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.request import ImageKey, SamplingParams
 from tests.runners.cpu.cpu_runners import cpu_runner, needs_compiled
@@ -115,6 +116,28 @@ def test_asking_changes_no_token_and_what_was_drawn_was_possible(runner: Runner)
         # The filters leave nine candidates at most, of which the drawn one is one.
         expected = [as_sampled(row, SAMPLING)[token] for row, token in zip(logits, asked.tokens, strict=True)]
         np.testing.assert_allclose(asked.logprobs[:, 1], expected, rtol=0, atol=1e-4)
+
+
+@needs_compiled
+def test_no_memory_for_them_changes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine tries such a step again with fewer rows. The torch runner's forms: torch/test_runner.py."""
+    runner, golden = RUNNERS["fp32"](), goldens(GOLDENS[NAME])
+
+    def starve(*_: object) -> None:
+        raise MemoryError
+
+    def drawn(*, fails: bool) -> list[list[int]]:
+        num_images, tokens = admit_goldens(runner, golden), []
+        for position in range(runner.config.picture.num_tokens):
+            rows = [StepRow(n, position, ImageKey(7, n), SAMPLING, wants=WANTED) for n in range(num_images)]
+            if fails:
+                with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                    patch.setattr(cpu_runner_module, "log_probabilities", starve)
+                    runner.step(rows)
+            tokens.append(runner.step(rows).result().tokens.tolist())
+        return tokens
+
+    assert drawn(fails=True) == drawn(fails=False)
 
 
 def test_numbers_that_are_not_finite_have_no_likelihood() -> None:

@@ -59,6 +59,8 @@ class EncodedTexts:
 
     def _hand_over(self) -> None:
         for sequence, slot in list(self._waiting.items()):
+            if sequence not in self._waiting:  # lost with a sibling, earlier in this loop
+                continue
             texts = [self._encoded.get(_name(text)) for text in _texts(sequence)]
             if not all(text is not None and text.is_whole for text in texts):
                 continue

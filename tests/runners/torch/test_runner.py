@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
+from dalle_server.engine import sampling
+from dalle_server.engine.runners.base import LOGPROBS, NAN_TOKEN, StepRow
+from dalle_server.engine.runners.torch import runner as torch_runner
 from dalle_server.engine.runners.torch.device import checked_device
 from dalle_server.engine.runners.torch.runner import TorchRunner
 from dalle_server.engine.runners.torch.weights import pixel_dtype
@@ -221,6 +223,29 @@ def test_running_out_of_memory_is_a_memory_error(batch, monkeypatch, starving, c
     monkeypatch.setattr(holder, "encode" if starving == "model" else starving, starve)
     with pytest.raises(MemoryError):
         call(runner, batch)
+
+
+def test_a_step_that_finds_no_memory_for_logprobs_changes_no_slot(batch, form, monkeypatch):
+    """The engine tries it again with fewer rows."""
+
+    def starve(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    def rows(position: int, slots: tuple[int, ...]) -> list[StepRow]:
+        return [replace(row(slot, position, batch[slot]), wants=frozenset({LOGPROBS})) for slot in slots]
+
+    runner = make_runner(form)
+    expected, _ = decode(runner, batch[:3])
+    for slot in range(3):
+        admit(runner, slot, batch[slot])
+    for position in range(expected.shape[1]):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_runner, "log_probabilities", starve)
+            patch.setattr(sampling, "log_probabilities", starve)
+            with pytest.raises(MemoryError):
+                runner.step(rows(position, (0, 1, 2)))
+        tokens = runner.step(rows(position, (0, 1))).result().tokens
+        assert tokens.tolist() == expected[:2, position].tolist()
 
 
 def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again():

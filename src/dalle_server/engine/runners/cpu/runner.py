@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,15 +76,27 @@ class CpuRunner:
         self._guided = self._logits(rows)
         pulled = self._guided if self._distances is None else self._distances.lowered(self._guided, rows)
         tokens = sample(pulled, rows, self._draw)
+        logprobs = self._logprobs(rows, wanted, dict(zip(guided, without, strict=True)), pulled, tokens)
+        # Last: a step that finds no memory must not have changed a slot.
         self._last_tokens[[row.slot for row in rows]] = tokens
+        return Ready(StepResult(tokens, logprobs))
+
+    def _logprobs(
+        self,
+        rows: Sequence[StepRow],
+        wanted: Sequence[int],
+        conditional: Mapping[int, NDArray[np.float32]],
+        pulled: NDArray[np.float32],
+        tokens: NDArray[np.int32],
+    ) -> NDArray[np.float32] | None:
+        """As in StepResult. `conditional`: by place, of guided rows; another's only logits are conditional."""
         if not wanted:
-            return Ready(StepResult(tokens))
+            return None
         logprobs = np.full((len(rows), 2), np.nan, np.float32)
-        conditional = dict(zip(guided, without, strict=True))
         for place in wanted:
             logits = conditional.get(place, self._guided[place])
             logprobs[place] = log_probabilities(logits, pulled[place], rows[place].sampling, int(tokens[place]))
-        return Ready(StepResult(tokens, logprobs))
+        return logprobs
 
     def _logits(self, rows: Sequence[StepRow], guidance: float | None = None) -> NDArray[np.float32]:
         """(N, C), at each row's own guidance or at the one that is given."""

@@ -155,26 +155,34 @@ class TorchRunner:
         tokens = sampling.sample(guided, rows)
         all_tokens = torch.zeros(len(logits), dtype=torch.long)
         all_tokens[slots] = torch.from_numpy(tokens.astype(np.int64))
+        told = None
+        if conditional is not None:
+            each = zip(conditional, guided, rows, tokens, strict=True)
+            told = [sampling.log_probabilities(c, g, row.sampling, int(token)) for c, g, row, token in each]
+        written = StepResult(tokens, None if told is None else _masked(np.array(told, np.float32), rows))
+        # Last: a step that finds no memory must not have changed a slot.
         self._states.remember(all_tokens.to(self._device), inputs)
-        if conditional is None:
-            return Ready(StepResult(tokens))
-        told = [
-            sampling.log_probabilities(conditional[n], guided[n], row.sampling, int(tokens[n]))
-            for n, row in enumerate(rows)
-        ]
-        return Ready(StepResult(tokens, _masked(np.array(told, np.float32), rows)))
+        return Ready(written)
 
     def _launch_on_device(self, rows: Sequence[StepRow], inputs: StepInputs) -> PendingStep:
-        slots = [row.slot for row in rows]
-        wanted = any(LOGPROBS in row.wants for row in rows)
-        # Copied: the step proper overwrites the answers of the one before.
-        conditional = self._step.advance(inputs.at_guidance_1())[1].clone() if wanted else None
+        if any(LOGPROBS in row.wants for row in rows):
+            with self._states.unchanged_by_errors():
+                return self._sent(self._tokens_and_logprobs(rows, inputs), rows)
+        # Nothing behind `advance`, which remembers the tokens, asks the device for memory here.
         tokens, logits = self._step.advance(inputs)
-        self._last_logits = logits, slots
-        answers = [tokens]
-        if conditional is not None:
-            inputs = inputs.to(self._device)
-            answers.append(log_probabilities(conditional, self._states.lowered(logits, inputs), tokens, inputs))
+        self._last_logits = logits, [row.slot for row in rows]
+        return self._sent([tokens], rows)
+
+    def _tokens_and_logprobs(self, rows: Sequence[StepRow], inputs: StepInputs) -> list[Tensor]:
+        # Copied: the step proper overwrites the answers of the one before.
+        conditional = self._step.advance(inputs.at_guidance_1())[1].clone()
+        tokens, logits = self._step.advance(inputs)
+        self._last_logits = logits, [row.slot for row in rows]
+        inputs = inputs.to(self._device)
+        return [tokens, log_probabilities(conditional, self._states.lowered(logits, inputs), tokens, inputs)]
+
+    def _sent(self, answers: Sequence[Tensor], rows: Sequence[StepRow]) -> PendingStep:
+        """On its way to the host."""
         if self._device.type != "cuda":
             return Ready(_result([answer.cpu() for answer in answers], rows))
         hosts = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in answers]

@@ -6,6 +6,8 @@ tensors of fixed shapes and addresses, so `advance` runs eagerly on any device a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,6 +99,7 @@ class SlotStates:
         if head.bias is not None:
             head.bias = nn.Parameter(head.bias[:codebook_size].float(), requires_grad=False)
         self.last_tokens = torch.zeros(num_slots, dtype=torch.long, device=self.device)
+        self._tokens_before = torch.zeros_like(self.last_tokens)
 
     def admit(self, slot: int, conditional: Any, unconditional: Any) -> None:
         self.cache.admit(slot, conditional, unconditional)
@@ -118,6 +121,18 @@ class SlotStates:
         """Keep each active slot's token (B,) as the next step's input."""
         last = self.last_tokens[: len(tokens)]
         last.copy_(torch.where(inputs.active, tokens, last))
+
+    @contextmanager
+    def unchanged_by_errors(self) -> Iterator[None]:
+        """When the block fails, no slot remembers a token of it: the step may be tried again. Its keys and values stay,
+        since trying again writes the same. Copied in place: there may be no memory, and a CUDA graph knows the address.
+        """
+        self._tokens_before.copy_(self.last_tokens)
+        try:
+            yield
+        except Exception:
+            self.last_tokens.copy_(self._tokens_before)
+            raise
 
     def lowered(self, logits: Tensor, inputs: StepInputs) -> Tensor:
         """Guided logits as they are sampled from, before the filters."""
