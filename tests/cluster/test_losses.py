@@ -81,6 +81,27 @@ def test_a_killed_replica_costs_no_picture(
     until(lambda: len(engine.replicas) == 2, PATIENCE_S)  # Serve starts another
 
 
+def test_a_crashed_engine_costs_no_picture(
+    front: Callable[..., ClusterEngine], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The only one: what it had, and what comes while it restarts, waits for it."""
+    one, crashing = replace(SPEC, replicas="1"), tmp_path / "crashing"
+    app = deployed("crashing", one, crash_file=str(crashing))
+    engine = front(app, one)
+    with caplog.at_level(logging.WARNING):
+        requests = [GenerationRequest.of("a cat", 4, seed=seed) for seed in range(2)]
+        crashing.touch()
+        generations = [engine.submit(requests[0])]
+        until(lambda: engine.replicas[0].state == "restarting" and bool(lost(caplog)), PATIENCE_S)
+        generations.append(engine.submit(requests[1]))
+        crashing.unlink()
+        ends = [end_of(generation) for generation in generations]
+    assert {type(end) for end in ends} == {Done}, ends
+    assert all(same(end.images, expected(request)) for request, end in zip(requests, ends, strict=True))
+    assert not any("attempt 2" in message for message in lost(caplog))
+    serve.delete(app)
+
+
 def test_a_killed_board_costs_no_picture(quick: str, front: Callable[..., ClusterEngine]) -> None:
     """Where replicas and fronts tell of themselves: nobody is taken for dead when it is gone."""
     engine = front(quick)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dalle_server.engine.stats import Observer, notify
-from dalle_server.errors import DalleServerError
+from dalle_server.errors import DalleServerError, DeadlineExceeded
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -95,6 +95,8 @@ class Assembly:
                 self._start()
                 generation.emit(ImageReady(part.image))
                 self._end_when_settled()
+            case Failed(DeadlineExceeded()):  # the replica names what was left of the limit
+                self.lose(index, DeadlineExceeded.after(generation.request.timeout_s))
             case Failed(error):
                 self.lose(index, error)
 

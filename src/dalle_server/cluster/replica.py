@@ -28,6 +28,8 @@ from dalle_server.wire import error_to_dict, event_to_dict
 SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for who waits for a message
 ANSWER_S = 10.0  # that the board has to answer
 PROGRESS_EVERY_S = 0.2  # a message costs both ends about a millisecond; progress by itself is not worth more
+HELD_S = 1.0  # that a picture waits at an engine which is down, before its front hears so and may ask elsewhere
+LOOK_S = 0.05  # how often it is asked whether the engine is back
 FRONT_GONE = "the front that asked is silent"
 
 Load = Callable[[Settings], Engine]  # returns an engine that is not started
@@ -79,6 +81,7 @@ class EngineReplica:
         self._heard[front] = time.monotonic()
         try:
             wanted = GenerationRequest.from_dict(request)
+            await self._wait_while_down(HELD_S if wanted.timeout_s is None else min(HELD_S, wanted.timeout_s))
             generation = self._engine.submit(wanted)
         except DalleServerError as error:
             yield self._message([Failed(error)])
@@ -90,6 +93,14 @@ class EngineReplica:
         finally:
             self._parts.pop(wanted.id, None)
             generation.cancel()
+
+    async def _wait_while_down(self, at_most_s: float) -> None:
+        """Until the engine is back from a restart. One that is down would refuse at once, so its replica would always
+        have the fewest pictures and be chosen for the next ones; what waits here is counted.
+        """
+        end = time.monotonic() + at_most_s
+        while self._engine.state != "ready" and time.monotonic() < end:
+            await asyncio.sleep(LOOK_S)
 
     def _message(self, events: Iterable[Event]) -> dict[str, Any]:
         told = [event_to_dict(event) for event in events]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,12 @@ from dalle_server.errors import (
     Overloaded,
     first_line,
 )
-from dalle_server.generation import TERMINAL, Cancelled, Failed
+from dalle_server.generation import TERMINAL, Cancelled, Event, Failed
 from dalle_server.request import GenerationRequest
 from dalle_server.wire import EventReader
 
 ATTEMPTS = 2
+AGAIN_S = 0.1  # after a replica whose engine is down; it has held the picture for a while already
 GRACE_S = 2.0  # that a replica has to say itself that the time limit has passed
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 class PartLost(Exception):
     """Whoever drew the picture died, or gave it up: another may draw it."""
+
+
+class Refused(Exception):
+    """The replica's engine is down: nobody has begun the picture."""
 
 
 class Streams:
@@ -73,21 +79,28 @@ class Streams:
             )
 
     async def _try(self, assembly: Assembly, index: int) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+        """Raises DalleServerError, and TimeoutError when a refusal comes after the time limit."""
+        attempt = 1
+        while attempt <= ATTEMPTS:
             try:
                 await self._stream(assembly, index, assembly.request_of(index))
                 return
+            except Refused as error:  # no attempt: a restart takes longer than two of them
+                logger.debug("%s: %s", assembly.part_id(index), error)
+                _check_time(assembly)
+                await asyncio.sleep(AGAIN_S)
             except (PartLost, RayActorError, TaskCancelledError, RequestCancelledError) as error:
                 if assembly.parts[index].is_settled:
                     return  # only the last word was lost
                 reason = first_line(error, type(error).__name__)
                 logger.warning("%s: lost at attempt %d: %s", assembly.part_id(index), attempt, reason)
+                attempt += 1
             except BackPressureError as error:
                 raise Overloaded("all replicas are busy; try again later", retry_after_s=2) from error
             except (DeploymentUnavailableError, RayServeException, RayError) as error:
                 logger.warning("%s: %s: %s", assembly.part_id(index), type(error).__name__, error)
                 raise NotReady("the cluster cannot draw now; try again shortly", retry_after_s=5) from error
-        raise EngineFault("two replicas failed while drawing this picture; try again")
+        raise EngineFault("this picture was lost twice, with the engine or the replica that drew it; try again")
 
     async def _stream(self, assembly: Assembly, index: int, request: GenerationRequest) -> None:
         response = self._handle.submit.remote(request.to_dict(), self._front)
@@ -101,8 +114,7 @@ class Streams:
                 for wire in message["events"]:
                     event = _read(reader, wire)
                     is_over = isinstance(event, TERMINAL)
-                    if isinstance(event, Cancelled) or (isinstance(event, Failed) and _another_may(event.error)):
-                        raise PartLost(f"{message['replica']} gave it up")
+                    _check_drawn(event, message["replica"])
                     assembly.take(index, event, message["weights"])
             if not is_over:
                 raise PartLost("the stream ended early")
@@ -125,6 +137,16 @@ def _read(reader: EventReader, wire: Any) -> Any:
         raise GenerationFailed(f"a replica answered in another form: {error.message}") from error
 
 
-def _another_may(error: DalleServerError) -> bool:
-    """An engine that has crashed or is stopping says nothing of the picture."""
-    return isinstance(error, EngineFault | NotReady)
+def _check_drawn(event: Event, replica: str) -> None:
+    """An engine that has crashed, is stopping or is down says nothing of the picture. Raises PartLost, Refused."""
+    match event:
+        case Failed(NotReady() as error):
+            raise Refused(f"{replica} refused it: {error.message}")
+        case Cancelled() | Failed(EngineFault()):
+            raise PartLost(f"{replica} gave it up")
+
+
+def _check_time(assembly: Assembly) -> None:
+    deadline = assembly.generation.deadline
+    if deadline is not None and time.monotonic() >= deadline:
+        raise TimeoutError

@@ -250,6 +250,8 @@ class Painting(Joined):
                 yield from self._preview(picture, tokens_done, pixels)
             case ImageReady(image):
                 yield from self._put(picture, image)
+            case Failed(DeadlineExceeded()):  # a window names what was left of the limit
+                yield Failed(DeadlineExceeded.after(self.request.timeout_s))
             case Failed() | Cancelled():
                 yield event
 
