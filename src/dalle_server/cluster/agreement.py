@@ -21,8 +21,8 @@ _NAMESPACE = "dalle-server"
 def drawn_as(digest: str, info: RunnerInfo) -> str:
     """Replicas of one such name draw the same bytes.
 
-    All builds of the compiled code do, on whatever CPU (docs/performance.md); of other runners it is known only for
-    the same device and libraries.
+    All builds of the compiled code do, on whatever CPU and cache (docs/performance.md); of other runners it is known
+    only for the same device and libraries.
     """
     where = () if info.runner == "compiled" else (info.device_name, *(f"{k} {v}" for k, v in info.versions.items()))
     return " / ".join((digest, info.runner, info.dtype, *where))

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dalle_server.checkpoints import open_checkpoint, write_native
+from dalle_server.checkpoints import find_checkpoint, open_checkpoint, write_native
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.cpu import load as cpu_load
 from dalle_server.engine.runners.cpu import packing
+from dalle_server.engine.runners.cpu.compiled.vqgan import ranges as compiled_ranges
 from dalle_server.engine.runners.cpu.packing import kept_packed, pack, products
 from dalle_server.errors import CheckpointError
+from dalle_server.variants import ModelSize
 from tests.runners.cpu.cpu_runners import FORMATS, cpu_runner, needs_compiled
 from tests.runners.golden_checkpoints import GREEDY, force
 from tests.runners.random_checkpoint import START, random_checkpoint, random_text
@@ -96,6 +98,54 @@ def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
         result = logits(checkpoint, blocked)
     assert "not kept" in caplog.text
     np.testing.assert_array_equal(result, logits(checkpoint, None))
+
+
+def painted(cache_dir: Path | None, dtype: str = "int8") -> bytes:
+    checkpoint = open_checkpoint(find_checkpoint(ModelSize.NANO))
+    picture = checkpoint.config.picture
+    grids = np.random.default_rng(1).integers(0, picture.codebook_size, (1, picture.num_tokens)).astype(np.int32)
+    runner = cpu_runner(checkpoint, dtype, num_slots=1, num_threads=1, cache_dir=cache_dir)
+    return runner.detokenize(grids).tobytes()
+
+
+def test_pixels_are_the_same_with_any_cache_and_with_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Replicas of a cluster tell each other weights and dtype, and nothing of their caches."""
+    cache, blocked = tmp_path / "cache", tmp_path / "file"
+    blocked.write_text("not a directory")
+    expected = painted(cache)
+    assert painted(None) == expected != painted(None, "fp32")
+    assert not caplog.records
+    assert painted(blocked) == expected
+    assert ["not kept" in record.message for record in caplog.records] == [True]
+    (file,) = cache.rglob("ranges.json")
+    file.write_text("damaged")
+    caplog.clear()
+    assert painted(cache) == expected
+    assert [f"{file} is damaged; delete it" in record.message for record in caplog.records] == [True]
+
+
+def test_ranges_that_cannot_be_written_are_measured_once(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk is noticed when they are written."""
+
+    def full(*_: object) -> None:
+        raise CheckpointError("no space left")
+
+    measured: list[object] = []
+    monkeypatch.setattr(cpu_load, "usable_ranges", lambda *_: measured.append(1) or {})
+    monkeypatch.setattr(compiled_ranges, "replaced_directory", full)
+    cpu_runner(checkpoint, "int8", num_slots=1, num_threads=1, cache_dir=tmp_path)
+    assert len(measured) == 1 and "no space left" in caplog.text
+
+
+def test_a_small_model_is_painted_exactly_and_keeps_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_load, "WORTH_KEEPING_BYTES", 1 << 40)
+    monkeypatch.setattr(cpu_load, "usable_ranges", lambda *_: pytest.fail("measured"))
+    cpu_runner(checkpoint, "int8", num_slots=1, num_threads=1, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

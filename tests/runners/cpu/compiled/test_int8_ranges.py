@@ -12,8 +12,6 @@ from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.team import Team
-from dalle_server.engine.runners.cpu.compiled.vqgan import pixels as compiled_pixels
-from dalle_server.engine.runners.cpu.compiled.vqgan import ranges as compiled_ranges
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges, random_grids, usable_ranges
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges
@@ -93,37 +91,42 @@ def test_codes_that_training_never_moved_are_not_drawn() -> None:
     assert set(grids.ravel()) == set(range(10))
 
 
-def test_ranges_are_measured_once(tmp_path: Path, nano: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = kept_ranges(tmp_path, load_library(), TEAM, nano)
-    monkeypatch.setattr(compiled_ranges, "usable_ranges", lambda *_: pytest.fail("measured again"))
-    assert kept_ranges(tmp_path, load_library(), TEAM, nano) == first != {}
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "name", ["quantize.embedding", "decoder.conv_in", "decoder.up.0.block.0.norm1", "decoder.up.0.block.0.conv1"]
+)
+def test_weights_that_are_no_numbers_stay_fp32(name: str, value: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Whose pictures then fail one by one, with an error that says so: no reason not to start."""
+    checkpoint = random_checkpoint()
+    checkpoint.vqgan[f"{name}.weight"].flat[3] = value
+    assert usable_ranges(load_library(), TEAM, checkpoint.vqgan, checkpoint.config) == {}
+    assert "pixels stay fp32" in caplog.text and "weights are broken" in caplog.text
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, nano: Checkpoint) -> None:
-    kept_ranges(tmp_path, load_library(), TEAM, nano)
+def test_a_convolution_whose_inputs_are_never_above_zero_stays_fp32() -> None:
+    checkpoint = random_checkpoint()
+    for part, value in (("weight", 0), ("bias", -1)):
+        checkpoint.vqgan[f"decoder.up.0.block.0.norm1.{part}"][:] = value
+    measured = usable_ranges(load_library(), TEAM, checkpoint.vqgan, checkpoint.config, least_psnr_db=20)
+    assert measured and "decoder.up.0.block.0.conv1" not in measured
+
+
+def test_ranges_are_measured_once(tmp_path: Path, nano: Checkpoint, ranges: Ranges) -> None:
+    assert kept_ranges(tmp_path, nano, lambda: ranges) == ranges
+    assert kept_ranges(tmp_path, nano, lambda: pytest.fail("measured again")) == ranges
+
+
+@pytest.mark.parametrize("content", [["not a mapping"], {"decoder.conv1": 0.0}, {"decoder.conv1": float("nan")}])
+def test_a_damaged_file_is_named(content: object, tmp_path: Path, nano: Checkpoint) -> None:
+    kept_ranges(tmp_path, nano, dict)
     (file,) = tmp_path.rglob("ranges.json")
-    file.write_text(json.dumps(["not a mapping"]), encoding="utf-8")
+    file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"ranges\.json is damaged; delete it"):
-        kept_ranges(tmp_path, load_library(), TEAM, nano)
+        kept_ranges(tmp_path, nano, dict)
 
 
-def test_pixels_are_int8_where_ranges_may_be_kept(tmp_path: Path, nano: Checkpoint, ranges: Ranges) -> None:
+def test_pixels_are_int8_where_there_are_ranges(nano: Checkpoint, ranges: Ranges) -> None:
     grid = random_grids(nano.vqgan, nano.config)[0]
-    plain = CompiledPixels(load_library(), TEAM, nano).decode(grid)
-    first, second = (CompiledPixels(load_library(), TEAM, nano, ranges_dir=tmp_path).decode(grid) for _ in range(2))
-    np.testing.assert_array_equal(plain, (paint(nano, {}, grid) * 255).astype(np.uint8))
-    np.testing.assert_array_equal(first, (paint(nano, ranges, grid) * 255).astype(np.uint8))
-    np.testing.assert_array_equal(first, second)
-
-
-def test_ranges_that_cannot_be_kept_are_no_reason_not_to_start(
-    tmp_path: Path, nano: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise CheckpointError("cannot write")
-
-    monkeypatch.setattr(compiled_pixels, "kept_ranges", refuse)
-    grid = random_grids(nano.vqgan, nano.config)[0]
-    found = CompiledPixels(load_library(), TEAM, nano, ranges_dir=tmp_path).decode(grid)
-    assert "pixels stay fp32, which takes two to three times as long: cannot write" in caplog.text
-    np.testing.assert_array_equal(found, (paint(nano, {}, grid) * 255).astype(np.uint8))
+    for given in ({}, ranges):
+        found = CompiledPixels(load_library(), TEAM, nano, given).decode(grid)
+        np.testing.assert_array_equal(found, (paint(nano, given, grid) * 255).astype(np.uint8))

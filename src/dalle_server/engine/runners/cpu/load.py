@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from dalle_server.engine.runners.cpu.compiled.library import load_library
 from dalle_server.engine.runners.cpu.compiled.stack import Loading, Memory, tiles_of
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
+from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges, usable_ranges
+from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges
 from dalle_server.engine.runners.cpu.packing import Tiles, kept_packed, products
 from dalle_server.engine.runners.cpu.parts import Step, Texts
 from dalle_server.engine.runners.cpu.runner import CpuRunner
@@ -28,7 +32,31 @@ from dalle_server.errors import CheckpointError, ConfigError
 DTYPES = ("int8", "fp32")
 WORTH_KEEPING_BYTES = 200 << 20
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+
+class _Cache:
+    """What a start keeps for the next ones. Where that cannot be written or read, a start takes longer and nothing else
+    is different. It is told once: a second thing mostly fails as the first one did. `directory` None: nothing is kept.
+    """
+
+    def __init__(self, directory: Path | None):
+        self._directory = directory
+        self._is_told = False
+
+    def kept(self, keep: Callable[[Path], T]) -> T | None:
+        """What `keep` finds in the directory or puts there; None where it cannot."""
+        if self._directory is None:
+            return None
+        try:
+            return keep(self._directory)
+        except (OSError, CheckpointError) as error:
+            if not self._is_told:
+                logger.warning("what a start computes is not kept, so each takes longer and more memory: %s", error)
+            self._is_told = True
+            return None
 
 
 def load_cpu_runner(
@@ -51,12 +79,14 @@ def load_cpu_runner(
         raise ConfigError(f"dtype {dtype!r} is not one of --runner compiled: {', '.join(DTYPES)}")
     threads = num_threads or usable_threads()[0]
     library, team = load_library(cpu_build), Team(threads)
-    kept = _kept(checkpoint, dtype, cache_dir)
+    is_large = sum(tensor.nbytes for tensor in checkpoint.transformer.values()) >= WORTH_KEEPING_BYTES
+    cache = _Cache(cache_dir if is_large else None)
+    kept = cache.kept(lambda directory: kept_packed(checkpoint, dtype, directory))
     texts, step, draw = compiled_parts(library, team, checkpoint, kept, dtype, num_slots)
     release_pages(*(kept or {}).values())  # each part has a copy of its own
-    # A model whose weights are not worth keeping paints in no time anyway.
-    ranges_dir = cache_dir if kept and dtype == "int8" else None
-    pixels = CompiledPixels(library, team, checkpoint, ranges_dir=ranges_dir)
+    # Said by the model alone: pictures must not tell whether there is a cache. A small one paints in no time anyway.
+    ranges = _ranges(library, team, checkpoint, cache) if is_large and dtype == "int8" else {}
+    pixels = CompiledPixels(library, team, checkpoint, ranges)
     info = RunnerInfo(
         runner="compiled",
         device="cpu",
@@ -81,13 +111,9 @@ def compiled_parts(
     return texts, step, compiled_draw(library)
 
 
-def _kept(checkpoint: Checkpoint, dtype: str, cache_dir: Path | None) -> Tiles | None:
-    """Packed weights from the cache, where packing them anew would be felt at start."""
-    size_bytes = sum(tensor.nbytes for tensor in checkpoint.transformer.values())
-    if cache_dir is None or size_bytes < WORTH_KEEPING_BYTES:
-        return None
-    try:
-        return kept_packed(checkpoint, dtype, cache_dir)
-    except (OSError, CheckpointError) as error:
-        logger.warning("packed weights are not kept, so every start takes longer and more memory: %s", error)
-        return None
+def _ranges(library: Any, team: Team, checkpoint: Checkpoint, cache: _Cache) -> Ranges:
+    """What int8 pixels need to know, the same whether it can be kept or not."""
+    measure = functools.partial(usable_ranges, library, team, checkpoint.vqgan, checkpoint.config)
+    once = functools.cache(measure)  # a full disk is noticed only when they are to be written
+    kept = cache.kept(lambda directory: kept_ranges(directory, checkpoint, once))
+    return once() if kept is None else kept

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +11,20 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import NO_ENCODER
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder, CompiledEncoder
-from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
 
-logger = logging.getLogger(__name__)
+NO_RANGES: Ranges = {}
 
 
 class CompiledPixels:
     """Implements `Pixels`: exact, or with the convolutions of residual blocks in int8.
 
-    `ranges_dir` keeps what int8 needs to know of a checkpoint; None: exact.
+    `ranges` are what int8 needs to know of a checkpoint; without any, all is exact.
     """
 
-    def __init__(self, library: Any, team: Team, checkpoint: Checkpoint, *, ranges_dir: Path | None = None):
+    def __init__(self, library: Any, team: Team, checkpoint: Checkpoint, ranges: Ranges = NO_RANGES):
         self._library, self._team, self._checkpoint = library, team, checkpoint
-        ranges = _ranges(library, team, checkpoint, ranges_dir) if ranges_dir else {}
         self._weights = VQGANWeights(checkpoint.vqgan, checkpoint.config.vqgan, ranges, library.lowered())
         picture = checkpoint.config.picture
         self._decoder = CompiledDecoder(library, team, self._weights, picture.grid_height, picture.grid_width)
@@ -58,12 +54,3 @@ class CompiledPixels:
 
     def close(self) -> None:
         """Dropping it is enough."""
-
-
-def _ranges(library: Any, team: Team, checkpoint: Checkpoint, cache_dir: Path) -> Ranges:
-    """Empty where pixels stay exact."""
-    try:
-        return kept_ranges(cache_dir, library, team, checkpoint)
-    except (OSError, CheckpointError) as error:
-        logger.warning("pixels stay fp32, which takes two to three times as long: %s", error)
-        return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ FILE_VERSION = 2  # of how ranges are measured
 LEAST_PSNR_DB = 35.0  # below this a difference could be seen
 _NUM_PICTURES = 4
 _MARGIN = 1.5  # over the largest input seen: clipping another picture costs more than finer steps would gain
+_LEAST = 0.01  # inputs that reach no higher leave no steps above zero: such a convolution stays fp32
 _SEED = 20210721
 
 Tensors = Mapping[str, Any]
@@ -33,22 +34,25 @@ Tensors = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def kept_ranges(cache_dir: Path, library: Any, team: Team, checkpoint: Checkpoint) -> Ranges:
-    """Read from a file in `cache_dir`, or measured and written there. Empty where int8 could be seen.
+def kept_ranges(cache_dir: Path, checkpoint: Checkpoint, measure: Callable[[], Ranges]) -> Ranges:
+    """Read from a file in `cache_dir`, or measured and written there.
 
     Raises OSError or CheckpointError when the file cannot be written or is damaged.
     """
     folder = cache_dir / "compiled" / f"{checkpoint.digest[:24]}-ranges-v{FILE_VERSION}"
 
     def write() -> None:
-        ranges = usable_ranges(library, team, checkpoint.vqgan, checkpoint.config)
+        ranges = dict(measure())
         with replaced_directory(folder) as partial:
             (partial / FILE_NAME).write_text(json.dumps(ranges, indent=1) + "\n", encoding="utf-8")
 
     file = converted_once(folder, write, FILE_NAME) / FILE_NAME
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {str(name): float(highest) for name, highest in found.items()}
+        ranges = {str(name): float(highest) for name, highest in found.items()}
+        if not all(_LEAST < highest < math.inf for highest in ranges.values()):
+            raise ValueError("not a range")
+        return ranges
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged; delete it, it will be made again") from error
 
@@ -57,9 +61,14 @@ def usable_ranges(
     library: Any, team: Team, tensors: Tensors, config: ModelConfig, least_psnr_db: float = LEAST_PSNR_DB
 ) -> dict[str, float]:
     """The ranges, if int8 paints with them what fp32 does; else none. Every build finds the same."""
-    grids = random_grids(tensors, config)
-    expected, highest = _paint(library, team, tensors, config, {}, grids)
-    ranges = {name: _MARGIN * value for name, value in highest.items() if name.endswith((".conv1", ".conv2"))}
+    try:
+        grids = random_grids(tensors, config)
+        expected, highest = _paint(library, team, tensors, config, {}, grids)
+    except CheckpointError as error:
+        logger.warning("pixels stay fp32: %s", error)
+        return {}
+    of_blocks = {name: value for name, value in highest.items() if name.endswith((".conv1", ".conv2"))}
+    ranges = {name: _MARGIN * value for name, value in of_blocks.items() if value > _LEAST}
     found, _ = _paint(library, team, tensors, config, ranges, grids)
     psnr_db = -10 * math.log10(max(float(np.mean((found - expected) ** 2)), 1e-12))
     if psnr_db >= least_psnr_db:
@@ -70,10 +79,15 @@ def usable_ranges(
 
 
 def random_grids(tensors: Tensors, config: ModelConfig) -> NDArray[np.int32]:
-    """(N, I) codes, without those that training never moved: they lie close to zero, and no picture has them."""
+    """(N, I) codes, without those that training never moved: they lie close to zero, and no picture has them.
+
+    Raises CheckpointError for codes that are no numbers.
+    """
     table = np.asarray(tensors["quantize.embedding.weight"][: config.picture.codebook_size], np.float32)
     length = np.linalg.norm(table, axis=1)
     (alive,) = np.nonzero(length > 0.1 * length.max())
+    if not alive.size:
+        raise CheckpointError("the codes of the VQGAN are not numbers, or all zero; its weights are broken")
     drawn = np.random.default_rng(_SEED).integers(0, len(alive), (_NUM_PICTURES, config.picture.num_tokens))
     return alive[drawn].astype(np.int32)
 
@@ -81,11 +95,17 @@ def random_grids(tensors: Tensors, config: ModelConfig) -> NDArray[np.int32]:
 def _paint(
     library: Any, team: Team, tensors: Tensors, config: ModelConfig, ranges: Ranges, grids: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """The pictures (N, H, W, 3) in 0…1, and the largest input of each convolution behind a norm."""
+    """The pictures (N, H, W, 3) in 0…1, and the largest input of each convolution behind a norm.
+
+    Raises CheckpointError for pixels that are not finite.
+    """
     weights = VQGANWeights(tensors, config.vqgan, ranges, library.lowered())
     decoder = CompiledDecoder(library, team, weights, config.picture.grid_height, config.picture.grid_width)
     pictures, highest = [], dict.fromkeys(decoder.largest(), 0.0)
     for grid in grids:
-        pictures.append(decoder.decode(grid).clip(0, 1))
+        pixels = decoder.decode(grid)
+        if not np.isfinite(pixels).all():
+            raise CheckpointError("the pixels of the VQGAN are not numbers; its weights are broken")
+        pictures.append(pixels.clip(0, 1))
         highest = {name: max(highest[name], value) for name, value in decoder.largest().items()}
     return np.stack(pictures), highest
