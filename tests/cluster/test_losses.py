@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ray import serve
 
+from dalle_server.cluster import watch
 from dalle_server.cluster.app import application
 from dalle_server.cluster.connection import Connection, find_or_deploy
 from dalle_server.cluster.engine import ClusterEngine
@@ -151,6 +152,26 @@ def test_a_replica_that_would_draw_other_bytes_is_refused(front: Callable[..., C
     assert len(engine.submit(GenerationRequest.of("a cat", 3)).result(PATIENCE_S)) == 3
     # The board may have been replaced with the rest, and then knows nobody for a second.
     until(lambda: [each.device_name for each in engine.replicas] == ["one kind of GPU"], PATIENCE_S)
+    serve.delete(app)
+
+
+def test_a_front_is_not_ready_when_no_replica_comes_up(
+    front: Callable[..., ClusterEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SILENT_S", 2.0)
+    device = tmp_path / "device"
+    device.write_text("one kind of GPU")
+    one = replace(SPEC, replicas="1")
+    app = deployed("gone", one, device_file=str(device))
+    engine = front(app, one)
+    device.write_text("another")  # so that whatever replaces it is refused
+    processes_of(app)[0].kill()
+    until(lambda: engine.state == "restarting", PATIENCE_S)
+    with pytest.raises(NotReady):
+        engine.submit(GenerationRequest.of("a cat"))
+    device.write_text("one kind of GPU")
+    until(lambda: engine.state == "ready", PATIENCE_S)
+    assert len(engine.submit(GenerationRequest.of("a cat")).result(PATIENCE_S)) == 1
     serve.delete(app)
 
 

@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 from ray import serve
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.config import DeploymentConfig
+from ray.serve.context import ReplicaContext
+from ray.serve.schema import ReplicaRank
 
 from dalle_server.cluster import replica as module
 from dalle_server.cluster.agreement import Agreed
-from dalle_server.cluster.replica import EngineReplica
+from dalle_server.cluster.app import Spec, application
+from dalle_server.cluster.replica import EngineReplica, may_be_none
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.request import GenerationRequest
+from tests.cluster.engines import loading
 from tests.fake_runner import FakeRunner, FakeTokenizer
 from tests.web.waits import until
 
@@ -43,7 +49,8 @@ class Patient:
     """A replica whose engine crashes at `crash` and is back when `reload` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_tag="r1", app_name="app"))
+        context = SimpleNamespace(replica_tag="r1", app_name="app", _deployment_config=DeploymentConfig())
+        monkeypatch.setattr(serve, "get_replica_context", lambda: context)
         monkeypatch.setattr(module, "agree", lambda *said: Agreed("as all do", 0.0))
         self.reload = threading.Event()
         self.runner = FakeRunner()
@@ -104,3 +111,12 @@ def test_an_engine_that_stays_down_answers_after_a_while(patient: Patient) -> No
     assert "the engine is failed" in str(asyncio.run(patient.ask()))
     with pytest.raises(RuntimeError, match="the engine is failed"):
         patient.replica.check_health()
+
+
+@pytest.mark.parametrize(("replicas", "may"), [("0:8", True), ("1:8", False), ("2", False)])
+def test_whether_there_may_be_none_is_known_from_serve(replicas: str, may: bool) -> None:
+    config = application(Spec(replicas=replicas), loading())._bound_deployment._deployment_config
+    context = ReplicaContext(
+        ReplicaID("r1", DeploymentID("engine")), object, config, ReplicaRank(rank=0, node_rank=0, local_rank=0), 1
+    )
+    assert may_be_none(context) is may

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
+from ray.serve.context import ReplicaContext
 
 from dalle_server.cluster.agreement import agree, drawn_as
 from dalle_server.cluster.board import KEPT_S
@@ -176,6 +177,7 @@ class EngineReplica:
             "drawn_as": self._agreed.drawn_as,
             "since": self._agreed.since,
             "state": self._engine.state,
+            "may_be_none": may_be_none(serve.get_replica_context()),
             "runner": info.runner,
             "device_name": info.device_name,
             "dtype": info.dtype,
@@ -196,6 +198,14 @@ class EngineReplica:
             "determinism": self._engine.determinism,
             "tokenizer": self._engine.tokenizer,
         }
+
+
+def may_be_none(context: ReplicaContext) -> bool:
+    """Whether Serve lets the last replica go when nobody asks. Our own args do not know: a Serve config may say
+    otherwise in their place. Serve tells a running replica of changes, too.
+    """
+    scaling = context._deployment_config.autoscaling_config
+    return scaling is not None and scaling.min_replicas == 0
 
 
 def _newest(events: list[Event]) -> list[Event]:

@@ -20,7 +20,7 @@ from dalle_server.web.pool.model import ReplicaStatus
 ASK_EVERY_S = 1.0
 SETTLE_S = 0.05  # changes of what previews are wanted, of so long, go in one message
 ANSWER_S = 5.0  # that the board has to answer
-SILENT_S = 30.0  # no word from it for so long: the front says that it is not ready
+SILENT_S = 30.0  # no word from it, or no replica on it, for so long: the front says that it is not ready
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Watch:
     front: str = field(default_factory=lambda: f"front-{secrets.token_hex(6)}")
     replicas: tuple[ReplicaStatus, ...] = ()
     step_s: float | None = None  # of the replicas' engines, on average
-    heard_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)  # of a replica, or that there need not be one
+    may_be_none: bool = False  # replicas, as the last of them said
     known: Introduction | None = None
     _since: float = 0.0  # when the replicas agreed on what is known
     _previews: dict[str, int] = field(default_factory=dict)  # by part: wanted since the last message
@@ -106,7 +107,10 @@ class Watch:
         self.replicas = tuple(ReplicaStatus(**{name: each[name] for name in names}) for each in told)
         steps = [each["step_s"] for each in told if each["step_s"] is not None]
         self.step_s = sum(steps) / len(steps) if steps else None
-        self.heard_at = time.monotonic()
+        if told:
+            self.may_be_none = any(each["may_be_none"] for each in told)
+        if told or self.may_be_none:  # dead ones are forgotten there, and the board answers all the same
+            self.heard_at = time.monotonic()
         newest = max(told, key=lambda each: float(each["since"]), default=None)
         if newest and newest["since"] > self._since and (self._meeting is None or self._meeting.done()):
             # Not awaited: it waits its turn behind pictures, and this front must go on to say that it lives.
@@ -115,6 +119,7 @@ class Watch:
     async def introduce(self) -> Introduction:
         """The first. Waits for a replica."""
         self.known = Introduction.of(await self.deployed.replicas.introduce.remote())
+        self.heard_at = time.monotonic()
         return self.known
 
     async def _introduce(self, drawn_as: str, since: float) -> None:
