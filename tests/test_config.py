@@ -8,6 +8,7 @@ from dalle_server.config import Settings, load_settings, parse_arg_boolean, pars
 from dalle_server.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
+NOWHERE = "~no-such-user/x"
 
 
 def test_defaults_are_the_originals() -> None:
@@ -66,6 +67,13 @@ def test_names_in_any_case() -> None:
         ({}, {}, "request_timeout_s = false", "request_timeout_s in .*s.toml: expected a number, not False"),
         ({}, {}, "port 1", "is not valid TOML"),
         ({"request_timeout_s": "nan"}, {}, "", "expected a finite number"),
+        ({"model_dir": NOWHERE}, {}, "", f"--model_dir: expected a path whose ~ is a known home, not '{NOWHERE}'"),
+        ({}, {"DALLE_CACHE_DIR": NOWHERE}, "", "DALLE_CACHE_DIR in the environment: expected a path whose ~"),
+        ({}, {}, f"data_dir = '{NOWHERE}'", "data_dir in .*s.toml: expected a path whose ~"),
+        ({"output_dir": NOWHERE}, {}, "", "--output_dir: expected a path whose ~"),
+        ({"models": f"mini,{NOWHERE}"}, {}, "", "--models: expected a path whose ~"),
+        ({"models": f"mini,a={NOWHERE}"}, {}, "", "--models: expected a path whose ~"),
+        ({"database": f"sqlite:///{NOWHERE}"}, {}, "", "--database: expected a path whose ~ is a known home$"),
     ],
 )
 def test_wrong_settings_stop_start_up_and_say_where(
@@ -87,6 +95,8 @@ def test_the_home_directory_may_be_meant(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_file_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration file /nowhere/s.toml"):
         load_settings(environ={}, config_file="/nowhere/s.toml")
+    with pytest.raises(ConfigError, match=f"cannot read the configuration file {NOWHERE}: expected a path whose ~ is"):
+        load_settings(environ={"DALLE_CONFIG": NOWHERE})
 
 
 def test_keys_never_show() -> None:

@@ -59,7 +59,8 @@ def _model_entries(value: tuple[str, ...]) -> tuple[str, ...]:
     for entry in value:
         if entry == ALL_MODELS and len(value) > 1:
             raise ValueError("expected all to stand alone")
-        if not (entry == ALL_MODELS or known_model(entry) or "=" in entry or Path(entry).expanduser().is_dir()):
+        directory = words.expanded(entry.rpartition("=")[2])
+        if not (entry == ALL_MODELS or known_model(entry) or "=" in entry or directory.is_dir()):
             raise ValueError(f"expected {', '.join(get_args(ModelVersion))}, directories, or NAME=DIRECTORY")
     return value
 
@@ -77,7 +78,7 @@ ModelVersion = Literal["nano", "mini", "mega", "mega_full", "janus_pro_1b", "jan
 Flag = Annotated[bool, BeforeValidator(parse_arg_boolean)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words.split_list)]
 Protection = Annotated[Words, AfterValidator(words.not_nothing)]
-Directory = Annotated[Path, AfterValidator(Path.expanduser)]  # no shell does that in a file, or after --data_dir=
+Directory = Annotated[Path, AfterValidator(words.expanded)]
 Integer = Annotated[int, BeforeValidator(words.refuse_boolean)]
 Number = Annotated[float, BeforeValidator(words.refuse_boolean)]
 Count = Annotated[Annotated[Integer, Field(ge=1)] | None, BeforeValidator(words.none_if_auto)]
@@ -267,11 +268,13 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def read_file(path: str | Path) -> dict[str, Any]:
     """A TOML file of `name = value` lines, dashes or underscores. Raises ConfigError."""
     try:
-        raw = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        raw = tomllib.loads(words.expanded(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
     found = {}
     for key, value in raw.items():
         name = key.replace("-", "_")

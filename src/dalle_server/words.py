@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
@@ -64,9 +65,19 @@ def num_bytes(value: object) -> object:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def expanded(path: str | Path) -> Path:
+    """With the home that ~ or ~NAME stands for, as no shell puts it into a file, or behind --data_dir=."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user; or ~ of a container's user, whom nothing there knows
+        raise ValueError("expected a path whose ~ is a known home") from None
+
+
 def database_url(value: str) -> str:
     if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
         raise ValueError("expected sqlite:///PATH or postgresql://USER@HOST/NAME")
+    if value.startswith("sqlite:///"):
+        expanded(value.removeprefix("sqlite:///"))
     return value
 
 

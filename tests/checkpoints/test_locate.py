@@ -51,6 +51,8 @@ def test_the_shared_tokenizer_and_vqgan_beside_are_found(tmp_path):
 
 
 def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(WeightsNotFound, match="model_dir ~no-such-user/x: expected a path whose ~ is a known home"):
+        find_checkpoint("~no-such-user/x", cache_dir=tmp_path)
     with pytest.raises(WeightsNotFound, match="is not a folder"):
         find_checkpoint(tmp_path / "nowhere", cache_dir=tmp_path / "cache")
     with pytest.raises(CheckpointError, match="is no checkpoint: it has neither"):

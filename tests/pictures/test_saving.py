@@ -1,13 +1,15 @@
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_server.pictures import saving
-from dalle_server.pictures.saving import safe_name, save_pictures, sweep_leftovers, write_whole
+from dalle_server.pictures.saving import safe_name, save_pictures, sweep_leftovers, write_new, write_whole
 
 
 @pytest.mark.parametrize(
@@ -98,3 +100,77 @@ def test_a_new_file_is_written_down_in_its_directory(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.fsync", note)
     saving.write_whole(tmp_path / "a.png", b"x")
     assert synced == ([False, True] if os.name == "posix" else [False])
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "no links":
+        refuse_links(monkeypatch)
+
+
+@pytest.mark.usefixtures("links")
+def test_a_new_name_stands_for_a_whole_picture_or_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each call that may last, as a kill or a power loss there would leave it."""
+    found: list[list[bytes]] = []
+
+    def noting(call: Any) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            found.append([path.read_bytes() for path in tmp_path.glob("[!.]*")])
+            result = call(*args, **kwargs)
+            found.append([path.read_bytes() for path in tmp_path.glob("[!.]*")])
+            return result
+
+        return noted
+
+    for owner, name in ((os, "fsync"), (os, "link"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, noting(getattr(owner, name)))
+    assert write_new(tmp_path, "x", "png", b"whole") == tmp_path / "x.png"
+    assert found[0] == [] and found[-1] == [b"whole"]
+    assert all(each in ([], [b"whole"]) for each in found)
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.png"]
+
+
+@pytest.mark.usefixtures("links")
+def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"theirs")
+    (tmp_path / "x (2).png").mkdir()
+    for _ in range(2):  # the second time it is there already
+        assert write_new(tmp_path, "x", "png", b"mine") == tmp_path / "x (3).png"
+    assert (tmp_path / "x.png").read_bytes() == b"theirs"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_many_writers_of_one_name_lose_nothing(tmp_path: Path) -> None:
+    pictures = [b"%d" % (i % 8) for i in range(24)]  # some draw the same one
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda data: write_new(tmp_path, "x", "png", data), pictures))
+    assert [path.read_bytes() for path in paths] == pictures
+    assert all(path.suffix == ".png" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("call", "has_links"), [("fsync", True), ("fsync", False), ("replace", False)])
+def test_a_new_picture_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, has_links: bool
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if not has_links:
+        refuse_links(monkeypatch)
+    monkeypatch.setattr(os if call == "fsync" else Path, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_new(tmp_path, "x", "png", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_new(tmp_path, "x", "png", b"x")
+    monkeypatch.setattr("os.fsync", lambda descriptor: pytest.fail("written again"))
+    assert write_new(tmp_path, "x", "png", b"x") == written

@@ -11,6 +11,7 @@ from dalle_server.checkpoints.convert import CheckpointForm, convert, detect_for
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import WeightsNotFound
 from dalle_server.variants import VARIANTS, ModelSize
+from dalle_server.words import expanded
 
 _SOURCE_SUFFIXES = {".json", ".txt", ".msgpack", ".pt", ".bin", ".safetensors"}
 
@@ -31,7 +32,10 @@ def find_checkpoint(
     cache_dir = cache_dir or default_cache_dir()
     if isinstance(what, ModelSize):
         return _find_variant(what, cache_dir, progress, download)
-    directory = Path(what).expanduser()
+    try:
+        directory = expanded(what)
+    except ValueError as error:
+        raise WeightsNotFound(f"model_dir {what}: {error}", param="model_dir") from None
     if not directory.is_dir():
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="model_dir")
     if detect_form(directory) is CheckpointForm.NATIVE:

@@ -8,7 +8,8 @@ import secrets
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -73,17 +74,23 @@ def sweep_leftovers(output_dir: Path) -> int:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, also when the machine stops in the middle."""
+    with _written_beside(path, data) as temporary:
+        temporary.replace(path)
+    remember_names(path.parent)
+
+
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A file of `data`, on the disk, under a name of its own, which it has for no longer than this lasts."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    remember_names(path.parent)
 
 
 def remember_names(directory: Path) -> None:
@@ -103,17 +110,37 @@ def write_new(directory: Path, name: str, suffix: str, data: bytes) -> Path:
     """
     for attempt in range(1, 10_000):
         path = directory / (f"{name}.{suffix}" if attempt == 1 else f"{name} ({attempt}).{suffix}")
+        if not os.path.lexists(path) and _is_written_new(path, data):
+            return path
+        if path.is_file() and path.read_bytes() == data:
+            return path
+    raise FileExistsError(f"{directory} has too many files named {name}")
+
+
+def _is_written_new(path: Path, data: bytes) -> bool:
+    """False where somebody else took the name meanwhile."""
+    with _written_beside(path, data) as temporary:
         try:
-            with path.open("xb"):  # the name is ours from here on
-                pass
+            _give_new_name(temporary, path)
         except FileExistsError:
-            if path.is_file() and path.read_bytes() == data:
-                return path
-            continue
+            return False
+    remember_names(path.parent)
+    return True
+
+
+def _give_new_name(file: Path, path: Path) -> None:
+    """By a link, the name is there together with what it stands for, and to whom it goes is decided by the system.
+
+    Raises FileExistsError.
+    """
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some file systems of networks have no links: for a moment the name stands for nothing
+        path.open("xb").close()
         try:
-            write_whole(path, data)
+            file.replace(path)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return path
-    raise FileExistsError(f"{directory} has too many files named {name}")

@@ -155,6 +155,7 @@ def test_keys_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["1111\x001111111"], "a key has a blank, a comma, a colon or a control"),
         ([":11111111"], "begins with a colon"),
         (["@/nowhere/keys"], "cannot read /nowhere/keys"),
+        (["@~no-such-user/keys"], "cannot read ~no-such-user/keys: expected a path whose ~ is a known home"),
     ],
 )
 def test_wrong_keys_stop_start_up_without_showing_them(entries: list[str], says: str) -> None:

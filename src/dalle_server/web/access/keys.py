@@ -9,12 +9,12 @@ import hmac
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from werkzeug.datastructures import Headers
 
 from dalle_server.errors import ConfigError, RateLimited, Unauthorized
 from dalle_server.web.access.rates import SlidingWindow
+from dalle_server.words import expanded
 
 MIN_KEY_CHARS = 8
 BAD_KEYS_PER_MINUTE = 10
@@ -136,11 +136,13 @@ def _expand(entries: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield entry, "api_keys"
             continue
         try:
-            text = Path(entry[1:]).expanduser().read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
+            text = expanded(entry[1:]).read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
         except OSError as error:
             raise _wrong("api_keys", f"cannot read {entry[1:]}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise _wrong("api_keys", f"{entry[1:]} is not UTF-8 text; save it as UTF-8") from None
+        except ValueError as error:
+            raise _wrong("api_keys", f"cannot read {entry[1:]}: {error}") from None
         lines = [line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()) if line]
         if not lines:
             raise _wrong(

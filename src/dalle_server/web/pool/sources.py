@@ -11,6 +11,7 @@ from dalle_server.engine.stats import Observer
 from dalle_server.errors import ConfigError, DalleServerError
 from dalle_server.models.card import ModelCard
 from dalle_server.web.pool.model import ServingEngine, Source
+from dalle_server.words import expanded
 
 Load = Callable[[Settings, Observer], ServingEngine]  # returns a started engine
 Describe = Callable[[Settings], ModelCard]  # of the one model of these settings
@@ -38,7 +39,7 @@ def _entry(settings: Settings, entry: str, load: Load, describe: Describe | None
     if known:
         one = settings.model_copy(update={"models": (), "model_version": known, "model_dir": None})
     else:
-        one = settings.model_copy(update={"models": (), "model_dir": Path(directory).expanduser()})
+        one = settings.model_copy(update={"models": (), "model_dir": expanded(directory)})
     card = describe(one) if describe else None
     called = name.strip() or known or (card.name if card else Path(directory).name)
     return Source(partial(load, one), called, lambda: card)

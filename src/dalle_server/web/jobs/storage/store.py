@@ -36,6 +36,7 @@ from dalle_server.web.jobs.storage.repair import finish_deletions, record_of, re
 from dalle_server.web.jobs.storage.retention import Retention, SteadyClock, expired
 from dalle_server.web.jobs.storage.rows import JobRows
 from dalle_server.web.jobs.storage.schema import TooNew
+from dalle_server.words import expanded
 
 AT_ONCE = 50  # jobs that one sweep deletes: others wait for the disk meanwhile
 PROBE_BYTES = 64 * 1024
@@ -226,7 +227,7 @@ def _open(path: Path) -> JobRows:
 
 
 def _file_of(database: str) -> Path:
-    return Path(sa.make_url(database).database or "jobs.sqlite3").expanduser()
+    return expanded(sa.make_url(database).database or "jobs.sqlite3")
 
 
 def _with_driver(url: str) -> sa.URL:
