@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +66,23 @@ def test_jobs_that_ended_a_while_ago_are_forgotten(monkeypatch: pytest.MonkeyPat
         now[0] = at
         feed.publish(job_id, "done", {})
     assert set(feed._jobs) == {"long", "second", "last"}
+
+
+def test_words_of_another_server_that_come_after_the_end_are_too_late() -> None:
+    feed = Feed(max_viewers=1)
+    for event in ("progress", "done", "progress", "image", "cancelled"):
+        feed.hear("job-1", "me", event, {})
+    assert [entry.event for entry in everything(feed, 0)] == ["done"]
+    assert feed.wait("me", "job-1", 0, patience_s=0.0)[1] and not feed.unended()
+
+
+def test_a_job_that_is_forgotten_is_over_for_those_who_wait() -> None:
+    feed = Feed(max_viewers=1)
+    feed.expect("job-1", "me")
+    view = feed.join("me", "job-1")
+    told: list[list[Entry]] = []
+    viewer = threading.Thread(target=lambda: told.extend(view.entries(patience_s=60.0)))
+    viewer.start()
+    feed.forget("job-1")
+    viewer.join(30.0)
+    assert not viewer.is_alive() and told == [[]]

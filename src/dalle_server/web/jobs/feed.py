@@ -108,9 +108,8 @@ class Feed:
         self._show(job_id, event, data)
 
     def hear(self, job_id: str, owner: str, event: str, data: dict[str, Any]) -> None:
-        """What another server tells of a job of its own."""
-        if event not in TERMINAL:
-            self.open(job_id, owner)
+        """What another server tells of a job of its own. After the job's end it is told too late."""
+        self.expect(job_id, owner)
         self._show(job_id, event, data)
 
     def _show(self, job_id: str, event: str, data: dict[str, Any]) -> None:
@@ -131,12 +130,23 @@ class Feed:
                 self._forget_ended()
             self._changed.notify_all()
 
-    def latest(self, job_id: str, event: str) -> dict[str, Any]:
-        """The data of the job's newest `event`, or nothing."""
+    def latest(self, job_id: str, event: str, index: int = -1) -> dict[str, Any]:
+        """The data of the job's newest `event` (of the picture `index`), or nothing."""
         with self._changed:
             job = self._jobs.get(job_id)
-            entry = None if job is None else job.entries.get((event, -1))
+            entry = None if job is None else job.entries.get((event, index))
             return {} if entry is None else entry.data
+
+    def unended(self) -> set[str]:
+        """The jobs whose end was not told here."""
+        with self._changed:
+            return {job_id for job_id, job in self._jobs.items() if job.ended_at is None}
+
+    def forget(self, job_id: str) -> None:
+        """The job is nowhere any more: its views end without a word."""
+        with self._changed:
+            self._jobs.pop(job_id, None)
+            self._changed.notify_all()
 
     def watched(self, job_id: str, owner: str) -> bool:
         """Does anyone look at this job, or at all of its owner's?"""

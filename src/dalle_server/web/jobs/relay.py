@@ -1,6 +1,8 @@
 """What one server tells of its jobs, heard by the others on the same PostgreSQL: LISTEN and NOTIFY.
 
-Previews stay where they are made: they are larger than a notification may be.
+Quick, but words get lost: PostgreSQL keeps none for a listener that is cut off, and a server may be killed before it
+has told. What must not be lost is in the rows, where `sharing.py` looks. Previews stay where they are made: they are
+larger than a notification may be.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dalle_server.errors import DalleServerError
 from dalle_server.web.jobs.storage.database import Database
 
 CHANNEL = "dalle_jobs"
 MAX_BYTES = 7_900  # of a notification; PostgreSQL takes 8,000
-MAX_QUEUED = 10_000  # while the database is away; what happened meanwhile is read from the rows
+MAX_QUEUED = 10_000  # while the database is away; of more, the others read the rows
 PROGRESS_EVERY_S = 0.5
 LOOK_S = 0.25
 AGAIN_S = 1.0
@@ -29,11 +32,14 @@ Message = dict[str, Any]
 
 
 class Relay:
-    """Two threads, from `start` to `close`: one tells, one hears. `hear` gets what other servers have told."""
+    """Two threads, from `start` to `close`: one tells, one hears. `hear` gets what other servers have told; each time
+    that this one begins to listen, `missed` is called: what they told before was not heard.
+    """
 
-    def __init__(self, database: Database, holder: str, hear: Callable[[Message], None]):
-        self._database, self._holder, self._hear = database, holder, hear
+    def __init__(self, database: Database, holder: str, hear: Callable[[Message], None], missed: Callable[[], None]):
+        self._database, self._holder, self._hear, self._missed = database, holder, hear, missed
         self._queue: Queue[str] = Queue(MAX_QUEUED)
+        self._untold: str | None = None  # the next one: a connection shows only when it is used that it was cut
         self._progress_at: dict[str, float] = {}
         self._stopping = threading.Event()
 
@@ -75,14 +81,16 @@ class Relay:
         with self._database.autocommit() as connection:
             while not self._stopping.is_set():
                 try:
-                    text = self._queue.get(timeout=LOOK_S)
+                    self._untold = self._untold or self._queue.get(timeout=LOOK_S)
                 except Empty:
                     continue
-                connection.execute(sa.select(sa.func.pg_notify(CHANNEL, text)))
+                connection.execute(sa.select(sa.func.pg_notify(CHANNEL, self._untold)))
+                self._untold = None
 
     def _listen(self) -> None:
         with self._database.autocommit() as connection:
             connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+            self._missed()
             driver: Any = connection.connection.dbapi_connection
             while not self._stopping.is_set():
                 for told in driver.notifies(timeout=LOOK_S):
@@ -93,5 +101,7 @@ class Relay:
             message = json.loads(payload)
             if message["from"] != self._holder:
                 self._hear(message)
+        except DalleServerError as error:  # the database does not answer just now
+            logger.debug("a notification came to nothing: %s", error.message)
         except Exception:  # another program's word on our channel, or of a newer server
             logger.exception("a notification was not understood")

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dalle_server.errors import DalleServerError
-from dalle_server.web.jobs.ends import end_data
+from dalle_server.web.jobs.ends import end_data, image_json
 from dalle_server.web.jobs.feed import Feed
 from dalle_server.web.jobs.relay import Message, Relay
 from dalle_server.web.jobs.storage.leases import BEATS, Leases
@@ -28,7 +28,7 @@ class Sharing:
 
     def __init__(self, store: Store, leases: Leases, feed: Feed, held: Jobs):
         self._store, self._leases, self._feed, self._held = store, leases, feed, held
-        self._relay = Relay(store.rows.database, leases.holder, self._hear)
+        self._relay = Relay(store.rows.database, leases.holder, self._hear, missed=self.look_soon)
         self._stopping = threading.Event()
         self._looked_at = float("-inf")
         self.trouble: str | None = None  # the database is away
@@ -42,7 +42,9 @@ class Sharing:
         return self._leases.lease_s / BEATS
 
     def look(self) -> None:
-        """Take over what nobody holds, drop what is held by another, cancel what was asked for elsewhere."""
+        """Take over what nobody holds, drop what is held by another, cancel what was asked for elsewhere, tell what
+        ended there.
+        """
         if time.monotonic() - self._looked_at < self._pause_s:
             return
         self._looked_at = time.monotonic()
@@ -60,6 +62,11 @@ class Sharing:
         for job_id, cancel_asked in (self._leases.mine() if claimed else mine).items():
             if cancel_asked:
                 self._held.cancel_here(job_id)
+        self._tell_missed_ends()
+
+    def look_soon(self) -> None:
+        """Words of other servers were missed."""
+        self._looked_at = float("-inf")
 
     def cancel_elsewhere(self, job_id: str) -> None:
         self._leases.ask_to_cancel(job_id)
@@ -94,11 +101,29 @@ class Sharing:
         if kind == "cancel":
             self._held.cancel_here(job_id)
         elif kind in TERMINAL:
-            job = self._store.rows.get(job_id)
-            if job is not None and job.is_finished:
-                self._feed.hear(job_id, message["owner"], kind, end_data(job))
+            self._tell_end(job_id)
         else:
             self._feed.hear(job_id, message["owner"], kind, message["data"])
+
+    def _tell_missed_ends(self) -> None:
+        """Whoever watches a job of another server gets its end, also where no word of it came."""
+        theirs = self._feed.unended() - self._held.local_ids()
+        statuses = self._store.rows.statuses(theirs)
+        for job_id in theirs:
+            if job_id not in statuses:  # it ended, and was deleted since
+                self._feed.forget(job_id)
+            elif statuses[job_id] in TERMINAL:
+                self._tell_end(job_id)
+
+    def _tell_end(self, job_id: str) -> None:
+        """As the row has it, after those of the job's pictures of which no word came."""
+        job = self._store.rows.get(job_id)
+        if job is None or not job.is_finished:
+            return
+        for picture in job.pictures:
+            if not self._feed.latest(job_id, "image", picture.index):
+                self._feed.hear(job_id, job.owner, "image", image_json(job, picture))
+        self._feed.hear(job_id, job.owner, job.status, end_data(job))
 
 
 def shared(store: Store, feed: Feed, held: Jobs) -> Sharing | None:

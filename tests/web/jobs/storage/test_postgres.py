@@ -14,14 +14,8 @@ from dalle_server.web.jobs.storage import rows as rows_module
 from dalle_server.web.jobs.storage.records import JobPicture
 from dalle_server.web.jobs.storage.rows import JobRows, Query
 from dalle_server.web.jobs.storage.schema import TooNew
-from tests.web.jobs.postgres import Postgres, postgres
+from tests.web.jobs.postgres import Postgres
 from tests.web.jobs.store_help import job
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -16,46 +15,18 @@ from PIL import Image
 
 from dalle_server.errors import ConfigError, NotReady, StorageError
 from dalle_server.web.jobs.storage.store import Store
-from tests.web.jobs.postgres import Postgres, postgres
+from tests.web.jobs.postgres import Postgres
 from tests.web.jobs.s3 import S3, s3
+from tests.web.jobs.storage.fronts import LEASE_S, Fronts, show, submit, wait_until_over
 from tests.web.jobs.store_help import job, picture_bytes
 from tests.web.server_process import ServerProcess
 from tests.web.waits import until
-
-LEASE_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
 def objects() -> Iterator[S3]:
     with s3() as server:
         yield server
-
-
-@pytest.fixture
-def database(server: Postgres, tmp_path: Path) -> str:
-    """A fresh one."""
-    name = f"jobs_{abs(hash(str(tmp_path)))}"
-    engine = sa.create_engine(server.url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return server.url.replace("+psycopg", "").rsplit("/", 1)[0] + f"/{name}"
-
-
-@pytest.fixture
-def stores(database: str, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
-    two = [Store(tmp_path, database, lease_s=0.5) for _ in range(2)]
-    for each in two:
-        each.take_up()
-    yield two[0], two[1]
-    for each in two:
-        each.close()
 
 
 def leases(store: Store) -> Any:
@@ -146,44 +117,6 @@ def test_a_database_that_is_not_there_is_no_end(tmp_path: Path) -> None:
 
 
 # -- two processes
-
-
-class Fronts:
-    """Servers on one database and one directory of pictures, each with a data_dir of its own."""
-
-    def __init__(self, directory: Path, database: str, step_s: float, pictures: str = ""):
-        self.directory, self.step_s = directory, step_s
-        self.flags = ["--database", database, "--picture_store", pictures or f"file://{directory}/pictures"]
-        self.flags += ["--job_lease_s", str(LEASE_S), "--num_slots", "2"]
-        self._number = 0
-
-    def start(self, *, step_s: float | None = None) -> ServerProcess:
-        self._number += 1
-        own = self.directory / f"server-{self._number}"
-        own.mkdir()
-        return ServerProcess(own, *self.flags, step_s=self.step_s if step_s is None else step_s)
-
-
-@pytest.fixture
-def fronts(database: str, tmp_path: Path) -> Fronts:
-    return Fronts(tmp_path, database, step_s=0.05)
-
-
-def submit(server: ServerProcess, number: int, num_images: int = 3) -> dict[str, Any]:
-    body = {"prompt": f"an apple, number {number}", "num_images": num_images, "seed": number}
-    status, _, reply = server.request("POST", "/v1/jobs", body)
-    assert status == 202, reply
-    made: dict[str, Any] = json.loads(reply)
-    return made
-
-
-def show(server: ServerProcess, made: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = server.get(f"/v1/jobs/{made['id']}")[1]
-    return found
-
-
-def wait_until_over(server: ServerProcess, jobs: list[dict[str, Any]]) -> None:
-    server.wait_for(lambda: all(show(server, made)["status"] in ("done", "failed", "cancelled") for made in jobs))
 
 
 def drawn(server: ServerProcess, made: dict[str, Any]) -> list[bytes]:

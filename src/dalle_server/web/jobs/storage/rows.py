@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,6 +104,15 @@ class JobRows:
         with self.database.reading() as connection:
             found = _read(connection, sa.select(jobs).where(jobs.c.id == job_id))
         return found[0] if found else None
+
+    def statuses(self, job_ids: Collection[str]) -> dict[str, str]:
+        """Of those that are there."""
+        found: dict[str, str] = {}
+        for some in _portions(list(job_ids)):
+            with self.database.reading() as connection:
+                chosen = sa.select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(some))
+                found.update({row.id: row.status for row in connection.execute(chosen)})
+        return found
 
     def find(self, owner: str, query: Query, is_unwanted: Callable[[], bool] = lambda: False) -> list[Job]:
         """Stops soon after `is_unwanted()`. Raises Overloaded when too many search already."""
