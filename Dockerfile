@@ -25,6 +25,7 @@ ENV PATH=/opt/dalle/bin:$PATH \
     HF_HOME=/data/huggingface \
     DALLE_CACHE_DIR=/data/cache \
     DALLE_DATA_DIR=/data/server \
+    DALLE_OUTPUT_DIR=/data/generations \
     DALLE_MODEL_VERSION=nano
 VOLUME /data
 EXPOSE 8000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +152,7 @@ class DalleModel:
         """
         require_words(text)
         wanted = Repaint.read(
-            _file(image), None if mask is None else _file(mask), strength=strength, candidates=candidates, grow=grow
+            _read(image), None if mask is None else _read(mask), strength=strength, candidates=candidates, grow=grow
         )
         return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
@@ -173,7 +172,7 @@ class DalleModel:
         """The whole picture drawn anew, by half if no `strength` says otherwise. Its own text, if it is ours and no
         other is given. Raises as `edit_image` does.
         """
-        wanted = Repaint.variation(_file(image), strength=strength, candidates=candidates)
+        wanted = Repaint.variation(_read(image), strength=strength, candidates=candidates)
         return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
     def branch_image(
@@ -192,7 +191,7 @@ class DalleModel:
         given are the picture's own, if it is ours. Raises as `edit_image` does.
         """
         keep = keep_rows_of(self._engine.config.picture, keep_rows)
-        wanted = Repaint.read(_file(image), keep_tokens=keep)
+        wanted = Repaint.read(_read(image), keep_tokens=keep)
         return self._draw_over(wanted, text, num_images, seed, negative_prompt, seamless, sampling)
 
     def _draw_over(
@@ -238,12 +237,6 @@ class DalleModel:
         self.close()
 
 
-def _file(picture: PictureFile) -> bytes:
+def _read(picture: PictureFile) -> bytes | Image.Image:
     """Raises InvalidRequest for a path that cannot be read."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        return file.getvalue()
-    return read_file(Path(picture))
+    return picture if isinstance(picture, (bytes, Image.Image)) else read_file(Path(picture))

@@ -18,6 +18,7 @@ from PIL import Image
 from dalle_server import DalleModel, cli
 from dalle_server.config import Settings
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
+from dalle_server.pictures.canvas import read_picture
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.app import create_app
 from dalle_server.web.jobs.current import EXTENSION
@@ -215,6 +216,31 @@ def test_a_branch_of_a_seamless_picture_is_seamless_everywhere(
     varied = by_command("vary", ours, "--seed", 3, "--seamless")
     assert varied == by_job(client, image=data_url(ours), seed=3, seamless=True)
     assert np.array_equal(np.asarray(model.vary_image(ours, seed=3, seamless=True)[0]), pixels(varied))
+
+
+def test_an_opened_picture_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """Upright, of any mode, with its holes, and however large its file would be as PNG."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 60, 4), np.uint8)
+    lying, turned = Image.fromarray(noise[:, :, :3]), Image.Exif()
+    turned[0x0112] = 6
+    lying.save(tmp_path / "phone.jpg", exif=turned)
+    lying.convert("CMYK").save(tmp_path / "print.jpg")
+    Image.fromarray(noise).save(tmp_path / "holes.png")
+    Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    lying.quantize(8).save(tmp_path / "few.gif")
+    for name in ("phone.jpg", "print.jpg", "holes.png", "deep.png", "few.gif"):
+        with Image.open(tmp_path / name) as image:
+            opened, read = read_picture(image), read_picture((tmp_path / name).read_bytes())
+        assert np.array_equal(opened.pixels, read.pixels), name
+        assert (opened.alpha is None) == (read.alpha is None) == (name != "holes.png")
+    assert read_picture(Image.open(tmp_path / "phone.jpg")).size_px == (40, 60)
+    large = Image.fromarray(np.random.default_rng(2).integers(0, 256, (2400, 2600, 3), np.uint8))  # 18 MB as PNG
+    assert read_picture(large).size_px == (2600, 2400)
+    with pytest.raises(PayloadTooLarge, match="10000x6000"):
+        read_picture(Image.new("1", (10_000, 6_000)))
+    cut = (tmp_path / "phone.jpg").read_bytes()[:1500]
+    with pytest.raises(InvalidRequest, match="image cannot be read as a picture"):
+        read_picture(Image.open(io.BytesIO(cut)))
 
 
 def test_strength_0_gives_our_own_picture_back(model: DalleModel, files: dict[str, Path]) -> None:

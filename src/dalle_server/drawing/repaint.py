@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dalle_server import checks
 from dalle_server.errors import InvalidRequest
@@ -70,15 +71,16 @@ class Repaint:
     @classmethod
     def read(
         cls,
-        image: bytes,
-        mask: bytes | None = None,
+        image: bytes | Image.Image,
+        mask: bytes | Image.Image | None = None,
         *,
         strength: float | None = None,
         candidates: int | None = None,
         keep_tokens: int = 0,
         grow: int = 0,
     ) -> Self:
-        """From files, as every API of ours but AUTOMATIC1111's understands them: a picture's own holes are a mask.
+        """From files or opened pictures, as every API of ours but AUTOMATIC1111's understands them: a picture's own
+        holes are a mask.
 
         Raises InvalidRequest, PayloadTooLarge.
         """
@@ -97,7 +99,9 @@ class Repaint:
         )
 
     @classmethod
-    def variation(cls, image: bytes, *, strength: float | None = None, candidates: int | None = None) -> Self:
+    def variation(
+        cls, image: bytes | Image.Image, *, strength: float | None = None, candidates: int | None = None
+    ) -> Self:
         """All of a picture drawn anew, by half where nobody says how much. Raises as `read` does."""
         return cls(
             picture=read_picture(image),
@@ -129,8 +133,10 @@ def keep_rows_of(grid: PictureConfig, rows: int) -> int:
     return checks.whole_number("keep_rows", rows, 1, grid.grid_height - 1) * grid.grid_width
 
 
-def own_recipe(image: bytes) -> PictureMetadata | None:
-    """What one of our own pictures says of itself; of others nothing is known."""
+def own_recipe(image: bytes | Image.Image) -> PictureMetadata | None:
+    """What one of our own pictures' files says of itself; of others, and of opened ones, nothing is known."""
+    if isinstance(image, Image.Image):
+        return None  # it may have been changed since it was read
     try:
         return find_metadata(image)
     except InvalidRequest:  # a GIF, or damaged words in a picture that is readable

@@ -57,11 +57,14 @@ class Picture:
         return width, height
 
 
-def read_picture(data: bytes, param: str = "image") -> Picture:
-    """A PNG, JPEG, WebP or GIF file → pixels: the first frame, upright, 8 bits, transparency on white.
+def read_picture(data: bytes | Image.Image, param: str = "image") -> Picture:
+    """A PNG, JPEG, WebP or GIF file, or an opened picture → pixels: the first frame, upright, 8 bits, transparency on
+    white.
 
     Raises InvalidRequest, and PayloadTooLarge for more than MAX_FILE_BYTES or MAX_PIXELS, before decoding.
     """
+    if isinstance(data, Image.Image):
+        return _opened(data, param)
     if len(data) > MAX_FILE_BYTES:
         raise PayloadTooLarge(f"{param} has {len(data):,} bytes; a picture may have {MAX_FILE_BYTES:,}", param=param)
     if not data:
@@ -75,6 +78,16 @@ def read_picture(data: bytes, param: str = "image") -> Picture:
         raise InvalidRequest(f"{param} is no PNG, JPEG, WebP or GIF file, or is damaged", param=param) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PayloadTooLarge(f"{param} has too many pixels; {MAX_PIXELS:,} are the most", param=param) from None
+    except UNREADABLE as error:
+        raise InvalidRequest(f"{param} cannot be read as a picture: {error}", param=param) from None
+
+
+def _opened(image: Image.Image, param: str) -> Picture:
+    """As the picture's file would be read. How large that was does not matter any more."""
+    check_size(image.size, param)
+    try:
+        image.load()
+        return _reduced(_decoded(_upright(image)))
     except UNREADABLE as error:
         raise InvalidRequest(f"{param} cannot be read as a picture: {error}", param=param) from None
 
