@@ -16,7 +16,7 @@ from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
-from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from dalle_server.errors import DeadlineExceeded, EngineFault, InvalidRequest, Overloaded
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -159,6 +159,20 @@ def test_the_next_window_waits_for_a_place_instead_of_failing(engine: Engine) ->
     (image,) = result_of(paint(submit, shape(1536, 1024), request()))
     (expected,) = result_of(paint(engine.submit, shape(1536, 1024), request()))
     assert np.array_equal(image.pixels, expected.pixels) and len(asked) == 6
+
+
+def test_a_next_window_that_can_never_be_drawn_ends_the_request(engine: Engine) -> None:
+    asked: list[GenerationRequest] = []
+    fault = EngineFault("the engine failed")
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        if len(asked) > 2:
+            raise fault
+        return engine.submit(wanted)
+
+    painting = paint(submit, shape(300, 100), request())
+    assert [event for event in painting.events() if isinstance(event, (Done, Failed, Cancelled))] == [Failed(fault)]
 
 
 def test_all_are_accepted_or_none(engine: Engine) -> None:

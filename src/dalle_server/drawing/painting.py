@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import INDEX_BITS
-from dalle_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
+from dalle_server.errors import DalleServerError, DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -220,8 +220,11 @@ class Painting(Joined):
             return Cancelled(self.cancel_reason)
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return Failed(DeadlineExceeded.after(self.request.timeout_s))
-        with suppress(Overloaded, RateLimited):
-            self._start(picture)
+        try:
+            with suppress(Overloaded, RateLimited):
+                self._start(picture)
+        except DalleServerError as error:
+            return Failed(error)
         return None
 
     def _translated(self, picture: _Picture, event: Event) -> Iterator[Event]:

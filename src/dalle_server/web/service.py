@@ -11,7 +11,7 @@ from flask import Response, after_this_request, current_app, g, has_request_cont
 
 from dalle_server.config import Settings
 from dalle_server.engine.tracker import Place
-from dalle_server.errors import DalleServerError, NotReady, Overloaded
+from dalle_server.errors import DalleServerError, EngineFault, NotReady, Overloaded
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping
@@ -129,10 +129,13 @@ class Service:
 
     def submit(self, model: Model, request: GenerationRequest) -> Generation:
         """Of a model that the caller holds. Raises NotReady while loading, failed or draining; Overloaded when the
-        queue is full, RateLimited when this client's share of it is; InvalidRequest.
+        queue is full, RateLimited when this client's share of it is; InvalidRequest; EngineFault when the model's
+        engine was given up meanwhile, for which it would be vain to wait.
         """
         self._check_open()
-        engine = model.engine
+        engine = model.engine_now
+        if engine is None:
+            raise EngineFault(f"the engine of the model {model.name!r} failed; try again")
         asked()
         try:
             with model.bookkeeping.submitting(request):

@@ -162,6 +162,20 @@ def test_a_job_that_ends_between_two_windows_lets_go_of_its_model(world: World, 
     assert wants_b.wait(10)
 
 
+def test_an_engine_given_up_between_two_windows_is_a_fault_like_any_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job goes on once, when the model can be loaded again."""
+    monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
+    job = between_windows(world)
+    assert world.pool.give_up(world.engines["a"][0])
+    until(lambda: len(world.engines["a"]) == 2)
+    world.engines["a"][1].has_room.set()
+    done = wait_for(world.client, job["id"], "done")
+    assert len(done["images"]) == 1
+    until(lambda: world.model("a").uses == 0)
+
+
 @pytest.mark.parametrize("refusal", ["the queue", "the disk"])
 def test_a_refused_job_keeps_no_model(world: World, monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
     def full(*args: Any) -> None:
