@@ -17,7 +17,7 @@ from dalle_server.drawing.repaint import INDEX_BITS
 from dalle_server.drawing.replay import ReplaySource, info_text, replay
 from dalle_server.drawn import result_of
 from dalle_server.engine.engine import Engine
-from dalle_server.errors import DeadlineExceeded, EngineDown, InvalidRequest, Overloaded
+from dalle_server.errors import DeadlineExceeded, EngineDown, EngineFault, InvalidRequest, Overloaded
 from dalle_server.generation import (
     Cancelled,
     Done,
@@ -221,6 +221,20 @@ def test_a_window_that_is_refused_for_good_ends_the_others_too(engine: Engine) -
     with pytest.raises(InvalidRequest):
         result_of(painting)
     assert len(accepted) == 3 and accepted[2].cancel_reason == "another picture of the request failed"
+
+
+def test_a_next_window_that_can_never_be_drawn_ends_the_request(engine: Engine) -> None:
+    asked: list[GenerationRequest] = []
+    fault = EngineFault("the engine failed")
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        if len(asked) > 2:
+            raise fault
+        return engine.submit(wanted)
+
+    painting = paint(submit, shape(300, 100), request())
+    assert [event for event in painting.events() if isinstance(event, (Done, Failed, Cancelled))] == [Failed(fault)]
 
 
 def test_all_are_accepted_or_none(engine: Engine) -> None:

@@ -256,14 +256,30 @@ def test_silence_unloads_and_the_next_request_loads_again(worlds: list[World]) -
     assert world.pool.loads == {"a": 2, "b": 1}
 
 
-def test_who_comes_again_is_in_at_once_or_not_and_is_not_waited_for(worlds: list[World]) -> None:
+@pytest.mark.parametrize("fault", [None, CheckpointError("its file is damaged")])
+def test_who_does_other_things_meanwhile_is_told_when_the_wait_is_over(
+    worlds: list[World], fault: Exception | None
+) -> None:
     world = world_of(worlds, {"a": 1, "b": 1})
-    held = world.pool.hold(world.model("b"), if_loaded=True)
-    assert not held.is_in
-    held.close()
-    until(lambda: world.states()["b"] == "loaded")
-    assert world.model("b").uses == 0
-    assert world.pool.hold(world.model("b"), if_loaded=True).is_in
+    if fault is not None:
+        world.faults["b"] = fault
+    is_over = threading.Event()
+    held = world.pool.hold(world.model("b"), is_over.set)
+    assert is_over.wait(10)
+    assert (held.is_in, held.failure is None) == (fault is None, fault is None)
+
+
+def test_who_holds_a_model_may_hold_it_once_more_though_another_waits(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 60, "b": 60}, budget_bytes=100 * 10**6)
+    early = world.use("a")
+    wants_b = world.pool.hold(world.model("b"))
+    until(lambda: world.model("a").leaves)
+    kept = world.pool.keep(world.model("a"))
+    assert kept.is_in
+    early.close()
+    assert not wants_b.wait(0.2)
+    kept.close()
+    assert wants_b.wait(10)
 
 
 def test_a_hold_is_let_go_once(worlds: list[World]) -> None:

@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -48,13 +49,13 @@ class Jobs:
             max_age_s=settings.job_retention_s, max_jobs=settings.max_jobs, max_bytes=settings.max_jobs_bytes
         )
         self._ends = Ends(self.feed)
+        self._wake = threading.Event()
         self._running = Running(self.feed, self._ends, self._goes_on_later, lambda job: self._backlog.add(job))
-        self._backlog = Backlog(service, self._running, self._ends)
+        self._backlog = Backlog(service, self._running, self._ends, self._wake.set)
         self._lock = threading.RLock()
         self._store: Store | None = None
         self._sharing: Sharing | None = None
         self._is_open = False  # the store is there, and what an earlier run left is taken up
-        self._wake = threading.Event()
         self._stopping = False
         self._swept_ends = -1
         self._swept_at = self._tried_at = float("-inf")
@@ -130,17 +131,16 @@ class Jobs:
             over=over,
             created_at=time.time(),
         )
-        generation = drawn(self._service.submitter(model), job, whole_request(job), engine.config.picture)
-        job = replace(job, request=replace(request, sampling=generation.sampling))
-        try:
+        with ExitStack() as otherwise:
+            held = otherwise.enter_context(closing(self._service.pool.keep(model)))
+            generation = drawn(self._service.submitter(model), job, whole_request(job), engine.config.picture)
+            otherwise.callback(generation.cancel, "the job could not be stored")
+            job = replace(job, request=replace(request, sampling=generation.sampling))
             if given is not None:
+                otherwise.callback(store.drop_given, job)
                 store.add_given(job, given)
-            self._begin(store, Live(job, generation, row_tokens=engine.config.picture.grid_width))
-        except DalleServerError:
-            generation.cancel("the job could not be stored")
-            if given is not None:
-                store.drop_given(job)
-            raise
+            self._begin(store, Live(job, generation, held, row_tokens=engine.config.picture.grid_width))
+            otherwise.pop_all()  # all of it is the job's now
         self._wake.set()
         return job
 
@@ -200,18 +200,26 @@ class Jobs:
 
     def _run(self) -> None:
         while not self._stopping:
-            try:
-                self._tick()
-            except NotReady:  # the store was closed meanwhile, or its database is away
-                logger.debug("jobs wait for their database")
-            except DalleServerError as error:
-                logger.warning("jobs: %s", error.message)
-                self._wake.wait(IDLE_S)
-            except Exception:  # without this thread no job would ever end again
-                logger.exception("jobs")
-                self._wake.wait(IDLE_S)
+            if not self._try_tick():
+                self._backlog.let_go()  # perhaps it was not reached, and what it keeps would be kept for nothing
             self._wake.wait(TICK_S if self._running else IDLE_S)
             self._wake.clear()
+        self._backlog.let_go()
+        self._running.let_go()
+
+    def _try_tick(self) -> bool:
+        try:
+            self._tick()
+            return True
+        except NotReady:  # the store was closed meanwhile, or its database is away
+            logger.debug("jobs wait for their database")
+        except DalleServerError as error:
+            logger.warning("jobs: %s", error.message)
+            self._wake.wait(IDLE_S)
+        except Exception:  # without this thread no job would ever end again
+            logger.exception("jobs")
+            self._wake.wait(IDLE_S)
+        return False
 
     def _tick(self) -> None:
         if self._service.state == "draining" and not self._running:
@@ -227,8 +235,7 @@ class Jobs:
             self._tell_trouble(away if store.rows.database.is_there else GONE)
         if self._sharing is not None and not self._goes_on_later():
             self._sharing.look()
-        if self._backlog:
-            self._backlog.admit(store)
+        self._backlog.admit(store)
         self._ends.record_again(store)
         self._sweep(store)
 

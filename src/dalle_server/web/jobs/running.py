@@ -34,6 +34,7 @@ from dalle_server.web.jobs.ends import Ends, image_json
 from dalle_server.web.jobs.feed import Feed
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.store import Store
+from dalle_server.web.pool.pool import Hold
 
 PREVIEW_QUALITY = 80
 PREVIEW_PX = 1024  # the longer side of one, of a picture that was given
@@ -47,6 +48,7 @@ class Live:
 
     job: Job
     generation: Drawn
+    held: Hold  # its model's: between two windows of a picture, nothing else says that it is needed
     row_tokens: int  # of the grid: a preview shows whole rows
     frame: Frame | None = None  # the picture that it draws over, once something of it is to be shown
     preview_frame: Frame | None = None  # the same, no larger than a preview
@@ -120,6 +122,14 @@ class Running:
         if live is not None:
             logger.warning("job %s goes on at another server", job_id)
             live.generation.cancel()
+            live.held.close()
+
+    def let_go(self) -> None:
+        """Nothing is read any more: no model is kept for it."""
+        with self._lock:
+            live = list(self._live.values())
+        for each in live:
+            each.held.close()
 
     def read_all(self, store: Store) -> None:
         with self._lock:
@@ -129,6 +139,12 @@ class Running:
 
     def read(self, store: Store, live: Live) -> bool:
         """What the engine has said since the last time. True when that was the end."""
+        is_over = self._read(store, live)
+        if is_over or live.generation.terminal is not None:  # the end may wait for the database, other models need not
+            live.held.close()
+        return is_over
+
+    def _read(self, store: Store, live: Live) -> bool:
         self.steer_previews(live)
         try:
             for event in live.events():

@@ -132,7 +132,7 @@ class Model:
     failure: DalleServerError | None = None
     failed_at: float = 0.0  # time.monotonic()
     known: Known | None = None
-    uses: int = 0  # requests that hold it
+    uses: int = 0  # requests and jobs that hold it
     used_at: float = field(default_factory=time.monotonic)
     leaves: bool = False  # it takes no more requests, so that another model finds room
     past: Totals = field(default_factory=Totals)
@@ -179,7 +179,7 @@ class Model:
 
     @property
     def is_idle(self) -> bool:
-        """No request holds it, and nothing that it accepted is unfinished."""
+        """Nobody holds it, and nothing that it accepted is unfinished."""
         if self.uses:
             return False
         stats = self.engine_now.stats() if self.engine_now else None

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest, NotReady
 from dalle_server.web.pool.memory import release_memory
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 class Hold:
     """One user's claim on a model: until `close`, it is not unloaded. `wait` before it is used."""
 
-    def __init__(self, pool: Pool, model: Model):
+    def __init__(self, pool: Pool, model: Model, tell: Callable[[], None] = lambda: None):
         self.model = model
+        self.tell = tell
         self.is_in = False
         self.failure: DalleServerError | None = None
         self._pool = pool
@@ -92,21 +93,27 @@ class Pool:
 
     # -- users
 
-    def hold(self, model: Model, *, if_loaded: bool = False) -> Hold:
-        """A claim, to be closed. A model that is not loaded will be. `if_loaded`: for who comes again instead of
-        waiting; it is in at once, or closed.
+    def hold(self, model: Model, tell: Callable[[], None] = lambda: None) -> Hold:
+        """A claim, to be closed. A model that is not loaded will be. `tell`, for who does other things meanwhile, is
+        called when the wait is over, in any thread and under the pool's lock.
 
         Raises InvalidRequest for a model that can never fit, NotReady for one that could not be loaded just now.
         """
-        held = Hold(self, model)
+        held = Hold(self, model, tell)
         with self._changed:
             if self._is_open(model):
                 self._let_in(held)
                 return held
             self._check(model)
             self._want(model)
-            if not if_loaded:
-                self._waiting.append(held)
+            self._waiting.append(held)
+        return held
+
+    def keep(self, model: Model) -> Hold:
+        """One more claim, for who holds the model already: in at once, though others may wait for its room."""
+        held = Hold(self, model)
+        with self._changed:
+            self._let_in(held)
         return held
 
     def wait(self, held: Hold, timeout_s: float | None) -> bool:
@@ -189,6 +196,7 @@ class Pool:
             if failure is None:
                 self._let_in(held)
             held.failure = failure
+            held.tell()
         self._changed.notify_all()
 
     # -- the thread
