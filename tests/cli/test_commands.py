@@ -77,6 +77,13 @@ def test_info_and_replay_know_the_picture(run: Run, tmp_path: Path) -> None:
     assert code == 2 and "is a directory; name a PNG file" in errors
 
 
+def test_a_home_is_found_where_no_shell_puts_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, errors = run("generate", "a cat", "--seed", "3", "--model_version", "nano", "--output=~/drawn")
+    assert code == 0, errors
+    assert Path(out.strip()).parent == tmp_path / "drawn" and Path(out.strip()).is_file()
+
+
 def test_generate_replaces_no_other_picture(run: Run, tmp_path: Path) -> None:
     def written(*words: object) -> Path:
         code, out, errors = run("generate", *words, "--seed", 1, "--img_format", "png", "-o", tmp_path)
@@ -151,6 +158,7 @@ def test_models_lists_what_there_is(run: Run) -> None:
         (("generate", "x", "-o", "/dev/null/x"), 2, "cannot write to /dev/null/x (Not a directory)"),
         (("info", "/nowhere.png"), 2, "nowhere.png does not exist"),
         (("pull", "nano-nano"), 2, "unknown model 'nano-nano'"),
+        (("generate", "x", "--output=~no-such-user/x"), 2, "expected a path whose ~ is a known home"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(run: Run, words: tuple[str, ...], code: int, says: str) -> None:

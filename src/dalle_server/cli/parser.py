@@ -20,6 +20,7 @@ from dalle_server.cli.flags import add_flags
 from dalle_server.cli.terminal import forgiving
 from dalle_server.config import MODEL_SETTINGS, Settings, did_you_mean, load_settings
 from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest
+from dalle_server.words import expanded
 
 if TYPE_CHECKING:
     from dalle_server.engine.engine import Engine
@@ -33,6 +34,14 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace], int]
 CONFIG_HELP = "TOML file with settings (docs/configuration.md)"
+
+
+def _path(text: str) -> Path:
+    """Behind --mask= and --output= no shell puts a home in the place of ~."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,7 +116,7 @@ def _parser() -> Parser:
 def _add_drawing_over(commands: _Commands) -> None:
     """edit, vary, branch."""
     edit = commands.add_parser("edit", help="paint a part of a picture anew", allow_abbrev=False)
-    edit.add_argument("--mask", type=Path, metavar="FILE", help="transparent, or white, is painted [its own holes]")
+    edit.add_argument("--mask", type=_path, metavar="FILE", help="transparent, or white, is painted [its own holes]")
     edit.add_argument("--grow", type=int, default=0, metavar="N", help="tokens around it that are painted too [0]")
     edit.add_argument("--prompt", required=True, metavar="TEXT", help="what the picture shows in the end")
     _add_strength_flags(edit, "[1 with a mask, else 0.75]", "[4]")
@@ -150,7 +159,7 @@ def _add_saved_pictures(commands: _Commands) -> None:
     replay.add_argument(
         "--source", choices=("seed", "tokens"), default="seed", help="draw it again, or decode its tokens [seed]"
     )
-    replay.add_argument("-o", "--output", type=Path, metavar="PNG", help="also write the picture here")
+    replay.add_argument("-o", "--output", type=_path, metavar="PNG", help="also write the picture here")
     replay.add_argument(
         "--download", action="store_true", help="fetch the model that the file names, if it is not here"
     )
@@ -165,7 +174,7 @@ dashes may stand for underscores; [defaults] are in brackets."""
 def _add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--num_images", type=int, default=1, metavar="N", help="how many [1]")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same pictures [random]")
-    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to put them [here]")
+    parser.add_argument("-o", "--output", type=_path, default=Path(), metavar="DIR", help="where to put them [here]")
     parser.add_argument("--seamless", action="store_true", help="opposite edges meet: the pictures can be tiled")
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what to steer away from")
     for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("condition_scale", float)):
