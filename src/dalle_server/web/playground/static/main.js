@@ -31,8 +31,7 @@ const actions = {
   remove: async (job) => {
     if (job.images.length && !(await confirmDeletion(job))) return;
     viewer.closeIfShows(job);
-    await attempt(() => jobs.remove(job));
-    announce("Deleted");
+    await attempt(async () => announce((await jobs.remove(job)) ? "Deleted" : "Cancelled; its pictures stay"));
   },
   onError: fail,
 };
@@ -103,7 +102,7 @@ function confirmDeletion(job) {
 }
 
 jobs.addEventListener("lost", ({ detail }) => detail.error && status.check());
-jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); });
+jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); viewer?.ended(job); });
 window.addEventListener("online", () => status.check());
 
 listenForPictures({

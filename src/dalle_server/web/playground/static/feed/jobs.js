@@ -49,11 +49,12 @@ export class Jobs extends EventTarget {
     this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
   }
 
-  /** Deletes a job that has ended, with its pictures. */
+  /** Deletes a job with its pictures → whether it is gone. One that still runs is only cancelled (202). */
   async remove(job) {
-    await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
-    this.#jobs.delete(job.id);
-    this.#tell("removed", { job });
+    const answer = await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
+    if (answer.status === 202) this.#put(await answer.json());
+    else this.#forget(job);
+    return answer.status !== 202;
   }
 
   /** Ask again about everything unfinished: after a lost connection an end may have been missed. */
@@ -63,8 +64,7 @@ export class Jobs extends EventTarget {
         this.#put(await getJSON(`/v1/jobs/${job.id}`));
       } catch (error) {
         if (error.status === 404) {
-          this.#jobs.delete(job.id);
-          this.#tell("removed", { job });
+          this.#forget(job);
         } else if (!error.status) {
           return;
         }
@@ -147,6 +147,12 @@ export class Jobs extends EventTarget {
   #watch() {
     if (this.running.length) this.#stream.open();
     else this.#stream.close();
+  }
+
+  #forget(job) {
+    this.#jobs.delete(job.id);
+    this.#tell("removed", { job });
+    this.#watch();
   }
 
   #tell(type, detail) {

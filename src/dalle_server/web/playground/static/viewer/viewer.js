@@ -2,6 +2,7 @@
 
 import { getKey, pictureSource } from "../api.js";
 import { $, h } from "../dom.js";
+import { isOver } from "../feed/jobs.js";
 import { fit } from "../fit.js";
 import { bytes, duration, exactTime } from "../format.js";
 import { Modes } from "./modes.js";
@@ -60,6 +61,16 @@ export class Viewer {
     if (this.dialog.open && this.job?.id === job.id) this.dialog.close();
   }
 
+  /** The job ended while it is looked at. */
+  ended(job) {
+    if (this.job?.id === job.id) this.#showDelete();
+  }
+
+  /** Of a job that still runs nothing can be deleted: the server would only cancel it and keep its pictures. */
+  #showDelete() {
+    $("viewer-delete").hidden = !isOver(this.job);
+  }
+
   #describe() {
     const { job, image } = this;
     const row = this.pictures();
@@ -74,6 +85,7 @@ export class Viewer {
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at >= row.length - 1;
     $("viewer-use").hidden = $("viewer-paint").hidden = !isReadable(this.models.for(job), job);
+    this.#showDelete();
     this.#showSnippet();
   }
 
