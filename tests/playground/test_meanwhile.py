@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+import requests
 from playwright.sync_api import Page, expect
 
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
+from tests.playground.conftest import Witness
 from tests.playground.server import Server
+from tests.playground.test_connection import expected
 from tests.playground.test_drawing import draw
+from tests.playground.test_gallery import fill
+from tests.playground.test_look import violations
+
+
+@pytest.fixture
+def gallery(server: Server, make_page: Callable[..., Page]) -> Page:
+    fill(server, ("a red apple", "three rockets", "a cat"))
+    page = make_page(server)
+    expect(page.locator("article.card")).to_have_count(3)
+    return page
 
 
 def first_of_many(page: Page, server: Server) -> None:
@@ -43,3 +57,54 @@ def test_a_job_that_a_delete_only_cancelled_stays(page: Page, server: Server) ->
     expect(card).to_have_attribute("data-status", "cancelled")
     expect(card.locator("img.final").first).to_be_visible()
     assert len(server.app.extensions[JOBS].store.rows.find("", Query())[0].pictures) == 4
+
+
+def delete(page: Page, prompt: str) -> None:
+    card = page.locator("article.card", has_text=prompt)
+    card.hover()
+    card.get_by_role("button", name="Delete").click()
+    page.locator("#confirm").get_by_role("button", name="Delete").click()
+
+
+def forget(server: Server, prompt: str) -> None:
+    """As another tab does."""
+    listed = requests.get(f"{server.url}/v1/jobs", params={"limit": 50}, timeout=20).json()["data"]
+    (job,) = (job["id"] for job in listed if job["prompt"] == prompt)
+    requests.delete(f"{server.url}/v1/jobs/{job}", timeout=20).raise_for_status()
+
+
+def test_what_another_tab_deleted_can_be_deleted(gallery: Page, server: Server, witness: Witness) -> None:
+    forget(server, "a red apple")
+    delete(gallery, "a red apple")
+    expect(gallery.locator("article.card")).to_have_count(2)
+    expect(gallery.locator("#announcer")).to_have_text("Deleted")
+    expected(witness, "404")
+
+
+def test_a_delete_that_failed_is_seen_and_not_called_done(gallery: Page, witness: Witness) -> None:
+    refusal = {"error": {"message": "too many requests of this key", "code": "rate_limited"}}
+    gallery.route("**/v1/jobs/job-*", lambda route: route.fulfill(status=429, json=refusal))
+    delete(gallery, "a red apple")
+    expect(gallery.locator("#notice")).to_be_visible()
+    expect(gallery.locator("#notice")).to_have_text("too many requests of this key")
+    expect(gallery.locator("article.card")).to_have_count(3)
+    assert violations(gallery) == []
+    expect(gallery.locator("#announcer")).to_be_empty()
+    gallery.locator("#notice").click()
+    expect(gallery.locator("#notice")).to_be_hidden()
+    expected(witness, "429")
+
+
+def test_older_pictures_come_when_the_oldest_shown_went_elsewhere(
+    server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    fill(server, tuple(f"number {number}" for number in range(26)))
+    page = make_page(server)
+    expect(page.locator("article.card").last).to_contain_text("number 2")
+    forget(server, "number 2")
+    page.get_by_role("button", name="Show older pictures").click()
+    expect(page.locator("article.card").last).to_contain_text("number 1")
+    expect(page.locator("article.card")).to_have_count(24)
+    page.get_by_role("button", name="Show older pictures").click()
+    expect(page.locator("article.card")).to_have_count(25)
+    expected(witness, "404")

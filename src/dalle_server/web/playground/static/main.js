@@ -3,7 +3,7 @@
 import { ApiError, getKey, host } from "./api.js";
 import { Composer } from "./composer/composer.js";
 import { Connection } from "./connection.js";
-import { $, announce } from "./dom.js";
+import { $, announce, notice } from "./dom.js";
 import { announceEnd, Feed } from "./feed/feed.js";
 import { plural } from "./format.js";
 import { Given } from "./composer/given.js";
@@ -90,7 +90,7 @@ function fail(error) {
   if (!(error instanceof ApiError)) throw error;
   if (!error.status || error.status === 503) status.lost();
   else if (error.status === 401) status.check();
-  else announce(error.message);
+  else notice(error.message);
 }
 
 function confirmDeletion(job) {

@@ -51,7 +51,11 @@ export class Feed {
 
   async #more() {
     const last = this.element.lastElementChild?.dataset.job ?? ""; // the one that is there now: another may be deleted
-    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, after: last, limit: PAGE });
+    const page = await this.jobs.page({ search: this.#search, after: last, limit: PAGE }).catch((error) => {
+      if (error.status !== 404) throw error;
+    });
+    if (!page) return this.load(); // `last` is gone, and others may be: what stands here is old
+    const { jobs, hasMore } = page;
     const before = this.element.children.length;
     jobs.forEach((job) => this.#append(job));
     this.#paged(hasMore);

@@ -46,12 +46,20 @@ export class Jobs extends EventTarget {
 
   /** Whatever happened meanwhile, the pictures that it has stay. */
   async cancel(job) {
-    this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
+    try {
+      this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
+    } catch (error) {
+      if (error.status === 404) this.#forget(job);
+      throw error;
+    }
   }
 
   /** Deletes a job with its pictures → whether it is gone. One that still runs is only cancelled (202). */
   async remove(job) {
-    const answer = await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
+    const answer = await request(`/v1/jobs/${job.id}`, { method: "DELETE" }).catch((error) => {
+      if (error.status !== 404) throw error;
+      return error; // it went in another tab
+    });
     if (answer.status === 202) this.#put(await answer.json());
     else this.#forget(job);
     return answer.status !== 202;
