@@ -151,3 +151,23 @@ def test_the_dialog_names_the_host_that_gets_the_key(
     for place in ("#api_key-host", "#api_key-receiver"):
         expect(page.locator(place)).to_have_text(host)
     expected(witness, "401")
+
+
+def test_a_refused_stream_leaves_the_cards_as_they_are(
+    slow_server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    """One viewer more than `max_event_streams`: the page asks again and again instead of listening."""
+    page = make_page(slow_server)
+    page.route("**/v1/jobs/events", lambda route: route.fulfill(status=503, json={"error": {"message": "too many"}}))
+    card = draw(page, "polled")
+    card.evaluate("card => (card.mark = true)")
+    card.get_by_role("button", name="Cancel").focus()
+    for _ in range(3):
+        with page.expect_response("**/v1/models"):  # asked whether all is well
+            pass
+    expect(card.locator(".status")).to_contain_text("tokens")
+    assert card.evaluate("card => card.mark")
+    expect(card.get_by_role("button", name="Cancel")).to_be_focused()
+    slow_server.runner.step_s = 0
+    expect(card).to_have_attribute("data-status", "done")
+    expected(witness, "503")

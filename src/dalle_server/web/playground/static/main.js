@@ -18,6 +18,7 @@ import { Viewer } from "./viewer/viewer.js";
 const jobs = new Jobs();
 let feed;
 let viewer;
+let isBegun = false; // the feed shows what this server has
 
 const actions = {
   submit,
@@ -57,8 +58,9 @@ const status = new Status({
     given.setModel(model);
   },
   onReady: () => attempt(begin),
-  onWaiting: (state) => composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"),
+  onWaiting: (state) => { isBegun = false; composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"); },
   onUnauthorized: (error) => {
+    isBegun = false;
     composer.setReady(false, "Key needed");
     connection.open(getKey() ? `${host}: ${error.message}` : `${host} asks for an API key.`);
   },
@@ -66,15 +68,23 @@ const status = new Status({
 
 const connection = new Connection(() => {
   jobs.reset();
-  status.check();
+  checkAnew();
 });
 
-/** The server is ready: for the first time, after a restart, or with another key. */
+function checkAnew() {
+  isBegun = false;
+  status.check();
+}
+
+/** The server is ready: for the first time, after a restart, or with another key. A stream that was refused or cut is
+    no reason to make all cards again. */
 async function begin() {
   composer.setReady(true);
+  if (isBegun) return;
+  isBegun = true;
   feed ??= new Feed(jobs, status.models, actions);
   viewer ??= new Viewer(status.models, () => feed.pictures(), actions);
-  await feed.load();
+  await feed.load().catch((error) => { isBegun = false; throw error; });
 }
 
 async function attempt(action) {
@@ -103,7 +113,7 @@ function confirmDeletion(job) {
 
 jobs.addEventListener("lost", ({ detail }) => detail.error && status.check());
 jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); viewer?.ended(job); });
-window.addEventListener("online", () => status.check());
+window.addEventListener("online", checkAnew);
 
 listenForPictures({
   onFile: (file) => composer.begin(() => given.takeFile(file)),
