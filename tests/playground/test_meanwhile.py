@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import requests
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
@@ -108,3 +108,40 @@ def test_older_pictures_come_when_the_oldest_shown_went_elsewhere(
     page.get_by_role("button", name="Show older pictures").click()
     expect(page.locator("article.card")).to_have_count(25)
     expected(witness, "404")
+
+
+def submit(server: Server, prompt: str) -> str:
+    """As another tab does; the id."""
+    accepted = requests.post(f"{server.url}/v1/jobs", json={"prompt": prompt}, timeout=20)
+    return str(accepted.json()["id"])
+
+
+def wait_for_events(card: Locator) -> None:
+    """Until all that has been told by now has come: a later token of a job that runs has."""
+    for _ in range(2):  # the first may have been on its way before
+        done = card.locator(".progress").get_attribute("aria-valuenow")
+        expect(card.locator(".progress")).not_to_have_attribute("aria-valuenow", done or "")
+
+
+def test_an_end_that_overtakes_the_first_answer_counts(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    own = draw(page, "keeps the stream open")
+
+    own_id = own.get_attribute("data-job") or ""
+    asked: list[str] = []
+
+    def answer_late(route: Route) -> None:
+        if own_id in route.request.url or asked:
+            route.continue_()
+            return
+        asked.append(route.request.url)
+        answer = route.fetch()
+        assert answer.json()["status"] in ("queued", "running")
+        requests.post(f"{route.request.url}/cancel", timeout=20).raise_for_status()
+        wait_for_events(own)
+        route.fulfill(response=answer)
+
+    page.route("**/v1/jobs/job-*", answer_late)
+    submit(slow_server, "of another tab")
+    card = page.locator("article.card", has_text="of another tab")
+    expect(card).to_have_attribute("data-status", "cancelled")

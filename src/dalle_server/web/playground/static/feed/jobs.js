@@ -14,6 +14,8 @@ const isStale = (answer, known) =>
 
 export class Jobs extends EventTarget {
   #jobs = new Map();
+  #asked = new Set(); // ids of unknown jobs whose answer is on its way
+  #ends = new Set(); // ids of jobs that ended before they were known
   #stream = new JobEvents({
     onEvent: (name, data) => this.#fold(name, data),
     onOpen: () => { this.#tell("connected"); this.refresh(); },
@@ -89,6 +91,7 @@ export class Jobs extends EventTarget {
     this.#stream.close();
     this.#stream.lastId = "0";
     this.#jobs.clear();
+    this.#ends.clear();
   }
 
   #put(fresh, { quiet = false } = {}) {
@@ -102,12 +105,14 @@ export class Jobs extends EventTarget {
     else if (known) this.#tell("changed", { job });
     if (known && !wasOver && isOver(job)) this.#tell("ended", { job });
     this.#watch();
+    const wasTold = this.#ends.delete(job.id);
+    if (wasTold && !isOver(job)) this.#ask(job.id); // the answer is older than the end, which no event tells again
   }
 
   #fold(name, data) {
     const job = this.#jobs.get(data.job);
     if (!job) {
-      this.#fetchUnknown(data.job, name);
+      this.#meet(data.job, name);
       return;
     }
     if (isOver(job)) return;
@@ -139,15 +144,19 @@ export class Jobs extends EventTarget {
   }
 
   /** A job of another tab or device appears here too. */
-  async #fetchUnknown(id, name) {
-    if (!id || TERMINAL.has(name) || this.asked?.has(id)) return;
-    (this.asked ??= new Set()).add(id);
+  #meet(id, name) {
+    if (TERMINAL.has(name)) this.#ends.add(id);
+    else if (id && !this.#asked.has(id)) this.#ask(id);
+  }
+
+  async #ask(id) {
+    this.#asked.add(id);
     try {
       this.#put(await getJSON(`/v1/jobs/${id}`));
     } catch {
       // It is gone already, or the connection is: the next page load shows what there is.
     } finally {
-      this.asked.delete(id);
+      this.#asked.delete(id);
     }
   }
 
