@@ -145,3 +145,49 @@ def test_an_end_that_overtakes_the_first_answer_counts(slow_server: Server, make
     submit(slow_server, "of another tab")
     card = page.locator("article.card", has_text="of another tab")
     expect(card).to_have_attribute("data-status", "cancelled")
+
+
+AGES = {"an hour old": -3600.0, "of tomorrow": 86_400.0}
+
+
+def grow_old(route: Route) -> None:
+    answer = route.fetch()
+    job = answer.json()
+    route.fulfill(response=answer, json={**job, "created_at": job["created_at"] + AGES.get(job["prompt"], 0)})
+
+
+def test_jobs_of_other_tabs_stand_where_they_belong(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    """An old one may be told of late: it waited, or a restart took it up again."""
+    page = make_page(slow_server)
+    draw(page, "first")
+    page.route("**/v1/jobs/job-*", grow_old)
+    for prompt in AGES:
+        submit(slow_server, prompt)
+        page.locator("article.card", has_text=prompt).wait_for()
+    assert page.locator(".card-prompt").all_inner_texts() == ["of tomorrow", "first", "an hour old"]
+
+
+def test_an_old_job_waits_for_the_older_ones(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    fill(slow_server, tuple(f"number {number}" for number in range(25)))
+    slow_server.runner.step_s = 0.5
+    page = make_page(slow_server)
+    own = draw(page, "first")
+    page.route("**/v1/jobs/job-*", grow_old)
+    with page.expect_response(f"**/{submit(slow_server, 'an hour old')}"):
+        pass
+    wait_for_events(own)
+    expect(page.locator("article.card")).to_have_count(25)
+
+
+def test_jobs_of_other_tabs_are_no_finds(slow_server: Server, make_page: Callable[..., Page]) -> None:
+    page = make_page(slow_server)
+    own = draw(page, "a cat")
+    page.fill("#search", "cat")
+    expect(page.locator("#announcer")).to_have_text("1 request found")
+    with page.expect_response(f"**/{submit(slow_server, 'a dog')}"):
+        pass
+    wait_for_events(own)
+    assert page.locator(".card-prompt").all_inner_texts() == ["a cat"]
+    draw(page, "one more dog")  # asked for here: that it was taken must be seen
+    page.fill("#search", "")
+    expect(page.locator(".card-prompt")).to_have_text(["one more dog", "a dog", "a cat"])

@@ -17,7 +17,7 @@ export class Feed {
   constructor(jobs, models, actions) {
     Object.assign(this, { jobs, models, actions });
     this.element = $("feed");
-    jobs.addEventListener("added", ({ detail }) => this.#add(detail.job));
+    jobs.addEventListener("added", ({ detail }) => this.#add(detail));
     jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
     jobs.addEventListener("removed", ({ detail }) => this.#remove(detail.job));
     $("more-pictures").addEventListener("click", () => this.#more().catch(this.actions.onError));
@@ -80,11 +80,15 @@ export class Feed {
     this.#cards.get(job.id).chooseScaling();
   }
 
-  #add(job) {
-    if (this.#cards.has(job.id)) return;
+  /** A job of this page comes first; one of another tab or device goes where it belongs. */
+  #add({ job, isOwn }) {
+    if (this.#cards.has(job.id) || (!isOwn && this.#search)) return; // whether it is looked for, only the server knows
+    const cards = [...this.element.children];
+    const next = isOwn ? cards[0] : cards.find((card) => this.jobs.get(card.dataset.job)?.created_at <= job.created_at);
+    if (!isOwn && !next && !$("more-pictures").hidden) return; // it comes with the older ones
     const { element } = this.#makeCard(job);
     element.classList.add("arriving");
-    this.element.prepend(element);
+    this.element.insertBefore(element, next ?? null);
     this.#cards.get(job.id).chooseScaling();
     this.#showEmpty();
   }

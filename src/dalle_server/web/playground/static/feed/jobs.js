@@ -33,7 +33,8 @@ export class Jobs extends EventTarget {
   /** fields may hold files, as Blobs: then they go as a form. */
   async submit(fields) {
     const job = await getJSON("/v1/jobs", { method: "POST", body: await bodyOf(fields) });
-    this.#put(job);
+    this.#put(job, { quiet: true });
+    this.#tell("added", { job: this.get(job.id), isOwn: true }); // also where an event has told of it before
     return this.get(job.id);
   }
 
