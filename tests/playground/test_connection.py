@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from playwright.sync_api import Page, Request, Route, expect
@@ -171,3 +172,54 @@ def test_a_refused_stream_leaves_the_cards_as_they_are(
     slow_server.runner.step_s = 0
     expect(card).to_have_attribute("data-status", "done")
     expected(witness, "503")
+
+
+def two_with_a_key(server: Server, make_page: Callable[..., Page]) -> Page:
+    """A page whose pictures are fetched with a key; the first of two is shown large."""
+    page = make_page(server, wait=False)
+    page.fill("#api_key", KEY)
+    page.press("#api_key", "Enter")
+    card = draw(page, "two", 2)
+    expect(card).to_have_attribute("data-status", "done")
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").wait_for()
+    return page
+
+
+def test_with_a_key_no_picture_stands_for_another(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = two_with_a_key(start_server(api_keys=(f"me:{KEY}",)), make_page)
+    held: list[Route] = []
+    page.route("**/pictures/1", lambda route: held.append(route))
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").click()
+    download, image = page.locator("#viewer-download"), page.locator("#viewer-image")
+    expect(download).to_have_attribute("download", re.compile("-0.png"))
+    download.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-facts")).to_contain_text("2 of 2")
+    assert image.get_attribute("src") is None and download.get_attribute("href") is None
+    assert held
+    for route in held:
+        route.continue_()
+    expect(download).to_have_attribute("download", re.compile("-1.png"))
+    expect(download).to_be_focused()
+    assert image.get_attribute("src") == download.get_attribute("href") is not None
+    expected(witness, "401")
+
+
+def test_with_a_key_a_picture_that_cannot_be_had_is_told(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = two_with_a_key(start_server(api_keys=(f"me:{KEY}",)), make_page)
+    page.route("**/pictures/1", lambda route: route.fulfill(status=404, json={"error": {"message": "it is gone"}}))
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").click()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-error")).to_have_text("The picture cannot be had: it is gone")
+    assert page.locator("#viewer-image").get_attribute("src") is None
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#viewer-error")).to_be_hidden()
+    expect(page.locator("#viewer-image")).to_have_js_property("naturalWidth", 64)
+    expected(witness, "401", "404")
