@@ -24,6 +24,7 @@ export class Feed {
     this.#listenToSearch();
     new ResizeObserver(() => this.#cards.forEach((card) => card.chooseScaling())).observe(this.element);
     setInterval(() => this.jobs.running.forEach((job) => this.#cards.get(job.id)?.tick()), 500);
+    setInterval(() => this.#cards.forEach((card) => card.showAge()), 60_000);
   }
 
   /** The first page again. Rejects with an ApiError. */
