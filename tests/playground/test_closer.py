@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.conftest import Witness
 from tests.playground.pictures import drawing, give, place_in, png, swipe
 from tests.playground.server import GRID_SIDE, Server
+from tests.playground.test_connection import KEY, expected
 from tests.playground.test_drawing import draw
 from tests.playground.test_given import open_card, results
 from tests.playground.test_look import PHONE
@@ -65,6 +66,34 @@ def test_before_and_after_are_compared_by_touch(server: Server, make_page: Calla
     place = place_in(page, "#compare-layer")
     swipe(page, place(0.5, 0.5), place(0.7, 0.5), place(0.8, 0.5))
     assert at(page, "#compare-layer", "--at") == pytest.approx(80, abs=1)
+
+
+def test_a_before_that_comes_late_stands_beside_no_other_picture(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    """With a key it has to be fetched, and one may have walked on meanwhile."""
+    page = make_page(start_server(api_keys=(f"me:{KEY}",)), wait=False)
+    page.fill("#api_key", KEY)
+    page.press("#api_key", "Enter")
+    give(page, png(drawing()))
+    for prompt in ("older", "newer"):
+        expect(draw(page, prompt)).to_have_attribute("data-status", "done")
+    held: list[Route] = []
+    page.route("**/given/image", lambda route: held.append(route))
+    page.reload()
+    open_card(page.locator("article.card", has_text="newer"))
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="Next picture").click()
+    expect(page.locator("#viewer-prompt")).to_have_text("older")
+    of_newer, of_older = held
+    with page.expect_response(of_newer.request.url) as answered:
+        of_newer.continue_()
+    answered.value.finished()
+    page.evaluate("new Promise((resolve) => setTimeout(resolve, 100))")
+    assert page.locator("#compare-before").get_attribute("src") is None
+    of_older.continue_()
+    expect(page.locator("#compare-before")).to_have_js_property("naturalWidth", 64)
+    expected(witness, "401")
 
 
 def test_words_alone_have_no_before(viewer: Page) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from playwright.sync_api import Page, Request, Route, expect
@@ -151,3 +152,74 @@ def test_the_dialog_names_the_host_that_gets_the_key(
     for place in ("#api_key-host", "#api_key-receiver"):
         expect(page.locator(place)).to_have_text(host)
     expected(witness, "401")
+
+
+def test_a_refused_stream_leaves_the_cards_as_they_are(
+    slow_server: Server, make_page: Callable[..., Page], witness: Witness
+) -> None:
+    """One viewer more than `max_event_streams`: the page asks again and again instead of listening."""
+    page = make_page(slow_server)
+    page.route("**/v1/jobs/events", lambda route: route.fulfill(status=503, json={"error": {"message": "too many"}}))
+    card = draw(page, "polled")
+    card.evaluate("card => (card.mark = true)")
+    card.get_by_role("button", name="Cancel").focus()
+    for _ in range(3):
+        with page.expect_response("**/v1/models"):  # asked whether all is well
+            pass
+    expect(card.locator(".status")).to_contain_text("tokens")
+    assert card.evaluate("card => card.mark")
+    expect(card.get_by_role("button", name="Cancel")).to_be_focused()
+    slow_server.runner.step_s = 0
+    expect(card).to_have_attribute("data-status", "done")
+    expected(witness, "503")
+
+
+def two_with_a_key(server: Server, make_page: Callable[..., Page]) -> Page:
+    """A page whose pictures are fetched with a key; the first of two is shown large."""
+    page = make_page(server, wait=False)
+    page.fill("#api_key", KEY)
+    page.press("#api_key", "Enter")
+    card = draw(page, "two", 2)
+    expect(card).to_have_attribute("data-status", "done")
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").wait_for()
+    return page
+
+
+def test_with_a_key_no_picture_stands_for_another(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = two_with_a_key(start_server(api_keys=(f"me:{KEY}",)), make_page)
+    held: list[Route] = []
+    page.route("**/pictures/1", lambda route: held.append(route))
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").click()
+    download, image = page.locator("#viewer-download"), page.locator("#viewer-image")
+    expect(download).to_have_attribute("download", re.compile("-0.png"))
+    download.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-facts")).to_contain_text("2 of 2")
+    assert image.get_attribute("src") is None and download.get_attribute("href") is None
+    assert held
+    for route in held:
+        route.continue_()
+    expect(download).to_have_attribute("download", re.compile("-1.png"))
+    expect(download).to_be_focused()
+    assert image.get_attribute("src") == download.get_attribute("href") is not None
+    expected(witness, "401")
+
+
+def test_with_a_key_a_picture_that_cannot_be_had_is_told(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = two_with_a_key(start_server(api_keys=(f"me:{KEY}",)), make_page)
+    page.route("**/pictures/1", lambda route: route.fulfill(status=404, json={"error": {"message": "it is gone"}}))
+    page.reload()
+    page.get_by_role("button", name="Open picture 1").click()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-error")).to_have_text("The picture cannot be had: it is gone")
+    assert page.locator("#viewer-image").get_attribute("src") is None
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#viewer-error")).to_be_hidden()
+    expect(page.locator("#viewer-image")).to_have_js_property("naturalWidth", 64)
+    expected(witness, "401", "404")

@@ -260,6 +260,25 @@ def test_a_size_and_the_best_of_many_are_asked_for_and_asked_again(page: Page) -
         expect(page.locator(f"#{name}")).to_have_value(value)
 
 
+def test_a_picture_painted_in_windows_is_never_more_than_written(
+    server: Server, make_page: Callable[..., Page]
+) -> None:
+    page = make_page(server)
+    page.evaluate(
+        """() => {
+        window.written = [];
+        new MutationObserver((all) => all.forEach(({ target }) => {
+          const share = parseFloat(target.style.getPropertyValue("--written"));
+          if (share) window.written.push(share);
+        })).observe(document.getElementById("feed"), { subtree: true, attributes: true, attributeFilter: ["style"] });
+      }"""
+    )
+    page.locator("#more summary").click()
+    page.fill("#size", "96x64")
+    expect(draw(page, "a wide one")).to_have_attribute("data-status", "done")
+    assert max(page.evaluate("window.written")) == 100
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"), [("size", "96 by 64", "Size: "), ("best_of", "1", "best_of must lie")]
 )

@@ -255,3 +255,13 @@ def test_code_of_a_strange_answer_runs_nothing(gallery: Page, server: Server) ->
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert called <= {"open", "OpenAI", "enumerate"}
+
+
+def test_the_age_of_a_picture_grows(server: Server, make_page: Callable[..., Page]) -> None:
+    fill(server, PROMPTS[:1])
+    page = make_page(server)
+    page.clock.install()
+    page.reload()
+    expect(page.locator("article.card time")).to_have_text("just now")
+    page.clock.fast_forward("05:00")
+    expect(page.locator("article.card time")).to_have_text("5 min. ago")

@@ -128,3 +128,25 @@ def test_a_remembered_model_that_has_gone_gives_way_to_the_first(page: Page, wit
     expect(page.locator("#model-line")).to_contain_text("fake · CPU")
     expect(draw(page, "still")).to_have_attribute("data-status", "done")
     assert witness.console == []
+
+
+def test_rows_of_a_model_that_is_not_loaded_are_not_counted(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    server = start_server(others={"small": 4})
+    page = make_page(server)
+    choose_model(page, "The small one")
+    open_card(draw(page, "by the small one"))
+    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Draw the other 2 rows").click()
+    branch = page.locator("article.card", has=page.locator(".origin"))
+    open_card(branch)
+    expect(page.locator("#viewer-facts")).to_contain_text("the first 2 of 4 rows were given")
+    server.stop()
+    server.start()
+    page.reload()
+    open_card(branch)
+    expect(page.locator("#viewer-facts")).to_contain_text("the first rows were given")
+    page.locator("#viewer-reuse").click()
+    expect(page.locator("#given-what")).to_contain_text("its first rows stay")
+    witness.console[:] = [line for line in witness.console if "ERR_" not in line and "503" not in line]

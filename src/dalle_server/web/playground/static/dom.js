@@ -40,6 +40,16 @@ export function announce(text) {
   announced = setTimeout(() => ($("announcer").textContent = text), 50);
 }
 
+let noticed;
+
+/** A line that all see, for what has no place of its own; it goes by itself, and with a press on it. */
+export function notice(text) {
+  clearTimeout(noticed);
+  setError($("notice"), text);
+  $("notice").onclick = () => setError($("notice"), "");
+  noticed = setTimeout($("notice").onclick, 12_000);
+}
+
 /** Shows `text` in an alert element, or hides it. */
 export function setError(element, text) {
   element.hidden = !text;

@@ -3,7 +3,7 @@
 import { ApiError, getKey, host } from "./api.js";
 import { Composer } from "./composer/composer.js";
 import { Connection } from "./connection.js";
-import { $, announce } from "./dom.js";
+import { $, announce, notice } from "./dom.js";
 import { announceEnd, Feed } from "./feed/feed.js";
 import { plural } from "./format.js";
 import { Given } from "./composer/given.js";
@@ -18,6 +18,7 @@ import { Viewer } from "./viewer/viewer.js";
 const jobs = new Jobs();
 let feed;
 let viewer;
+let isBegun = false; // the feed shows what this server has
 
 const actions = {
   submit,
@@ -31,8 +32,7 @@ const actions = {
   remove: async (job) => {
     if (job.images.length && !(await confirmDeletion(job))) return;
     viewer.closeIfShows(job);
-    await attempt(() => jobs.remove(job));
-    announce("Deleted");
+    await attempt(async () => announce((await jobs.remove(job)) ? "Deleted" : "Cancelled; its pictures stay"));
   },
   onError: fail,
 };
@@ -58,8 +58,9 @@ const status = new Status({
     given.setModel(model);
   },
   onReady: () => attempt(begin),
-  onWaiting: (state) => composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"),
+  onWaiting: (state) => { isBegun = false; composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"); },
   onUnauthorized: (error) => {
+    isBegun = false;
     composer.setReady(false, "Key needed");
     connection.open(getKey() ? `${host}: ${error.message}` : `${host} asks for an API key.`);
   },
@@ -67,15 +68,23 @@ const status = new Status({
 
 const connection = new Connection(() => {
   jobs.reset();
-  status.check();
+  checkAnew();
 });
 
-/** The server is ready: for the first time, after a restart, or with another key. */
+function checkAnew() {
+  isBegun = false;
+  status.check();
+}
+
+/** The server is ready: for the first time, after a restart, or with another key. A stream that was refused or cut is
+    no reason to make all cards again. */
 async function begin() {
   composer.setReady(true);
+  if (isBegun) return;
+  isBegun = true;
   feed ??= new Feed(jobs, status.models, actions);
   viewer ??= new Viewer(status.models, () => feed.pictures(), actions);
-  await feed.load();
+  await feed.load().catch((error) => { isBegun = false; throw error; });
 }
 
 async function attempt(action) {
@@ -91,7 +100,7 @@ function fail(error) {
   if (!(error instanceof ApiError)) throw error;
   if (!error.status || error.status === 503) status.lost();
   else if (error.status === 401) status.check();
-  else announce(error.message);
+  else notice(error.message);
 }
 
 function confirmDeletion(job) {
@@ -103,8 +112,8 @@ function confirmDeletion(job) {
 }
 
 jobs.addEventListener("lost", ({ detail }) => detail.error && status.check());
-jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); });
-window.addEventListener("online", () => status.check());
+jobs.addEventListener("ended", ({ detail: { job } }) => { announceEnd(job); notifyEnd(job); viewer?.ended(job); });
+window.addEventListener("online", checkAnew);
 
 listenForPictures({
   onFile: (file) => composer.begin(() => given.takeFile(file)),

@@ -129,7 +129,7 @@ export class Given extends EventTarget {
   }
 
   #whatChanges() {
-    if (this.picture.keepTokens) return `its first ${this.picture.keepTokens / this.side} rows stay`;
+    if (this.picture.keepTokens) return `its first ${this.side ? `${this.picture.keepTokens / this.side} ` : ""}rows stay`;
     if (!this.operations.length) return "all of it may change";
     const mask = this.#mask();
     const canvas = Object.assign($("given-mask"), { width: mask.canvas.width / 4, height: mask.canvas.height / 4 });

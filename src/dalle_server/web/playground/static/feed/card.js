@@ -81,9 +81,14 @@ export class Card {
     const { job } = this;
     const seed = h("button", { class: "seed", type: "button", title: "Use this seed", ariaLabel: `Use seed ${job.seed}`,
       onclick: () => this.actions.reuseSeed(job) }, `#${job.seed}`);
-    const time = h("time", { title: exactTime(job.created_at) }, ago(job.created_at));
+    this.time = h("time", { title: exactTime(job.created_at) });
+    this.showAge();
     const took = job.status === "done" && job.total_s ? h("span", {}, duration(job.total_s)) : null;
-    this.facts.replaceChildren(...[badge(job), seed, took, time].filter(Boolean));
+    this.facts.replaceChildren(...[badge(job), seed, took, this.time].filter(Boolean));
+  }
+
+  showAge() {
+    this.time.textContent = ago(this.job.created_at);
   }
 
   #showButtons() {
@@ -151,7 +156,7 @@ export class Card {
   #showPreview(index, { image, tokens_done: tokensDone }) {
     const { element, preview } = this.cells[index];
     const side = Math.sqrt(this.model.imageTokens ?? this.job.num_tokens / this.job.num_images);
-    const rows = Math.floor(tokensDone / side) / side;
+    const rows = Math.min(1, Math.floor(tokensDone / side) / side); // more: it is painted in windows, and one is full
     preview.src = image;
     preview.hidden = false;
     element.style.setProperty("--written", `${rows * 100}%`);

@@ -17,13 +17,14 @@ export class Feed {
   constructor(jobs, models, actions) {
     Object.assign(this, { jobs, models, actions });
     this.element = $("feed");
-    jobs.addEventListener("added", ({ detail }) => this.#add(detail.job));
+    jobs.addEventListener("added", ({ detail }) => this.#add(detail));
     jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
     jobs.addEventListener("removed", ({ detail }) => this.#remove(detail.job));
     $("more-pictures").addEventListener("click", () => this.#more().catch(this.actions.onError));
     this.#listenToSearch();
     new ResizeObserver(() => this.#cards.forEach((card) => card.chooseScaling())).observe(this.element);
     setInterval(() => this.jobs.running.forEach((job) => this.#cards.get(job.id)?.tick()), 500);
+    setInterval(() => this.#cards.forEach((card) => card.showAge()), 60_000);
   }
 
   /** The first page again. Rejects with an ApiError. */
@@ -51,7 +52,11 @@ export class Feed {
 
   async #more() {
     const last = this.element.lastElementChild?.dataset.job ?? ""; // the one that is there now: another may be deleted
-    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, after: last, limit: PAGE });
+    const page = await this.jobs.page({ search: this.#search, after: last, limit: PAGE }).catch((error) => {
+      if (error.status !== 404) throw error;
+    });
+    if (!page) return this.load(); // `last` is gone, and others may be: what stands here is old
+    const { jobs, hasMore } = page;
     const before = this.element.children.length;
     jobs.forEach((job) => this.#append(job));
     this.#paged(hasMore);
@@ -76,11 +81,15 @@ export class Feed {
     this.#cards.get(job.id).chooseScaling();
   }
 
-  #add(job) {
-    if (this.#cards.has(job.id)) return;
+  /** A job of this page comes first; one of another tab or device goes where it belongs. */
+  #add({ job, isOwn }) {
+    if (this.#cards.has(job.id) || (!isOwn && this.#search)) return; // whether it is looked for, only the server knows
+    const cards = [...this.element.children];
+    const next = isOwn ? cards[0] : cards.find((card) => this.jobs.get(card.dataset.job)?.created_at <= job.created_at);
+    if (!isOwn && !next && !$("more-pictures").hidden) return; // it comes with the older ones
     const { element } = this.#makeCard(job);
     element.classList.add("arriving");
-    this.element.prepend(element);
+    this.element.insertBefore(element, next ?? null);
     this.#cards.get(job.id).chooseScaling();
     this.#showEmpty();
   }

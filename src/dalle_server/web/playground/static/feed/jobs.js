@@ -14,6 +14,8 @@ const isStale = (answer, known) =>
 
 export class Jobs extends EventTarget {
   #jobs = new Map();
+  #asked = new Set(); // ids of unknown jobs whose answer is on its way
+  #ends = new Set(); // ids of jobs that ended before they were known
   #stream = new JobEvents({
     onEvent: (name, data) => this.#fold(name, data),
     onOpen: () => { this.#tell("connected"); this.refresh(); },
@@ -31,7 +33,8 @@ export class Jobs extends EventTarget {
   /** fields may hold files, as Blobs: then they go as a form. */
   async submit(fields) {
     const job = await getJSON("/v1/jobs", { method: "POST", body: await bodyOf(fields) });
-    this.#put(job);
+    this.#put(job, { quiet: true });
+    this.#tell("added", { job: this.get(job.id), isOwn: true }); // also where an event has told of it before
     return this.get(job.id);
   }
 
@@ -46,14 +49,23 @@ export class Jobs extends EventTarget {
 
   /** Whatever happened meanwhile, the pictures that it has stay. */
   async cancel(job) {
-    this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
+    try {
+      this.#put(await getJSON(`/v1/jobs/${job.id}/cancel`, { method: "POST" }));
+    } catch (error) {
+      if (error.status === 404) this.#forget(job);
+      throw error;
+    }
   }
 
-  /** Deletes a job that has ended, with its pictures. */
+  /** Deletes a job with its pictures → whether it is gone. One that still runs is only cancelled (202). */
   async remove(job) {
-    await request(`/v1/jobs/${job.id}`, { method: "DELETE" });
-    this.#jobs.delete(job.id);
-    this.#tell("removed", { job });
+    const answer = await request(`/v1/jobs/${job.id}`, { method: "DELETE" }).catch((error) => {
+      if (error.status !== 404) throw error;
+      return error; // it went in another tab
+    });
+    if (answer.status === 202) this.#put(await answer.json());
+    else this.#forget(job);
+    return answer.status !== 202;
   }
 
   /** Ask again about everything unfinished: after a lost connection an end may have been missed. */
@@ -63,8 +75,7 @@ export class Jobs extends EventTarget {
         this.#put(await getJSON(`/v1/jobs/${job.id}`));
       } catch (error) {
         if (error.status === 404) {
-          this.#jobs.delete(job.id);
-          this.#tell("removed", { job });
+          this.#forget(job);
         } else if (!error.status) {
           return;
         }
@@ -81,6 +92,7 @@ export class Jobs extends EventTarget {
     this.#stream.close();
     this.#stream.lastId = "0";
     this.#jobs.clear();
+    this.#ends.clear();
   }
 
   #put(fresh, { quiet = false } = {}) {
@@ -94,12 +106,14 @@ export class Jobs extends EventTarget {
     else if (known) this.#tell("changed", { job });
     if (known && !wasOver && isOver(job)) this.#tell("ended", { job });
     this.#watch();
+    const wasTold = this.#ends.delete(job.id);
+    if (wasTold && !isOver(job)) this.#ask(job.id); // the answer is older than the end, which no event tells again
   }
 
   #fold(name, data) {
     const job = this.#jobs.get(data.job);
     if (!job) {
-      this.#fetchUnknown(data.job, name);
+      this.#meet(data.job, name);
       return;
     }
     if (isOver(job)) return;
@@ -131,15 +145,19 @@ export class Jobs extends EventTarget {
   }
 
   /** A job of another tab or device appears here too. */
-  async #fetchUnknown(id, name) {
-    if (!id || TERMINAL.has(name) || this.asked?.has(id)) return;
-    (this.asked ??= new Set()).add(id);
+  #meet(id, name) {
+    if (TERMINAL.has(name)) this.#ends.add(id);
+    else if (id && !this.#asked.has(id)) this.#ask(id);
+  }
+
+  async #ask(id) {
+    this.#asked.add(id);
     try {
       this.#put(await getJSON(`/v1/jobs/${id}`));
     } catch {
       // It is gone already, or the connection is: the next page load shows what there is.
     } finally {
-      this.asked.delete(id);
+      this.#asked.delete(id);
     }
   }
 
@@ -147,6 +165,12 @@ export class Jobs extends EventTarget {
   #watch() {
     if (this.running.length) this.#stream.open();
     else this.#stream.close();
+  }
+
+  #forget(job) {
+    this.#jobs.delete(job.id);
+    this.#tell("removed", { job });
+    this.#watch();
   }
 
   #tell(type, detail) {

@@ -1,7 +1,7 @@
 // Before and after, one over the other, with a line to pull between them.
 
 import { pictureSource } from "../api.js";
-import { $ } from "../dom.js";
+import { $, setError } from "../dom.js";
 import { onDrag } from "../fit.js";
 
 export class Compare {
@@ -22,7 +22,13 @@ export class Compare {
   async open({ job }) {
     $("compare-at").value = 50;
     this.#show();
-    $("compare-before").src = await pictureSource(job.over.image_url);
+    this.job = job;
+    try {
+      const source = await pictureSource(job.over.image_url);
+      if (this.job === job) $("compare-before").src = source; // else walked on meanwhile
+    } catch (error) {
+      if (this.job === job) setError($("viewer-error"), `The picture before cannot be had: ${error.message}`);
+    }
   }
 
   focus() {
@@ -30,6 +36,7 @@ export class Compare {
   }
 
   close() {
+    this.job = null;
     $("compare-before").removeAttribute("src");
   }
 

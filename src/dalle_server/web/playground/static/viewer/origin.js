@@ -23,9 +23,9 @@ const manner = ({ strength, candidates }) => `strength ${Math.round(strength * 1
 /** [[name, value], …] for the viewer. */
 export function factsOf(job, { imageTokens }) {
   const { over } = job;
-  const side = Math.sqrt(imageTokens);
+  const side = Math.sqrt(imageTokens ?? 0); // 0: not known before the model is loaded
   switch (kindOf(job)) {
-    case "branch": return [["Branch", `the first ${over.keep_tokens / side} of ${side} rows were given`]];
+    case "branch": return [["Branch", `the first ${side ? `${over.keep_tokens / side} of ${side} ` : ""}rows were given`]];
     case "edit": return [["Edit", `of a part, ${manner(over)}`]];
     case "variation": return [["Variation", manner(over)]];
     default: return [];

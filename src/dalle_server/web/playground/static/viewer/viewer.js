@@ -1,7 +1,8 @@
 // One picture, large: whole multiples of its own pixels, all its settings, and what can be done with it.
 
 import { getKey, pictureSource } from "../api.js";
-import { $, h } from "../dom.js";
+import { $, h, setError } from "../dom.js";
+import { isOver } from "../feed/jobs.js";
 import { fit } from "../fit.js";
 import { bytes, duration, exactTime } from "../format.js";
 import { Modes } from "./modes.js";
@@ -49,15 +50,41 @@ export class Viewer {
     this.modes.show({ job, index, image }); // first: the dialog gives the focus to what is there when it opens
     if (!this.dialog.open) this.dialog.showModal();
     this.#fit();
-    const source = await pictureSource(image.url);
-    if (this.image !== image) return; // walked on meanwhile
-    const name = `${job.seed}-${index}.${job.format}`;
-    Object.assign($("viewer-image"), { src: source, alt: job.prompt });
-    Object.assign($("viewer-download"), { href: source, download: name });
+    await this.#showPicture();
+  }
+
+  /** Until the picture is there, nothing of the one before stands beside its facts. */
+  async #showPicture() {
+    const { job, index, image } = this;
+    const link = $("viewer-download");
+    const wasFocused = document.activeElement === link;
+    if (wasFocused) $("viewer-close").focus(); // a link to nothing loses the focus, and with it the arrow keys
+    Object.assign($("viewer-image"), { alt: "" }).removeAttribute("src");
+    link.removeAttribute("href");
+    setError($("viewer-error"), "");
+    try {
+      const source = await pictureSource(image.url);
+      if (this.image !== image) return; // walked on meanwhile
+      Object.assign($("viewer-image"), { src: source, alt: job.prompt });
+      Object.assign(link, { href: source, download: `${job.seed}-${index}.${job.format}` });
+      if (wasFocused && document.activeElement === $("viewer-close")) link.focus();
+    } catch (error) {
+      if (this.image === image) setError($("viewer-error"), `The picture cannot be had: ${error.message}`);
+    }
   }
 
   closeIfShows(job) {
     if (this.dialog.open && this.job?.id === job.id) this.dialog.close();
+  }
+
+  /** The job ended while it is looked at. */
+  ended(job) {
+    if (this.job?.id === job.id) this.#showDelete();
+  }
+
+  /** Of a job that still runs nothing can be deleted: the server would only cancel it and keep its pictures. */
+  #showDelete() {
+    $("viewer-delete").hidden = !isOver(this.job);
   }
 
   #describe() {
@@ -74,6 +101,7 @@ export class Viewer {
     $("viewer-previous").disabled = at <= 0;
     $("viewer-next").disabled = at < 0 || at >= row.length - 1;
     $("viewer-use").hidden = $("viewer-paint").hidden = !isReadable(this.models.for(job), job);
+    this.#showDelete();
     this.#showSnippet();
   }
 
