@@ -105,6 +105,36 @@ def test_what_a_killed_conversion_left_is_removed(flax_dir, tmp_path):
     assert not left.exists()
 
 
+def test_a_folder_that_nobody_may_look_into_is_passed_over(tmp_path, tiny_config, transformer, vqgan, monkeypatch):
+    """lost+found beside the models, on a disk of its own."""
+    model = write_flax(tmp_path / "mine", tiny_config, transformer, vqgan, stacked=True)
+    shutil.move(model / "vqgan", tmp_path / "the vqgan")
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    stat, iterdir = os.stat, Path.iterdir
+
+    def stat_as_a_user(path, *args, **options):
+        if closed in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    def iterdir_as_a_user(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(os, "stat", stat_as_a_user)
+    monkeypatch.setattr(Path, "iterdir", iterdir_as_a_user)
+    open_checkpoint(find_checkpoint(model, cache_dir=tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=r"cannot look into .*lost\+found"):
+        find_checkpoint(closed, cache_dir=tmp_path / "cache")
+
+
+def test_a_name_in_another_encoding_changes_nothing(flax_dir, tmp_path):
+    (flax_dir / os.fsdecode(b"caf\xe9.txt")).write_text("not ours")
+    open_checkpoint(find_checkpoint(flax_dir, cache_dir=tmp_path / "cache"))
+
+
 def test_nano_is_the_embedded_one(native_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "EMBEDDED", native_dir)
     assert find_checkpoint(ModelSize.NANO, cache_dir=tmp_path / "cache") == native_dir

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle_server.checkpoints import Checkpoint, convert, open_checkpoint
+from dalle_server.checkpoints import Checkpoint, atomic, convert, open_checkpoint
 from dalle_server.checkpoints.native import VQGAN
-from dalle_server.checkpoints.published import unpickle
+from dalle_server.checkpoints.published import min_dalle, unpickle
 from dalle_server.checkpoints.published.min_dalle import _source
 from dalle_server.checkpoints.tensor_file import open_tensors
 from dalle_server.checkpoints.tensor_names import vqgan_decoder_tensors
@@ -61,6 +61,34 @@ def test_a_clone_of_the_mirror_describes_mini_in_a_file_of_its_own(tiny: Path, t
     (tiny / "config.json").write_text(json.dumps(dims | {"encoder_layers": 24}))  # Mega's
     config = json.loads((convert(tiny, tmp_path / "native") / "config.json").read_text())
     assert config["transformer"]["encoder_attention_heads"] == dims["encoder_attention_heads"]
+
+
+def test_what_a_kill_while_unpickling_leaves_is_known_as_the_targets(tiny: Path, tmp_path: Path, monkeypatch):
+    """remove_partials finds it by name, when the same is converted again."""
+    target, left = tmp_path / "native", []
+
+    def killed(sources, targets, *_, **__):
+        left.extend(tmp_path.glob(".native.*.partial"))
+        assert left == [path.parent for path in targets[:1]]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(min_dalle, "unpickle", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tiny, target)
+    left[0].mkdir()
+    atomic.remove_partials(target)
+    assert not left[0].exists()
+
+
+def test_a_full_disk_while_unpickling_is_told(tiny: Path, tmp_path: Path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unpickle, "write_tensors", full)
+    target = tmp_path / "cache" / ".native.x.partial" / "encoder.safetensors"
+    says = rf"encoder\.pt holds cannot be written to {tmp_path / 'cache'}: No space left .* --cache_dir"
+    with pytest.raises(CheckpointError, match=says):
+        unpickle.main("", str(tiny / "encoder.pt"), str(target))
 
 
 def test_what_lies_in_the_working_directory_is_not_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

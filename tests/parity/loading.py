@@ -57,7 +57,7 @@ def min_dalle_checkpoint(name: str) -> Checkpoint:
     """A golden min-dalle folder with the golden detokenizer."""
     with (
         TemporaryDirectory() as scratch,
-        read_min_dalle(PARITY / name, PARITY / "min-dalle-tiny", name, Path(scratch)) as source,
+        read_min_dalle(PARITY / name, PARITY / "min-dalle-tiny", name, Path(scratch) / "made of it") as source,
     ):
         return in_memory(
             source.config,

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dalle_server.errors import CheckpointError
 
@@ -42,6 +43,15 @@ def replaced_directory(target: Path, *, overwrite: bool = False, needed_bytes: i
         raise CheckpointError(f"cannot write {target}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder for what `target` is made of. What a killed process leaves of it `remove_partials` removes."""
+    with TemporaryDirectory(
+        prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
 def remove_partials(target: Path) -> None:

@@ -33,6 +33,7 @@ class CheckpointForm(Enum):
 
 def detect_form(directory: Path) -> CheckpointForm:
     """Raises CheckpointError for a folder that is none of them, saying what was looked for."""
+    entries = _entries(directory)
     if (directory / TRANSFORMER).is_file() and (directory / CONFIG).is_file():
         return CheckpointForm.NATIVE
     if flax.is_flax_dalle(directory):
@@ -41,7 +42,7 @@ def detect_form(directory: Path) -> CheckpointForm:
         return CheckpointForm.JANUS
     if min_dalle.is_min_dalle(directory):
         return CheckpointForm.MIN_DALLE
-    for path in sorted(directory.iterdir()):
+    for path in entries:
         if path.is_symlink() and not path.exists():
             raise CheckpointError(f"{directory} is no whole checkpoint: {missing(path)}")
     raise CheckpointError(
@@ -76,7 +77,7 @@ def convert(
         raise CheckpointError(f"{source} is native already")
     name = name or source.resolve().name
     target = Path(target)
-    with _reading(form, source, vqgan, name, file_suffix, target.parent, progress) as read:
+    with _reading(form, source, vqgan, name, file_suffix, target, progress) as read:
         _warn_of_foreign_codebook(read)
         if dtype is not None:
             read = read.cast(dtype)
@@ -112,22 +113,22 @@ def _reading(
     vqgan: Path | str | None,
     name: str,
     file_suffix: str | None,
-    scratch: Path,
+    target: Path,
     progress: Progress | None,
 ) -> Iterator[PublishedSource]:
     if form is CheckpointForm.FLAX:
         yield flax.read_flax(source, Path(vqgan) if vqgan else find_vqgan(source), name)
         return
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"cannot write to {scratch}: {error}") from error
+        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     if form is CheckpointForm.JANUS:  # its VQGAN lies in the same files
-        with janus.read_janus(source, name, scratch, progress) as read:
+        with janus.read_janus(source, name, target, progress) as read:
             yield read
         return
     vqgan = Path(vqgan) if vqgan else find_vqgan(source)
-    with min_dalle.read_min_dalle(source, vqgan, name, scratch, file_suffix, progress) as read:
+    with min_dalle.read_min_dalle(source, vqgan, name, target, file_suffix, progress) as read:
         yield read
 
 
@@ -160,7 +161,11 @@ def find_vqgan(directory: Path) -> Path:
 
 
 def _folders(place: Path) -> Iterable[Path]:
+    return [entry for entry in _entries(place) if entry.is_dir()]
+
+
+def _entries(place: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in place.iterdir() if entry.is_dir())
+        return sorted(place.iterdir())
     except OSError as error:
         raise CheckpointError(f"cannot look into {place}: {error}") from error

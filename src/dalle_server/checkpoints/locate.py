@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from dalle_server.checkpoints.cache import converted_once, default_cache_dir, is_ready, variant_dir
@@ -71,4 +72,4 @@ def _fingerprint(directory: Path) -> str:
             if path.suffix in _SOURCE_SUFFIXES and path.is_file():
                 stat = path.stat()
                 lines.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:12]

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,39 @@ def test_an_index_that_names_no_files_beside_it_is_refused(tmp_path, stub, weigh
     with pytest.raises(CheckpointError, match=r"has no weight_map|no \.safetensors file of its own folder"):
         pull(tmp_path, ModelSize.JANUS_PRO_7B)
     assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1"])
+def test_a_damaged_index_in_the_cache_hides_its_own_model_alone(tmp_path, stub, content):
+    """And pulling makes it whole."""
+    folder = tmp_path / "published" / "7b"
+    shutil.copytree(JANUS / "hf-tiny", folder)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    names = open_tensors(folder / "model-1.safetensors")
+    index = json.dumps({"weight_map": dict.fromkeys(names, "model-1.safetensors")})
+    (folder / "model.safetensors.index.json").write_text(index)
+    stub.repositories["deepseek-community/Janus-Pro-7B"] = folder
+    shutil.rmtree(pull(tmp_path, ModelSize.JANUS_PRO_7B))
+    pull(tmp_path)
+    (kept,) = (tmp_path / "hub").rglob("model.safetensors.index.json")
+    kept.resolve().write_text(content)
+    states = {status.size: status.state for status in hub.list_models(tmp_path / "cache")}
+    assert (states[ModelSize.MINI], states[ModelSize.JANUS_PRO_7B]) == ("ready", "absent")
+    open_checkpoint(pull(tmp_path, ModelSize.JANUS_PRO_7B))
+
+
+def test_a_mirror_asks_for_the_room_of_its_unpickled_copy(tmp_path, stub, monkeypatch):
+    folder = tmp_path / "published" / "mirror"
+    shutil.copytree(PARITY / "min-dalle-tiny", folder)
+    for name in ("encoder.pt", "decoder.pt", "vocab.json", "merges.txt"):
+        shutil.copy(folder / name, folder / f"{Path(name).stem}_mini{Path(name).suffix}")
+    stub.repositories["kuprel/min-dalle"] = folder
+    pickles = sum((folder / name).stat().st_size for name in ("encoder_mini.pt", "decoder_mini.pt", "detoker.pt"))
+    free = VARIANTS[ModelSize.MINI].weights_bytes + pickles + pickles // 2  # enough to fetch and to convert them
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=0, used=0, free=free))
+    with pytest.raises(CheckpointError, match="to be downloaded and converted"):
+        pull(tmp_path, mirror=True)
+    assert stub.downloads("encoder_mini.pt") == []
 
 
 def test_mega_full_has_no_mirror_and_nano_needs_none(tmp_path, stub):

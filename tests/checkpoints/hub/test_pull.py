@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.errors import CheckpointError, WeightsNotFound
-from dalle_server.variants import ModelSize
+from dalle_server.variants import VARIANTS, ModelSize
 from tests.checkpoints.hub.stub import COMMIT, VQGAN_COMMIT, WEIGHTS, pull
 
 
@@ -116,6 +117,17 @@ def test_room_is_asked_for_before_anything_is_fetched(tmp_path, stub, monkeypatc
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(total=0, used=0, free=10**9))
     with pytest.raises(CheckpointError, match=r"DALL-E Mini needs 2\.1 GB .* 1\.0 GB are free; make room"):
         pull(tmp_path)
+    assert stub.downloads(WEIGHTS) == []
+
+
+def test_what_the_cache_has_under_another_commit_needs_no_room(tmp_path, stub, monkeypatch):
+    pull(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(type(stub), "commit", lambda self, repository: "e" * 40)
+    room = SimpleNamespace(total=0, used=0, free=VARIANTS[ModelSize.MINI].weights_bytes + 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: room)
+    stub.requests.clear()
+    open_checkpoint(pull(tmp_path))
     assert stub.downloads(WEIGHTS) == []
 
 

@@ -99,6 +99,16 @@ def test_only_the_cutting_mode_keeps_the_shape(client: FlaskClient) -> None:
     assert not np.array_equal(cut[0], stretched[0])
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_mask_that_the_cut_takes_away_is_told(client: FlaskClient, whole: bool) -> None:
+    mask = Image.new("L", PHOTO.size)
+    mask.paste(255, (0, 0, 6, PHOTO.height))
+    body = {"init_images": [encoded(PHOTO)], "mask": encoded(mask), "inpaint_full_res": whole}
+    refused = client.post("/sdapi/v1/img2img", json={**body, "width": 48, "height": 48, "resize_mode": 1})
+    assert refused.status_code == 400 and "resize_mode 1 leaves" in refused.text, refused.text
+    assert client.post("/sdapi/v1/img2img", json={**body, "width": 48, "height": 48}).status_code == 200
+
+
 def test_pictures_and_info_agree(client: FlaskClient) -> None:
     reply = img2img(client, prompt="x", batch_size=2, n_iter=2, seed=40, denoising_strength=0.5)
     info = json.loads(reply["info"])

@@ -78,6 +78,9 @@ def ask(server: HttpServer, path: str = "/health", source: str = "127.0.0.1") ->
     [
         ("POST /dalle", "Content-Length: 9000000", 413),
         ("POST /dalle", "Content-Length: 999999999999", 413),
+        ("POST /dalle", f"Content-Length: {'9' * 5000}", 400),
+        ("POST /dalle", "Content-Length: 12\r\nHost: y", 400),
+        ("POST /dalle", "Content-Length: 12\r\nTransfer-Encoding: chunked", 400),
         ("POST /nowhere", "Content-Length: 9000000", 404),
         ("GET /v1/nowhere", "Content-Length: 9000000", 404),
         ("DELETE /dalle", "Content-Length: 9000000", 405),

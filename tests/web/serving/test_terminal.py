@@ -131,14 +131,33 @@ def test_a_pipe_that_nobody_reads_does_not_hold_the_end(tmp_path: Path) -> None:
         process.stderr.close()
 
 
+def started(handler: signal.Handlers, tmp_path: Path, *flags: str, step_s: float = 0.0) -> ServerProcess:
+    """With what SIGHUP does at its start: nohup leaves SIG_IGN to its child, and perhaps to these tests."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        return ServerProcess(tmp_path, *flags, step_s=step_s)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @posix
 def test_the_end_of_its_terminal_is_a_signal_to_drain(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, "--num_slots", "1", step_s=0.05) as server:
+    with started(signal.SIG_DFL, tmp_path, "--num_slots", "1", step_s=0.05) as server:
         server.ready()
         pending = server.in_background("/dalle", {"text": "x"})
         server.wait_for(lambda: server.metric("dalle_running_images") == 1)
         server.process.send_signal(signal.SIGHUP)
         assert pending.reply()[0] == 200
+        assert server.exit_code() == 0
+
+
+@posix
+def test_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    with started(signal.SIG_IGN, tmp_path) as server:
+        server.ready()
+        server.process.send_signal(signal.SIGHUP)
+        assert server.request("POST", "/dalle", {"text": "x"})[0] == 200
+        server.process.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,23 @@ def cached_files(part: HubFiles) -> dict[str, Path] | None:
     Other programs pin other commits, and a pinned one has no ref: any snapshot that is whole will do, after ours.
     """
     for revision in (part.revision, "main", *(snapshot.name for snapshot in _snapshots(part.repository))):
-
-        def cached(*names: str, revision: str = revision) -> dict[str, Path]:
-            at = {name: try_to_load_from_cache(part.repository, name, revision=revision) for name in names}
-            return {name: Path(path) for name, path in at.items() if isinstance(path, str)}
-
-        weights = list(cached(*part.weights).items())[:1]
-        needed = {*part.files, *(name for _, path in weights for name in _shards(path))}
-        found = cached(*needed, *part.optional) | dict(weights)
-        if found and found.keys() >= needed and bool(weights) == bool(part.weights):
-            return found
+        with suppress(CheckpointError):  # a damaged index: this revision is not whole, and pulling makes it so
+            if found := _cached_at(part, revision):
+                return found
     return None if part.files else {}
+
+
+def _cached_at(part: HubFiles, revision: str) -> dict[str, Path]:
+    """Empty where a required file is lacking. Raises CheckpointError for a damaged index of weights."""
+
+    def cached(*names: str) -> dict[str, Path]:
+        at = {name: try_to_load_from_cache(part.repository, name, revision=revision) for name in names}
+        return {name: Path(path) for name, path in at.items() if isinstance(path, str)}
+
+    weights = list(cached(*part.weights).items())[:1]
+    needed = {*part.files, *(name for _, path in weights for name in _shards(path))}
+    found = cached(*needed, *part.optional) | dict(weights)
+    return found if found.keys() >= needed and bool(weights) == bool(part.weights) else {}
 
 
 def _shards(weights: Path) -> list[str]:
@@ -106,6 +113,9 @@ def _shards(weights: Path) -> list[str]:
 
 
 def is_cached(file: HubFile) -> bool:
+    """Also where another commit had the same bytes: the client makes a link then."""
+    if (_repository_folder(file.repository) / "blobs" / file.digest).is_file():
+        return True
     return isinstance(try_to_load_from_cache(file.repository, file.name, revision=file.commit), str)
 
 

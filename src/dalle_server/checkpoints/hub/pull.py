@@ -25,6 +25,7 @@ from dalle_server.checkpoints.hub.files import (
     on_the_hub,
     verify,
 )
+from dalle_server.checkpoints.published.pickles import SUFFIXES
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError, WeightsNotFound
 from dalle_server.variants import VARIANTS, HubFiles, ModelSize, Publication
@@ -206,10 +207,11 @@ def _download(size: ModelSize, publication: Publication, target: Path, progress:
 def _check_room(size: ModelSize, files: list[HubFile], target: Path) -> None:
     """Before ten gigabytes are fetched for nothing. Raises CheckpointError."""
     missing = [file for file in files if not is_cached(file)]
+    unpickled = [file for file in files if Path(file.name).suffix in SUFFIXES]
     needed: dict[int, tuple[Path, int]] = {}  # by file system
     for place, num_bytes in (
         (Path(constants.HF_HUB_CACHE), sum(file.size_bytes for file in missing)),
-        (target, VARIANTS[size].weights_bytes if missing else 0),
+        (target, VARIANTS[size].weights_bytes + sum(file.size_bytes for file in unpickled)),
     ):
         folder = next(folder for folder in (place, *place.parents) if folder.is_dir())
         device = folder.stat().st_dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ _SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def is_flax(directory: Path) -> bool:
-    return (directory / WEIGHTS).is_file() or (directory / _INDEX).is_file()
+    # Not Path.is_file, which raises for a folder that nobody may look into, such as lost+found.
+    return os.path.isfile(directory / WEIGHTS) or os.path.isfile(directory / _INDEX)  # noqa: PTH113
 
 
 def is_flax_vqgan(directory: Path) -> bool:

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from dalle_server.checkpoints.atomic import scratch_beside
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json, shards_of
 from dalle_server.checkpoints.published.janus_names import LEFT_OUT, is_left_out, native_name
 from dalle_server.checkpoints.published.janus_tokens import BEGIN_OF_IMAGE, special_ids
@@ -53,24 +53,23 @@ def is_janus(directory: Path) -> bool:
 
 
 @contextmanager
-def read_janus(
-    directory: Path, name: str, scratch: Path, progress: Progress | None = None
-) -> Iterator[PublishedSource]:
-    """Either form. Pickles are first unpickled into a temporary folder under `scratch`, about as large as they are.
+def read_janus(directory: Path, name: str, target: Path, progress: Progress | None = None) -> Iterator[PublishedSource]:
+    """Either form. Pickles are first unpickled into a temporary folder beside `target`, what is made of them, about as
+    large as they are.
 
     Raises CheckpointError naming the file or tensor at fault; without PyTorch, pickles cannot be read and it says so.
     """
-    with _opened(directory, scratch, progress) as published:
+    with _opened(directory, target, progress) as published:
         yield _source(directory, name, published)
 
 
 @contextmanager
-def _opened(directory: Path, scratch: Path, progress: Progress | None) -> Iterator[dict[str, Array]]:
+def _opened(directory: Path, target: Path, progress: Progress | None) -> Iterator[dict[str, Array]]:
     """Published name → tensor of every shard."""
     files = _shards(directory)
-    with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
+    with scratch_beside(target) as temporary:
         pickles = [file for file in files if file.suffix == ".bin"]
-        unpickled = [Path(temporary) / f"{file.stem}.safetensors" for file in pickles]
+        unpickled = [temporary / f"{file.stem}.safetensors" for file in pickles]
         if pickles:
             unpickle(pickles, unpickled, progress, skip=LEFT_OUT)
         opened: dict[str, Array] = {}

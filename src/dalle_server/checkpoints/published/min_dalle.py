@@ -6,13 +6,14 @@ ids) follows the released models, or a `dims.json` or `config.json` (Mini: `conf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from dalle_server.checkpoints.atomic import scratch_beside
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.published.pickles import unpickle
 from dalle_server.checkpoints.published.source import PublishedSource, check_said, count, lazy, vqgan_sizes
@@ -36,7 +37,7 @@ def is_min_dalle(directory: Path) -> bool:
 
 
 def has_detokenizer(directory: Path) -> bool:
-    return (directory / DETOKENIZER).is_file()
+    return os.path.isfile(directory / DETOKENIZER)  # noqa: PTH113 – see flax.is_flax
 
 
 @contextmanager
@@ -44,11 +45,12 @@ def read_min_dalle(
     directory: Path,
     vqgan_directory: Path,
     name: str,
-    scratch: Path,
+    target: Path,
     suffix: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[PublishedSource]:
-    """Unpickle into a temporary folder under `scratch` (about as large as the .pt files) and map that.
+    """Unpickle into a temporary folder beside `target`, what is made of it (about as large as the .pt files), and map
+    that.
 
     `suffix` says which of two models in the folder is meant: "" or "_mini". Raises CheckpointError;
     without PyTorch it says how to get it.
@@ -61,8 +63,8 @@ def read_min_dalle(
     if missing:
         raise CheckpointError(f"{missing[0]} is missing")
     tokenizer_files = find_tokenizer_files(directory, suffixes[0])
-    with TemporaryDirectory(prefix=".unpickled-", dir=scratch, ignore_cleanup_errors=True) as temporary:
-        targets = [Path(temporary) / f"{path.stem}.safetensors" for path in paths]
+    with scratch_beside(target) as temporary:
+        targets = [temporary / f"{path.stem}.safetensors" for path in paths]
         unpickle(paths, targets, progress)
         tensors: list[Arrays] = [open_tensors(target) for target in targets]
         yield _source(directory, name, tensors, tokenizer_files, suffixes[0])

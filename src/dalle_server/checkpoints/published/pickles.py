@@ -14,6 +14,8 @@ from dalle_server.checkpoints.hub.damage import missing
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError
 
+SUFFIXES = (".pt", ".bin")
+
 
 def unpickle(
     sources: Sequence[Path], targets: Sequence[Path], progress: Progress | None = None, skip: str = ""

@@ -45,7 +45,14 @@ def main(skip: str, *paths: str) -> None:
     for source, target in zip(paths[::2], paths[1::2], strict=True):
         wanted = {name: tensor for name, tensor in _load(source).items() if not (skip and re.match(skip, name))}
         _check_sizes(source, wanted)
-        write_tensors(Path(target), {name: _lazy(source, name, tensor) for name, tensor in wanted.items()})
+        try:
+            write_tensors(Path(target), {name: _lazy(source, name, tensor) for name, tensor in wanted.items()})
+        except OSError as error:
+            folder = Path(target).parents[1]
+            raise CheckpointError(
+                f"what {source} holds cannot be written to {folder}: {error.strerror or error}; make room there, or"
+                f" name another place with --cache_dir"
+            ) from error
 
 
 def _load(source: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def img2img() -> Response:
         picture = Picture(np.asarray(_resized(Image.fromarray(picture.pixels), size_px, body.resize_mode)), None)
         if mask is not None:
             mask = np.clip(np.asarray(_resized(Image.fromarray(mask), size_px, body.resize_mode)), 0.0, 1.0)
+            _check_left(mask)
     strength = STRENGTH if body.denoising_strength is None else body.denoising_strength
     over = Repaint(
         picture=picture,
@@ -83,6 +84,13 @@ def _mask(file: bytes, size_px: tuple[int, int], inverted: bool) -> Weights:
     if not weights.any():
         raise InvalidRequest("mask frees nothing: make what is to be repainted white", param="mask")
     return fit_mask(weights, size_px)
+
+
+def _check_left(mask: Weights) -> None:
+    """Raises InvalidRequest where what is to be repainted was cut off."""
+    if not mask.any():
+        message = "mask frees nothing in what resize_mode 1 leaves of the picture; use resize_mode 0, or its own shape"
+        raise InvalidRequest(message, param="mask")
 
 
 def _context(body: Img2ImgBody, mask: Weights | None) -> float | None:

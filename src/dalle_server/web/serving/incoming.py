@@ -54,13 +54,18 @@ class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         if self.body_bytes_received > self.verdict.body_limit and self.error is None:  # chunked: no length to judge
             self.error = RequestEntityTooLarge(f"exceeds {self.verdict.body_limit}")
             self.completed = True
+        if self.error is not None:
+            self.expect_continue = False  # or waitress asks for the body, and waits for it instead of answering
         if self.is_cut and "CONTENT_LENGTH" in self.headers:
             self.has_come = len(data) - consumed >= int(self.headers["CONTENT_LENGTH"])
         # What follows a refused request may be its body: it must never be taken for a request.
         return len(data) if self.ends_connection else consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # Python makes no number of more than 4,300 digits
+            raise ParsingError("Content-Length is too large") from None
         self._check_framing()
         has_body = self.chunked or self.content_length > 0
         server = self._channel.server

@@ -91,8 +91,9 @@ class Process:
 
     def run(self) -> int:
         for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):  # the last two: not on every system
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._on_signal)
+            number = getattr(signal, name, None)
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup
+                signal.signal(number, self._on_signal)
         _warn_if_open(self._settings)
         self._jobs.start()  # a data_dir that can never work is told before anything is loaded
         self._terminal.say(f"--> Listening on http://{shown(self._settings.host)}:{self._http.port}")

@@ -49,6 +49,16 @@ def test_a_job_comes_back_as_it_was(rows: JobRows) -> None:
     assert rows.get("job-1") is None
 
 
+def test_a_machine_that_vanished_is_noticed_within_seconds(server: Postgres) -> None:
+    for query, wanted in (("", "5000"), ("&tcp_user_timeout=9000", "9000")):
+        url = sa.make_url(server.url + query if "?" in server.url else server.url + query.replace("&", "?"))
+        opened = JobRows.open(url)
+        with opened.database.reading() as connection:
+            told = connection.connection.dbapi_connection.info.get_parameters()
+        opened.close()
+        assert told["tcp_user_timeout"] == wanted and told["keepalives_idle"] == "5"
+
+
 def test_lists_and_searches(rows: JobRows) -> None:
     for number in range(5):
         rows.add(job(number, prompt=f"Ein ÄPFEL number{number} 100% 林檎", seed=40 + number))

@@ -73,6 +73,19 @@ def test_a_lost_database_costs_no_picture_and_is_made_again(
     assert "rebuilt" in caplog.text
 
 
+def test_jobs_come_back_in_the_order_of_their_submission(tmp_path: Path) -> None:
+    """Folders are listed by name, and names are drawn by lot."""
+    store = Store(tmp_path)
+    for number in (9, 10, 11):  # job-10, job-11, job-9 by name
+        finished(store, number)
+    store.close()
+    (tmp_path / "jobs.sqlite3").unlink()
+    store = Store(tmp_path)
+    assert ids(store) == ["job-11", "job-10", "job-9"]
+    assert [each.id for each in store.rows.finished()] == ["job-9", "job-10", "job-11"]  # the oldest goes first
+    store.close()
+
+
 def test_pictures_tell_their_job_where_nothing_else_does(data_dir: Path) -> None:
     """As those of 0.1.0, which kept no job.json beside them."""
     (data_dir / "jobs.sqlite3").unlink()

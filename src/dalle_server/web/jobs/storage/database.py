@@ -21,6 +21,9 @@ from dalle_server.errors import DalleServerError, DeadlineExceeded, NotReady, Ov
 from dalle_server.web.jobs.storage.schema import prepare
 
 DEADLINE_S = 5.0  # of one transaction
+# Of a PostgreSQL whose machine has vanished: by itself the kernel would go on sending for a quarter of an hour. A quiet
+# statement is not cut off: these count what is not acknowledged.
+LOST_AFTER = {"tcp_user_timeout": 5000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 SEARCH_DEADLINE_S = 2.0
 READERS = 5
 STEPS_BETWEEN_LOOKS = 2_000  # of SQLite's machine: well under a millisecond
@@ -82,7 +85,11 @@ class Database:
     def _options(self) -> dict[str, Any]:
         if self.is_sqlite:
             return {"connect_args": {"check_same_thread": False, "timeout": 1.0}}
-        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": int(DEADLINE_S)}}
+        asked = {"connect_timeout": int(DEADLINE_S), **LOST_AFTER}
+        return {
+            "pool_pre_ping": True,
+            "connect_args": {name: value for name, value in asked.items() if name not in self.url.query},
+        }
 
     def _prepare(self) -> None:
         try:

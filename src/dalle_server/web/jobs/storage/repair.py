@@ -61,8 +61,11 @@ def repair(rows: JobRows, files: PictureFiles) -> None:
     told: dict[str, list[str]] = defaultdict(list)
     for job in rows.all():
         _heal(job, found.pop(job.id, []), rows, files, told)
-    for job_id, names in found.items():
-        _rebuild(job_id, names, rows, files, told)
+    rebuilt = [_rebuilt(job_id, names, files, told) for job_id, names in found.items()]
+    # In the order of submission, by which pages and retention go: the names of folders are drawn by lot.
+    for job in sorted(filter(None, rebuilt), key=lambda job: (job.created_at, job.id)):
+        rows.add(job)
+        told["jobs rebuilt from their files"].append(job.id)
     for what, names in told.items():
         log.warning("%s: %d (%s)", what, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
 
@@ -83,7 +86,7 @@ def _heal(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: 
         _describe_again(job, names, rows, files, told)
 
 
-def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
+def _rebuilt(job_id: str, names: list[str], files: PictureFiles, told: dict[str, list[str]]) -> Job | None:
     """No row: the job as its own files tell it."""
     recorded = _recorded(job_id, names, files)
     described = _described(_pictures(names), files, told, recorded)
@@ -91,12 +94,11 @@ def _rebuild(job_id: str, names: list[str], rows: JobRows, files: PictureFiles, 
     if job is None:  # the server stopped before it had accepted the job, or its database was lost
         for name in [name for name in names if name.endswith(GIVEN)]:
             told[f"given pictures of unknown jobs, moved to {files.set_aside(name)}"].append(name)
-        return
+        return None
     pictures = tuple(picture for picture, _ in described.values())
     is_whole = len(pictures) >= len(job.request.images)
     status, error = ("done", None) if is_whole else ("failed", LOST)
-    rows.add(replace(job, pictures=pictures, status=status, error=error, finished_at=time.time()))
-    told["jobs rebuilt from their files"].append(job_id)
+    return replace(job, pictures=pictures, status=status, error=error, finished_at=time.time())
 
 
 def _describe_again(job: Job, names: list[str], rows: JobRows, files: PictureFiles, told: dict[str, list[str]]) -> None:
