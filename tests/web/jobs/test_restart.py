@@ -115,12 +115,18 @@ def test_a_draining_server_leaves_its_jobs_for_the_next(make_app: Callable[..., 
 WIDE = {"size": "24x16", "fit": "paint"}  # two windows
 
 
-def test_a_wide_picture_goes_on_while_the_server_drains(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+def in_its_first_window(make_app: Callable[..., Flask], engine: ScriptedEngine) -> tuple[Flask, FlaskClient, Any]:
+    """A wide job that goes on when the engine's gate opens."""
     engine.gate.clear()
     app = make_app()
     client = app.test_client()
     job = submit(client, **WIDE)
     wait_for(client, job["id"], "running")
+    return app, client, job
+
+
+def test_a_wide_picture_goes_on_while_the_server_drains(make_app: Callable[..., Flask], engine: ScriptedEngine) -> None:
+    app, client, job = in_its_first_window(make_app, engine)
     app.extensions["dalle_server"].drain()
     engine.gate.set()
     wait_for(client, job["id"], "done")
@@ -133,11 +139,7 @@ def test_a_job_whose_engine_goes_down_between_two_windows_waits_for_it(
 ) -> None:
     expected = pictures((alone := make_app()).test_client(), **WIDE)
     alone.extensions[EXTENSION].close()
-    engine.gate.clear()
-    app = make_app()
-    client = app.test_client()
-    job = submit(client, **WIDE)
-    wait_for(client, job["id"], "running")
+    app, client, job = in_its_first_window(make_app, engine)
     engine.submit_error = EngineDown("the engine is failed; try again shortly")
     engine.gate.set()
     wait_for(client, job["id"], "queued")
@@ -150,11 +152,7 @@ def test_a_job_whose_engine_goes_down_between_two_windows_waits_for_it(
 def test_a_job_between_two_windows_is_left_for_the_next_server(
     make_app: Callable[..., Flask], engine: ScriptedEngine
 ) -> None:
-    engine.gate.clear()
-    first = make_app()
-    client = first.test_client()
-    job = submit(client, **WIDE)
-    wait_for(client, job["id"], "running")
+    first, client, job = in_its_first_window(make_app, engine)
     first.extensions["dalle_server"].drain()
     engine.submit_error = EngineDown("the engine is stopped; try again shortly")
     engine.gate.set()
