@@ -39,4 +39,5 @@ def export(
 
 
 def _half(module: nn.Module) -> dict[str, NDArray[np.float16]]:
-    return {name: value.float().contiguous().numpy().astype(np.float16) for name, value in module.state_dict().items()}
+    weights = {name: value.cpu().float().contiguous() for name, value in module.state_dict().items()}
+    return {name: value.numpy().astype(np.float16) for name, value in weights.items()}

@@ -115,10 +115,13 @@ class Recipe:
 
     @property
     def tokens_folder(self) -> Path:
-        """Another one for other scenes: tokens of another mixture would be captioned as what they are not."""
+        """Another one for other scenes, or another encoder: such tokens would be captioned as what they are not."""
         preset = self.preset
-        scenes = repr((preset.seed, preset.mixture, preset.variety, preset.stamps))
-        return preset.work_dir / f"tokens-{hashlib.sha256(scenes.encode()).hexdigest()[:12]}"
+        scenes = (preset.seed, preset.mixture, preset.variety, preset.stamps, self.concepts, self.held_out.sorted())
+        told = hashlib.sha256(repr(scenes).encode())
+        for weight in self.trunk.state_dict().values():
+            told.update(weight.cpu().contiguous().numpy().tobytes())
+        return preset.work_dir / f"tokens-{told.hexdigest()[:12]}"
 
     @property
     def tokenizer_file(self) -> Path:

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from training.scenes.captions import FRAMES_OF_MANY, STYLE_PHRASES, Captioner
-from training.scenes.chatter import surround
+from training.scenes.captions import FRAMES, FRAMES_OF_MANY, STYLE_PHRASES, Captioner
+from training.scenes.chatter import ENDINGS, OPENINGS, surround
 from training.scenes.concepts import Concept, load_concepts, plural, with_article
 from training.scenes.held_out import load_held_out
 from training.scenes.palette import COLOUR_NAMES, SPELLINGS
@@ -94,6 +94,20 @@ def test_idle_words_name_nothing() -> None:
     assert words.isdisjoint({"cat", "car", "star", "moon", "black", "please", "draw", "show"})
 
 
+def test_no_phrase_around_a_thing_names_another() -> None:
+    names = {name for concept in load_concepts(include_extra=True) for name in concept.names}
+    things = re.compile(rf"\b(?:{'|'.join(re.escape(form) for name in names for form in (name, plural(name)))})\b")
+    phrases = [*OPENINGS, *ENDINGS, *(frame.format("", bare="") for frame in FRAMES)]
+    assert things.search("as a gift for kids") and not [phrase for phrase in phrases if things.search(phrase)]
+
+
+def test_a_thing_of_another_colour_is_not_called_its_natural_one_too() -> None:
+    captioner, rng = Captioner(CONCEPTS), random.Random(2)
+    spec = SceneSpec(things=(Thing(index("apple"), "black"),))
+    relative = [text for text in (captioner.caption(spec, rng) for _ in range(3000)) if "that is black" in text]
+    assert relative and not [text for text in relative if "red" in text]
+
+
 def test_every_concept_and_colour_turns_up(samples: list[tuple[SceneSpec, str]]) -> None:
     assert {thing.concept for spec, _ in samples for thing in spec.things} == set(range(len(CONCEPTS)))
     assert {spec.background for spec, _ in samples} >= set(COLOUR_NAMES)
@@ -108,7 +122,10 @@ def test_names_are_unique() -> None:
     ("name", "expected"),
     [("apple", "apples"), ("slice of cake", "slices of cake"), ("knife", "knives"), ("cherry", "cherries"),
      ("fox", "foxes"),
-     ("snowman", "snowmen"), ("sheep", "sheep"), ("bunch of grapes", "bunches of grapes")],
+     ("snowman", "snowmen"), ("sheep", "sheep"), ("bunch of grapes", "bunches of grapes"),
+     ("sunglasses", "sunglasses"), ("french fries", "french fries"), ("crossed flags", "crossed flags"),
+     ("magnifying glass", "magnifying glasses"), ("face rolling with laughter", "faces rolling with laughter"),
+     ("person tipping a hand", "people tipping a hand"), ("hand pointing up", "hands pointing up")],
 )  # fmt: skip
 def test_plurals(name: str, expected: str) -> None:
     assert plural(name) == expected
@@ -118,3 +135,7 @@ def test_articles() -> None:
     assert with_article("apple") == "an apple"
     assert with_article("unicorn") == "a unicorn"
     assert with_article("hourglass") == "an hourglass"
+    assert with_article("euro note") == "a euro note"
+    assert with_article("x-ray") == "an x-ray"
+    assert with_article("green sunglasses") == "green sunglasses"
+    assert with_article("pair of sunglasses") == "a pair of sunglasses"

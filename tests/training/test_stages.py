@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.judging.served import served, through
 from training.learning import fsq, loop
 from training.learning.compiled import Doubled, compiled_loss
 from training.learning.loop import load_average
+from training.learning.tokens import load_tokens
 from training.learning.transformer import TEXT_TABLE, build_model, encode_captions, stretched
 from training.preset import Schedule, load_preset
 from training.recipe import Recipe
@@ -89,6 +91,41 @@ def test_training_goes_on_from_an_exported_checkpoint(trained: Recipe, tmp_path:
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.1  # near, not from nothing
     with pytest.raises(FileExistsError):
         restore(path, later.preset.work_dir, image_length=later.preset.image_length)
+
+
+def test_a_restored_run_needs_no_base(trained: Recipe, tmp_path: Path) -> None:
+    path = export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(), tmp_path / "nano")
+    (tmp_path / "base.toml").write_text(PRESET)
+    later = make_recipe(tmp_path, PRESET.replace("[run]", f'[run]\nbase = "{tmp_path / "base.toml"}"', 1))
+    restore(path, later.preset.work_dir, image_length=later.preset.image_length)
+    recipe.write_tokens(later)
+    recipe.learn_to_draw(later)
+    assert torch.load(later.preset.work_dir / "transformer.pt", weights_only=True)["step"] == 4
+    assert not list((tmp_path / "work" / "base").glob("*.pt"))
+
+
+def test_tokens_are_of_the_scenes_asked_for(trained: Recipe, tmp_path: Path) -> None:
+    longer = make_recipe(tmp_path, PRESET.replace("num_scenes = 40", "num_scenes = 50"))
+    shutil.copy(trained.preset.work_dir / "vqgan.pt", longer.preset.work_dir)
+    shutil.copytree(trained.tokens_folder, longer.tokens_folder)  # a file of 40, which ought to hold 50
+    assert longer.tokens_folder.name == trained.tokens_folder.name
+    with pytest.raises(ValueError, match="40 scenes, not of 50: run the stage tokens"):
+        recipe.learn_to_draw(longer)
+    recipe.write_tokens(longer)
+    assert len(load_tokens(50, longer.tokens_folder)) == 50
+
+
+def test_tokens_are_not_taken_for_those_of_another_encoder_or_other_things(trained: Recipe, tmp_path: Path) -> None:
+    other = make_recipe(tmp_path)
+    state = torch.load(trained.preset.work_dir / "vqgan.pt", weights_only=True)
+    torch.save(state, other.preset.work_dir / "vqgan.pt")
+    assert other.tokens_folder.name == trained.tokens_folder.name
+    other.__dict__["concepts"] = trained.concepts[:-1]
+    assert other.tokens_folder.name != trained.tokens_folder.name
+    later = make_recipe(tmp_path)
+    state["average"]["quant_conv.bias"] += 1
+    torch.save(state, later.preset.work_dir / "vqgan.pt")
+    assert later.tokens_folder.name != trained.tokens_folder.name
 
 
 def test_the_server_reads_captions_as_the_training_did(trained: Recipe, tmp_path: Path) -> None:

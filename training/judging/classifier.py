@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.learning.loop import placed, train
+from training.learning.loop import half_precision, placed, train
 from training.preset import Schedule
 from training.scenes.artwork import STYLES
 from training.scenes.composer import Composer
@@ -63,7 +63,7 @@ def train_classifier(
         shown = [rng.randrange(len(concepts)) for _ in range(schedule.batch)]
         labels = torch.tensor(shown, device=composer.device)
         images = _views(shown, concepts, composer, rng).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(composer.device.type, torch.bfloat16):
+        with half_precision(composer.device):
             logits = model(images)
         right = float((logits.argmax(1) == labels).float().mean())
         return F.cross_entropy(logits.float(), labels, label_smoothing=0.05), {"right": right}

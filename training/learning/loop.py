@@ -25,6 +25,14 @@ def placed(module: M, device: torch.device) -> M:
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it pays: on a CPU, even one with AVX512-BF16, these narrow convolutions are faster in float32.
+
+    One without it takes six times as long in bfloat16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+
+
 class AveragedWeights:
     """Exponential moving average of a module's parameters; what is evaluated and exported."""
 
@@ -128,9 +136,9 @@ def _save(
 def _resume(path: Path, module: nn.Module, optimizers: list[Any], average: AveragedWeights) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")  # wherever it was written
     module.load_state_dict(state["module"])
-    average.values = state["average"]
+    average.values = {name: value.to(average.values[name].device) for name, value in state["average"].items()}
     for optimizer, saved in zip(optimizers, state["optimizers"] or [], strict=bool(state["optimizers"])):
         optimizer.load_state_dict(saved)
     print(f"resuming {path.name} at step {state['step']}", flush=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dalle_server.models.vqgan import VQGAN
 from training.learning.critic import Critic, critic_losses
 from training.learning.grow import first_levels, first_parameters, graft
-from training.learning.loop import load_average, placed, train
-from training.learning.vqgan import edge_loss, half_precision, initialise, tokenize_images
+from training.learning.loop import half_precision, load_average, placed, train
+from training.learning.vqgan import edge_loss, initialise, tokenize_images
 from training.preset import Preset
 from training.scenes.composer import Composer, Plan
 from training.scenes.spec import SceneSampler, SceneSpec

@@ -39,10 +39,10 @@ def tokenize_scenes(
     shards = range(-(-num_scenes // _SHARD))
     for shard in shards[parallel.rank() :: parallel.world_size()]:
         target = _file(folder, shard)
-        if target.exists():
+        numbers = range(shard * _SHARD, min(num_scenes, (shard + 1) * _SHARD))
+        if target.exists() and len(np.load(target, mmap_mode="r")) == len(numbers):  # the last may have been shorter
             continue
         rng = random.Random(f"{seed} shard {shard}")
-        numbers = range(shard * _SHARD, min(num_scenes, (shard + 1) * _SHARD))
         specs = [scene(sampler, seed, number) for number in numbers]
         batches = [specs[start : start + _BATCH] for start in range(0, len(specs), _BATCH)]
         tokens = torch.cat([tokens_of(composer.plan(batch, rng)) for batch in batches])
@@ -55,9 +55,12 @@ def tokenize_scenes(
 
 
 def load_tokens(num_scenes: int, folder: Path) -> Tensor:
-    """(scenes, I) int32. Raises FileNotFoundError if the stage `tokens` has not finished."""
+    """(scenes, I) int32. Raises FileNotFoundError or ValueError if the stage `tokens` has not finished."""
     files = [_file(folder, shard) for shard in range(-(-num_scenes // _SHARD))]
-    return torch.from_numpy(np.concatenate([np.load(file) for file in files]).astype(np.int32))
+    tokens = np.concatenate([np.load(file) for file in files]).astype(np.int32)
+    if len(tokens) != num_scenes:
+        raise ValueError(f"{folder} has the tokens of {len(tokens)} scenes, not of {num_scenes}: run the stage tokens")
+    return torch.from_numpy(tokens)
 
 
 def _file(folder: Path, shard: int) -> Path:

@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from dalle_server.models.vqgan import VQGAN, AttnBlock, ResnetBlock, Upsample
 from training.learning import fsq, parallel
 from training.learning.compiled import Doubled, compiled_loss
-from training.learning.loop import load_average, placed, train
+from training.learning.loop import half_precision, load_average, placed, train
 from training.preset import Preset
 from training.scenes.composer import Composer
 from training.scenes.spec import SceneSampler
-
-
-def half_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where it pays: on a CPU, even one with AVX512-BF16, these narrow convolutions are faster in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
 
 
 def initialise(model: VQGAN, levels: tuple[int, ...]) -> None:
@@ -85,7 +80,10 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composers: Callable[[int]
     model = VQGAN(preset.vqgan)
     initialise(model, preset.fsq_levels)
     model = placed(model, composer.device)
-    if preset.base is not None:
+    checkpoint = preset.work_dir / "vqgan.pt"
+    if checkpoint.exists():
+        pass  # its weights come from there
+    elif preset.base is not None:
         model.load_state_dict(load_average(preset.base.work_dir / "vqgan.pt"))
     else:
         rng = random.Random(f"{preset.seed} vqgan")
@@ -122,7 +120,7 @@ def train_vqgan(preset: Preset, sampler: SceneSampler, composers: Callable[[int]
         [optimizer],
         lambda draw, _: (loss_of_batch(scenes(draw)), {}),
         schedule,
-        preset.work_dir / "vqgan.pt",
+        checkpoint,
     )
 
 

@@ -14,7 +14,7 @@ SIZE_WORDS = {"small": ("small", "tiny", "little"), "big": ("big", "large", "hug
 STYLE_PHRASES = {"flat": ("flat {}", "{}, flat style", "flat drawing of {}", "{} in flat style"),
                  "3d": ("3d {}", "{}, 3d style", "3d render of {}", "{} in 3d"),
                  "noto": ("cartoon {}", "{}, cartoon style", "cartoon of {}", "{}, noto style")}  # fmt: skip
-FRAMES = ("a picture of {}", "a drawing of {}", "an emoji of {}", "an image of {}", "a painting of {}", "draw {}",
+FRAMES = ("a picture of {}", "a drawing of {}", "an emoji of {}", "an image of {}", "draw {}",
           "a photo of {}", "a cute {bare}", "an illustration of {}", "{} emoji", "there is {}")  # fmt: skip
 FRAMES_OF_MANY = tuple(frame for frame in FRAMES if frame not in ("a cute {bare}", "{} emoji", "there is {}"))
 RELATION_PHRASES = {
@@ -69,7 +69,8 @@ class Captioner:
         bare = self._described(thing, spec.size, rng)
         text = self._article(thing, bare, rng)
         if thing.colour and rng.random() < 0.08:
-            plain = self._article(thing, self._described(Thing(thing.concept), spec.size, rng), rng)
+            # Not its natural colour: a red apple that is black is neither.
+            plain = self._article(thing, " ".join([*self._size(spec.size, rng), self._name(thing, rng)]), rng)
             text = f"{plain} that is {rng.choice(SPELLINGS.get(thing.colour, (thing.colour,)))}"
         if spec.position is not None:
             text = f"{text} {rng.choice(POSITION_PHRASES[spec.position])}"
@@ -89,8 +90,10 @@ class Captioner:
         return f"the {described}" if drawn < 0.27 else with_article(described)
 
     def _described(self, thing: Thing, size: str | None, rng: random.Random) -> str:
-        words = [rng.choice(SIZE_WORDS[size])] if size else []
-        return " ".join([*words, *self._colour(thing, rng), self._name(thing, rng)])
+        return " ".join([*self._size(size, rng), *self._colour(thing, rng), self._name(thing, rng)])
+
+    def _size(self, size: str | None, rng: random.Random) -> list[str]:
+        return [rng.choice(SIZE_WORDS[size])] if size else []
 
     def _plural(self, thing: Thing, rng: random.Random) -> str:
         return " ".join([*self._colour(thing, rng), plural(self._name(thing, rng))])

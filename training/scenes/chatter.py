@@ -19,7 +19,7 @@ OPENINGS = (
     "could you make", "let me have", "this is", "here is", "hello, make", "my", "some kind of", "just", "render",
 )  # fmt: skip
 ENDINGS = (
-    "thanks", "thank you", "if you like", "for my class", "for kids", "for a web page", "as a gift", "high quality",
+    "thanks", "thank you", "if you like", "for my class", "for a web page", "for my blog", "high quality",
     "very detailed", "highly detailed", "4k", "hd", "digital art", "beautiful", "simple", "in the best quality",
     "right now", "this time", "masterpiece", "nice", "looking good",
 )  # fmt: skip

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
 
 _IRREGULAR_PLURALS = {
-    "child": "children", "deer": "deer", "die": "dice", "fish": "fish", "foot": "feet", "goose": "geese",
-    "knife": "knives",
-    "leaf": "leaves", "loaf": "loaves", "man": "men", "mouse": "mice", "octopus": "octopuses", "sheep": "sheep",
-    "shrimp": "shrimp", "slice": "slices", "tooth": "teeth", "wolf": "wolves", "woman": "women", "box": "boxes",
+    "aircraft": "aircraft", "biceps": "biceps", "box": "boxes", "child": "children", "deer": "deer", "dice": "dice",
+    "die": "dice", "elf": "elves", "fish": "fish", "fleur-de-lis": "fleurs-de-lis", "foot": "feet", "goose": "geese",
+    "knife": "knives", "leaf": "leaves", "loaf": "loaves", "man": "men", "mouse": "mice", "ox": "oxen",
+    "person": "people", "sheaf": "sheaves", "sheep": "sheep", "shrimp": "shrimp", "tooth": "teeth", "wolf": "wolves",
+    "woman": "women",
 }  # fmt: skip
+# Names that are plurals as they stand, by their last word: "sunglasses", "crossed flags".
+_PLURALS = frozenset(
+    """
+    applause bags bars beads briefs bubbles cheers chopsticks crossbones dancers dividers dolls drops eyes fingers
+    fireworks flags footprints fries glasses gloves goggles hands headphones hearts jeans knobs lungs maracas masks
+    nails pants people pins points rails scales scissors shoes shorts skis socks sparkles sunglasses swords tabs tools
+    underpants wrestlers
+    """.split()  # noqa: SIM905
+)
+# What follows one of these says more of the thing before it: "slice of pizza", "person getting a haircut".
+_LINKS = re.compile(
+    " (?:of|with|without|in|on|at|to|from|over|behind|being|blowing|covering|exhaling|getting|holding|hugging|landing"
+    "|licking|meditating|pointing|racing|raising|rolling|saying|taking|tipping) "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +72,21 @@ def load_concepts(*, include_extra: bool) -> list[Concept]:
 
 
 def plural(name: str) -> str:
-    """The plural of a name of the list: 'slice of pizza' → 'slices of pizza', 'knife' → 'knives'."""
-    head, link, tail = name.partition(" of ")
-    if not link:
-        head, link, tail = name.partition(" with ")
+    """The plural of a name of the list: 'slice of pizza' → 'slices of pizza', 'sunglasses' → 'sunglasses'."""
+    head, rest = _parted(name)
     *first, word = head.split(" ")
-    return " ".join([*first, _plural_word(word)]) + link + tail
+    return " ".join([*first, _plural_word(word)]) + rest
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The thing itself, and what more is said of it."""
+    link = _LINKS.search(f"{name} ")
+    return (name[: link.start()], name[link.start() :]) if link else (name, "")
 
 
 def _plural_word(word: str) -> str:
+    if word in _PLURALS:
+        return word
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
     if word.endswith("man"):
@@ -79,7 +101,9 @@ def _plural_word(word: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """'apple' → 'an apple'. Vowel letters that sound like consonants are listed."""
-    vowel = phrase[0] in "aeiou" and not phrase.startswith(("unicorn", "ufo"))
-    vowel = vowel or phrase.startswith("hourglass")
+    """'apple' → 'an apple', 'red jeans' → 'red jeans'. Letters that sound otherwise than they look are listed."""
+    if _parted(phrase)[0].rsplit(" ", 1)[-1] in _PLURALS:
+        return phrase
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("unicorn", "ufo", "euro"))
+    vowel = vowel or phrase.startswith(("hourglass", "x ", "x-", "sos "))
     return f"{'an' if vowel else 'a'} {phrase}"

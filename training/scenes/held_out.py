@@ -23,6 +23,10 @@ class HeldOut:
     pairs: frozenset[frozenset[int]]
     templates: tuple[str, ...]
 
+    def sorted(self) -> tuple[object, ...]:
+        """The same in every process; the order of a set is not."""
+        return sorted(self.colours), sorted(map(sorted, self.pairs)), self.templates
+
     def contains(self, spec: SceneSpec) -> bool:
         if len(spec.things) == 2 and frozenset(thing.concept for thing in spec.things) in self.pairs:
             return True

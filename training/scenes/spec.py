@@ -22,22 +22,22 @@ RELATIONS = ("left of", "right of", "above", "below", "beside")
 # The whole world in one table: name → (x, y) of the centre, in units of the picture's side. `layout` moves a
 # thing onto the grid of tokens: there a thing of one size is much the same tokens wherever it stands.
 POSITIONS = {
-    "left": (0.3, 0.5),
-    "right": (0.7, 0.5),
-    "top": (0.5, 0.3),
-    "bottom": (0.5, 0.7),
-    "top left": (0.3, 0.3),
-    "top right": (0.7, 0.3),
-    "bottom left": (0.3, 0.7),
-    "bottom right": (0.7, 0.7),
+    "left": (0.25, 0.5),
+    "right": (0.75, 0.5),
+    "top": (0.5, 0.25),
+    "bottom": (0.5, 0.75),
+    "top left": (0.25, 0.25),
+    "top right": (0.75, 0.25),
+    "bottom left": (0.25, 0.75),
+    "bottom right": (0.75, 0.75),
 }
 # Few sides, for the same reason: of one thing among few, and among many.
-AMONG_FEW, AMONG_MANY = 0.4, 0.3
+AMONG_FEW, AMONG_MANY = 0.5, 0.3
 SIZES = {"small": AMONG_FEW, "big": 1.0}
 GRIDS = {
-    2: (AMONG_FEW, ((0.3, 0.5), (0.7, 0.5))),
-    3: (AMONG_FEW, ((0.3, 0.3), (0.7, 0.3), (0.5, 0.7))),
-    4: (AMONG_FEW, ((0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))),
+    2: (AMONG_FEW, ((0.25, 0.5), (0.75, 0.5))),
+    3: (AMONG_FEW, ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75))),
+    4: (AMONG_FEW, ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))),
     5: (AMONG_MANY, ((0.2, 0.2), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.8, 0.8))),
     6: (AMONG_MANY, ((0.2, 0.3), (0.5, 0.3), (0.8, 0.3), (0.2, 0.7), (0.5, 0.7), (0.8, 0.7))),
 }
@@ -258,10 +258,10 @@ def layout(spec: SceneSpec, atlas: Atlas, placement: Placement, grid: int) -> li
     x, y = 0.5 + placement.dx, 0.5 + placement.dy
     if spec.relation in ("above", "below"):
         upper, lower = spec.things if spec.relation == "above" else spec.things[::-1]
-        return [layer(upper, x, 0.3), layer(lower, x, 0.7)]
+        return [layer(upper, x, 0.25), layer(lower, x, 0.75)]
     if spec.relation is not None:
         left, right = spec.things[::-1] if spec.relation == "right of" else spec.things
-        return [layer(left, 0.3, y), layer(right, 0.7, y)]
+        return [layer(left, 0.25, y), layer(right, 0.75, y)]
     if spec.count > 1:
         side, places = GRIDS[spec.count]
         return [layer(thing, *place, side) for place in places]
