@@ -27,7 +27,7 @@ TOLD = (0.7, 50, 0.7)  # temperature, top_k and top_p of what a model says that 
 def build_model(preset: Preset, tokenizer: Tokenizer) -> DalleBart:
     """A model before its first step: the base's if there is one, its text embeddings carried over to new tokens.
 
-    A run that has begun needs no base any more (one that was restored may have none): its weights come from its own file.
+    A run that has begun, or was restored, needs no base any more: its weights come from its own file.
     """
     torch.manual_seed(preset.seed)
     if preset.base is None or (preset.work_dir / "transformer.pt").exists():
