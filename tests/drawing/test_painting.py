@@ -322,3 +322,19 @@ def test_a_grid_that_no_window_fits_is_not_replayed(engine: Engine) -> None:
     told = describe_image(image, painting, engine).model_copy(update={"grid_width": 8})
     with pytest.raises(InvalidRequest, match="load the model that made it"):
         replay(told, engine, ReplaySource.TOKENS)
+
+
+def test_a_cancel_that_meets_the_start_of_a_window_ends_that_window(engine: Engine) -> None:
+    asked: list[Generation] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        if len(asked) == 1:  # another thread, while the next window is being submitted
+            painting.cancel("enough")
+        asked.append(engine.submit(wanted))
+        return asked[-1]
+
+    painting = paint(submit, shape(1536, 1024), request())
+    for _ in painting.events():
+        pass
+    assert painting.terminal == Cancelled("enough")
+    assert len(asked) == 2 and asked[1].cancel_reason == "enough"

@@ -256,3 +256,22 @@ def test_a_failing_observer_stops_nothing(make_engine):
     generation = engine.submit(GenerationRequest.of("a", seed=1))
     run(engine)
     assert isinstance(generation.terminal, Done)
+
+
+def test_one_fault_is_fatal_once(make_engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "RESTART_TIMEOUT_S", 0.2)
+    fatal, go_on = [], threading.Event()
+
+    def make_runner():
+        go_on.wait(20)
+        raise RuntimeError("the device is gone")
+
+    first = FakeRunner()
+    engine = make_engine(first, make_runner=make_runner, on_fatal=lambda: fatal.append(True))
+    first.on_step = BrokenAt(0)
+    engine.start()
+    engine.submit(GenerationRequest.of("a"))
+    until(lambda: bool(fatal))
+    go_on.set()  # the restart that hung fails now, too
+    engine._thread.join(10)
+    assert fatal == [True]

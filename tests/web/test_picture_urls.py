@@ -108,3 +108,27 @@ def test_a_picture_costs_the_same_however_many_are_kept(tmp_path: Path) -> None:
     store.ttl_s, store._swept_at = 0.0, float("-inf")
     store.put(b"z", ImageFormat.PNG, "d")
     assert store._used == {"d": 1}
+
+
+def test_a_sweep_between_file_and_books_counts_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=400)
+
+    def write_and_sweep(path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        store._swept_at = float("-inf")
+        store._sweep()  # another request's, the first one to look at the directory
+
+    monkeypatch.setattr(pictures, "write_whole", write_and_sweep)
+    store.put(b"x" * 90, ImageFormat.PNG, "us")
+    assert store._used == Counter({"us": 90})
+
+
+def test_a_file_that_could_not_be_written_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = PictureStore(tmp_path, ttl_s=60, max_bytes=400)
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(pictures, "write_whole", refuse)
+        store.put(b"x" * 90, ImageFormat.PNG, "us")
+    assert not +store._used and not store._kept

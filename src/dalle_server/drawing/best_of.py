@@ -25,6 +25,7 @@ class BestOf:
 
     def __init__(self, generation: Drawn, keep: int):
         self._generation, self._keep = generation, keep
+        generation.want_previews(0)  # painted for nobody, see below
         self.num_drawn = generation.num_drawn
         self.request = generation.request  # of the pictures that are kept, once they are known
         self.sampling = generation.sampling

@@ -166,10 +166,12 @@ class Painting(Joined):
             timeout_s=None if self.deadline is None else max(1e-3, self.deadline - time.monotonic()),
             id=f"{self.request.id}-{picture.index}-{picture.window}",
         )
-        picture.generation = self._submit(request)
-        picture.generation.on_event(self._spoke.set)
-        picture.reader, picture.tokens_done = picture.generation.events(poll_s=0), 0
-        return picture.generation
+        generation = self._submit(request)
+        picture.generation, picture.reader, picture.tokens_done = generation, generation.events(poll_s=0), 0
+        generation.on_event(self._spoke.set)
+        if self.cancel_reason is not None:  # before anyone could see this window
+            generation.cancel(self.cancel_reason)
+        return generation
 
     @property
     def deadline(self) -> float | None:
@@ -193,9 +195,8 @@ class Painting(Joined):
 
     def want_previews(self, every: int) -> None:
         self._every = every
-        for picture in self._pictures:
-            if picture.generation is not None:
-                picture.generation.want_previews(self._window_every)
+        for generation in self._generations():
+            generation.want_previews(self._window_every)
 
     @property
     def _waits_for_a_place(self) -> bool:
@@ -205,9 +206,12 @@ class Painting(Joined):
         if self.terminal is None and self.cancel_reason is None:
             self.cancel_reason = reason
             self._spoke.set()
-        for picture in self._pictures:
-            if picture.generation is not None:
-                picture.generation.cancel(reason)
+        for generation in self._generations():
+            generation.cancel(reason)
+
+    def _generations(self) -> list[Generation]:
+        """Those of the present windows; the thread that reads may go on to the next ones meanwhile."""
+        return [generation for picture in self._pictures if (generation := picture.generation) is not None]
 
     def _news(self) -> list[Event]:
         return [event for picture in self._pictures for event in self._advance(picture)]

@@ -276,8 +276,9 @@ class Engine:
 
     def _give_up(self, what: str) -> None:
         with self._lifecycle:
-            if self._state != "stopped":
-                self._state = "failed"
-        self._stopped.set()
+            if self._stopped.is_set():
+                return  # already, by the patience with a restart that hung, or stopped
+            self._state = "failed"
+            self._stopped.set()
         logger.critical("the engine is down after %d faults; the last one: %s", self._counters.faults, what)
         self.on_fatal()

@@ -25,12 +25,26 @@ logger = logging.getLogger("dalle_server.generation")
 
 
 @dataclass(slots=True)
+class Parts:
+    """One client's request, counted once, whatever it is made of: windows of a painted shape, pictures of an edit."""
+
+    expected: int = 1  # generations
+    done: int = 0
+    live_images: int = 0
+    submitted_at: float | None = None
+    queue_s: float = 0.0  # of the first generation
+    outcome: str | None = None  # of the first that was not done
+    is_counted: bool = False
+    previewed: bool = False
+
+
+@dataclass(slots=True)
 class _Entry:
-    """Where an accepted request came from."""
+    """Where an accepted generation came from."""
 
     request_id: str | None
     route: str
-    previewed: bool = False
+    parts: Parts
 
 
 class Bookkeeping(Observer):
@@ -50,19 +64,23 @@ class Bookkeeping(Observer):
         """Around Engine.hold. Raises RateLimited when the client's share of the queue is full."""
         with self._counting_refusals():
             with self._lock:
-                self._check_share(client, 1)
+                self._check_share(client, 1, own=0)
             yield
 
     @contextmanager
-    def submitting(self, wanted: GenerationRequest) -> Iterator[None]:
-        """Around Engine.submit. Raises RateLimited when the client's share of the queue is full."""
+    def submitting(self, wanted: GenerationRequest, parts: Parts) -> Iterator[None]:
+        """Around Engine.submit, of one of the `parts`. Raises RateLimited when the client's share of the queue is
+        full; a request alone may have more than that.
+        """
         in_request = has_request_context()
-        entry = _Entry(request_id() if in_request else None, request.path if in_request else "background")
-        with self._counting_refusals():
+        entry = _Entry(request_id() if in_request else None, request.path if in_request else "background", parts)
+        with self._counting_refusals(parts):
             with self._lock:
-                self._check_share(wanted.client, len(wanted.images))
+                self._check_share(wanted.client, len(wanted.images), own=parts.live_images)
                 self._entries[wanted.id] = entry
                 self._live_images[wanted.client] += len(wanted.images)
+                parts.live_images += len(wanted.images)
+                parts.submitted_at = parts.submitted_at or time.monotonic()
             try:
                 yield
             except BaseException:
@@ -70,22 +88,26 @@ class Bookkeeping(Observer):
                 raise
 
     @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
+    def _counting_refusals(self, parts: Parts | None = None) -> Iterator[None]:
+        """What goes on waiting, because a part of it is there already, is not refused."""
         try:
             yield
         except (Overloaded, RateLimited):
-            self._count("refused")
+            if parts is None or not parts.done:
+                self._count("refused", parts)
             raise
 
-    def _check_share(self, client: str, num_images: int) -> None:
+    def _check_share(self, client: str, num_images: int, *, own: int) -> None:
         live = self._live_images.get(client, 0)
-        if self._limited and live and live + num_images > self._share:
+        if self._limited and live > own and live + num_images > self._share:
             raise RateLimited(
                 f"{live} of your pictures are under way, and one client may have {self._share}; wait for them",
                 retry_after_s=5,
             )
 
-    def _count(self, outcome: str) -> None:
+    def _count(self, outcome: str, parts: Parts | None) -> None:
+        if parts is not None:
+            parts.is_counted = True
         self._metrics.requests.labels(outcome).inc()
         self._metrics.model_requests.labels(self._model(), outcome).inc()
 
@@ -96,6 +118,7 @@ class Bookkeeping(Observer):
                 self._live_images[wanted.client] -= len(wanted.images)
                 if not self._live_images[wanted.client]:
                     del self._live_images[wanted.client]
+                entry.parts.live_images -= len(wanted.images)
             return entry
 
     def on_step(self, num_images: int, seconds: float) -> None:
@@ -104,20 +127,33 @@ class Bookkeeping(Observer):
 
     def on_preview(self, generation: Generation) -> None:
         entry = self._entries.get(generation.request.id)
-        if entry is not None and not entry.previewed:
-            entry.previewed = True
-            self._metrics.first_preview_s.observe(time.monotonic() - generation.submitted_at)
+        if entry is not None and not entry.parts.previewed:
+            entry.parts.previewed = True
+            self._metrics.first_preview_s.observe(time.monotonic() - (entry.parts.submitted_at or 0.0))
 
     def on_finished(self, generation: Generation, event: Done | Failed | Cancelled) -> None:
         entry = self._forget(generation.request)
         if entry is None:
             return  # the warm-up, or another that did not come through the service
+        self._end(entry.parts, event)
         outcome = type(event).__name__.lower()
-        self._count(outcome)
-        if isinstance(event, Done):
-            self._metrics.queue_s.observe(event.queue_s)
-            self._metrics.total_s.observe(event.total_s)
         logger.info(_line(entry, generation, event, outcome, self._model(), self._log_prompts))
+
+    def _end(self, parts: Parts, event: Done | Failed | Cancelled) -> None:
+        """One part has ended, and with the last one the request."""
+        with self._lock:
+            if isinstance(event, Done):
+                parts.queue_s = parts.queue_s if parts.done else event.queue_s
+                parts.done += 1
+            else:
+                parts.outcome = parts.outcome or type(event).__name__.lower()
+            is_over = parts.outcome is not None or parts.done == parts.expected
+            if parts.is_counted or parts.live_images or not is_over:
+                return
+            self._count(parts.outcome or "done", parts)
+        if parts.outcome is None:
+            self._metrics.queue_s.observe(parts.queue_s)
+            self._metrics.total_s.observe(time.monotonic() - (parts.submitted_at or 0.0))
 
 
 def _line(

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from threading import Semaphore
 
 from dalle_server.drawing.best_of import BestOf
-from dalle_server.drawing.form import Form, draw_new
+from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import Plan, Repaint
-from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import DeadlineExceeded, GenerationCancelled, InvalidRequest
 from dalle_server.generation import Cancelled, Event, GeneratedImage, unwrap
@@ -27,6 +26,7 @@ from dalle_server.snapshot import Snapshot
 from dalle_server.web.access.security import client_id
 from dalle_server.web.pool.model import Model, ServingEngine
 from dalle_server.web.service import current_service
+from dalle_server.web.submitting import submit_new, submit_over
 from dalle_server.web.waiting import POLL_S, client_left, watched_events
 
 INTERRUPTED = "interrupted"
@@ -204,15 +204,14 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     check_best_of(order.best_of, order.num_images, order.counted_as, is_over=over is not None)
     check_pixels(order.form, order.num_images, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
-    submit = service.submitter(model)
     if over is None:
-        drawn = draw_new(submit, request, order.form, engine.config.picture)
+        drawn = submit_new(service, model, request, order.form)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
         return Drawing(order, drawn, engine, service.encoders, client_left())
     order.form.check_over()
     with encoding():
         plan = Plan.of(over, engine)
-    painted = repaint(submit, plan.holes, request)
+    painted = submit_over(service, model, request, plan.holes)
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
 
 

@@ -64,15 +64,14 @@ class PictureStore:
         try:
             self._sweep()
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._make_room(owner, len(data))
+            self._make_room(name, _Kept(owner, len(data)))
             write_whole(self.directory / name, data)
         except OSError as error:
+            with self._lock:
+                self._forget(name)
             raise StorageError(
                 f"the picture cannot be kept for its url ({error.strerror}); ask for response_format b64_json"
             ) from None
-        with self._lock:
-            self._kept[name] = _Kept(owner, len(data))
-            self._used[owner] += len(data)
         return name
 
     def find(self, name: str) -> Path:
@@ -90,13 +89,17 @@ class PictureStore:
         except OSError:
             return False
 
-    def _make_room(self, owner: str, size_bytes: int) -> None:
-        """Delete the oldest pictures of this owner, then of whoever has most, until one more fits."""
+    def _make_room(self, name: str, one: _Kept) -> None:
+        """Delete the oldest pictures of this owner, then of whoever has most, until one more fits. It counts from now
+        on, before its file is there: a sweep that found the file first would take it for an earlier process's.
+        """
         with self._lock:
-            while self._used[owner] and self._used[owner] + size_bytes > OWNER_SHARE * self.max_bytes:
-                self._drop_oldest(owner)
-            while +self._used and self._used.total() + size_bytes > self.max_bytes:
+            while self._used[one.owner] and self._used[one.owner] + one.size_bytes > OWNER_SHARE * self.max_bytes:
+                self._drop_oldest(one.owner)
+            while +self._used and self._used.total() + one.size_bytes > self.max_bytes:
                 self._drop_oldest(self._used.most_common(1)[0][0])
+            self._kept[name] = one
+            self._used[one.owner] += one.size_bytes
 
     def _drop_oldest(self, owner: str) -> None:
         """The owner has a picture."""

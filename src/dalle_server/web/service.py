@@ -12,10 +12,10 @@ from flask import Response, after_this_request, current_app, g, has_request_cont
 
 from dalle_server.config import Settings
 from dalle_server.engine.tracker import Place
-from dalle_server.errors import DalleServerError, NotReady, Overloaded
+from dalle_server.errors import DalleServerError, InvalidRequest, NotReady, Overloaded
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
-from dalle_server.web.bookkeeping import Bookkeeping
+from dalle_server.web.bookkeeping import Bookkeeping, Parts
 from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.pool.metrics import PoolCollector
 from dalle_server.web.pool.model import Model, ServingEngine, Source
@@ -129,23 +129,34 @@ class Service:
         if self._is_draining:
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
 
-    def submitter(self, model: Model) -> Callable[[GenerationRequest], Generation]:
-        """Submits one client's request, to a model that he holds, and all that it is made of: what is accepted is
-        finished, so a drain that begins meanwhile refuses no later window of a picture. Raises NotReady while draining.
+    def submitter(
+        self, model: Model, *, num_parts: int = 1, num_images: int = 1, counted_as: str = "num_images"
+    ) -> Callable[[GenerationRequest], Generation]:
+        """Submits one client's request, to a model that he holds, and all that it is made of, `num_parts` generations
+        with `num_images` at a time: what is accepted is finished, so a drain that begins meanwhile refuses no later
+        window of a picture.
 
-        What it gives raises NotReady while the model is loading or failed; Overloaded when the queue is full,
-        RateLimited when this client's share of it is; InvalidRequest.
+        Raises NotReady while draining, InvalidRequest when so many never find room at once. What it gives raises
+        NotReady while the model is loading or failed; Overloaded when the queue is full, RateLimited when this client's
+        share of it is; InvalidRequest.
         """
         self.check_open()
-        return partial(self._submit, model)
+        most = model.engine.stats().num_slots + self.settings.max_waiting_images
+        if num_images > most:
+            message = f"{counted_as} must be at most {most} on this server, its slots and its queue, not {num_images}"
+            raise InvalidRequest(message, param=counted_as.split()[0])
+        return partial(self._submit, model, Parts(num_parts))
 
-    def _submit(self, model: Model, request: GenerationRequest) -> Generation:
+    def _submit(self, model: Model, parts: Parts, request: GenerationRequest) -> Generation:
         engine = model.engine
+        place = _held_place(engine)
         asked()
         try:
-            with model.bookkeeping.submitting(request):
-                return engine.submit(request, _held_place(engine))
+            with model.bookkeeping.submitting(request, parts):
+                return engine.submit(request, place)
         finally:
+            if place is not None:
+                place.give_back()  # an engine that refuses the request may not have come to it
             entered()
 
     def full_for_s(self, num_entering: int = 0) -> float | None:

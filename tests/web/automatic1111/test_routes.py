@@ -18,6 +18,9 @@ from dalle_server.errors import GenerationFailed, Overloaded
 from dalle_server.generation import GeneratedImage, ImageReady, Preview
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.request import ImageKey
+from dalle_server.web.automatic1111.progress import InFlight
+from dalle_server.web.automatic1111.schemas import ProgressReply
+from dalle_server.web.service import ENCODERS
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.waits import until
 
@@ -313,3 +316,20 @@ def test_without_a_prompt_the_model_paints_what_it_likes(
     assert client.post("/sdapi/v1/txt2img", json={"prompt": prompt}).status_code == 200
     assert client.post("/sdapi/v1/txt2img", json={"steps": 1}).status_code == 200
     assert [request.prompt for request in engine.requests] == ["", ""]
+
+
+def test_previews_for_progress_are_encoded_in_the_few_places(
+    app: Flask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many clients ask twice a second."""
+    painting, free = Painting(app, engine), list[int]()
+
+    def describe(self: InFlight, with_image: bool) -> ProgressReply:
+        free.append(app.extensions["dalle_server"].encoders._value)
+        return ProgressReply()
+
+    monkeypatch.setattr(InFlight, "describe", describe)
+    assert app.test_client().get("/sdapi/v1/progress").status_code == 200
+    engine.gate.set()
+    painting.wait()
+    assert free == [ENCODERS - 1]

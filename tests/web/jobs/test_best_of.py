@@ -272,3 +272,10 @@ def test_a_number_that_cannot_be_costs_that_job_alone(value: object) -> None:
     assert from_values({**row, "best_of": None}).best_of is None
     damaged = from_values({**row, "best_of": value})
     assert damaged.is_damaged and damaged.status == "failed"
+
+
+def test_previews_that_nobody_gets_are_not_painted(client: FlaskClient, engine: Engine) -> None:
+    generated(client, stream=False)
+    body = {"prompt": "a red apple", "seed": 7, "n": 2, "best_of": 6, "stream": True, "partial_images": 3}
+    assert "partial_image" not in client.post("/v1/images/generations", json=body).text
+    assert engine.stats().previews == 0

@@ -106,3 +106,14 @@ def test_a_disk_that_refuses_the_end_as_well_costs_no_later_job(
     monkeypatch.undo()
     wait_for(client, submit(client)["id"], "done")
     until(lambda: store.rows.get(job["id"]).status == "failed")
+
+
+def test_who_looks_at_jobs_does_not_wait_for_a_row_that_is_written(app: Flask, client: FlaskClient) -> None:
+    done = wait_for(client, submit(client)["id"], "done")
+    jobs = app.extensions[EXTENSION]
+    seen: list[int] = []
+    with jobs._lock:  # as while another job's row is written
+        looking = threading.Thread(target=lambda: seen.append(client.get(f"/v1/jobs/{done['id']}").status_code))
+        looking.start()
+        looking.join(10)
+        assert seen == [200]

@@ -283,3 +283,11 @@ def test_json_of_a_job_is_what_the_document_says(client: FlaskClient) -> None:
         document["components"]["schemas"]["JobBody"]["properties"]
     )
     assert json.dumps(document["paths"]["/v1/images/edits"]["post"]["requestBody"]).count("schema") >= 2
+
+
+def test_a_given_file_that_has_gone_is_no_full_disk(client: FlaskClient, tmp_path: Path) -> None:
+    job = drawn(client, prompt="a pear", seed=3, image=url(png(PHOTO)), mask=url(png(MASK)))
+    (tmp_path / "data" / "jobs" / job["id"] / "image.given").unlink()
+    reply = client.get(job["over"]["image_url"])
+    assert (reply.status_code, reply.json["error"]["param"]) == (404, "name")
+    assert client.get(job["over"]["mask_url"]).data == png(MASK), "the other one is not wanted for it"

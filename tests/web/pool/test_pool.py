@@ -306,3 +306,27 @@ def test_counts_go_on_over_engines_that_were_unloaded(worlds: list[World]) -> No
     held.close()
     world.use("b").close()
     assert world.model("a").past.images == 3
+
+
+def test_an_engine_that_is_no_models_yet_or_any_more_ends_no_server(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    failed = world.use("b").model.engine
+    assert world.pool.give_up(failed) and world.pool.give_up(failed), "the second time it is no model's"
+    assert world.pool.give_up(Busy()), "one that is being loaded"
+    assert world.states() == {"a": "loaded", "b": "failed"}
+
+
+def test_a_model_that_finds_no_room_by_a_fault_is_wanted_again(
+    worlds: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1}, budget_bytes=1_500_000)
+
+    def refuse(drain_s: float = 0.0) -> None:
+        raise TimeoutError("it does not answer")
+
+    monkeypatch.setattr(world.engines["a"][0], "stop", refuse)
+    with pytest.raises(NotReady, match="making room for it failed"):
+        world.use("b")
+    assert world.states()["b"] == "failed"
+    monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
+    assert world.use("b").model.engine is world.engines["b"][0]

@@ -331,3 +331,13 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed(
         if closes_half_first:
             leaving.shutdown(socket.SHUT_WR)
     until(lambda: engine.generations[0].cancel_reason == "the client left")
+
+
+def test_made_up_methods_that_the_gate_refuses_make_no_new_metrics(start: Callable[..., HttpServer]) -> None:
+    server = start()
+    for name in ("LOOK", "TOUCH"):
+        with connect(server, f"{name} /dalle HTTP/1.1\r\n\r\n".encode()) as refused:  # without Host
+            assert reply_of(refused)[0] == 400
+    with connect(server, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as connection:
+        metrics = connection.makefile("rb").read().decode()
+    assert "LOOK" not in metrics and 'method="other",route="none",status="400"} 2.0' in metrics

@@ -16,6 +16,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dalle_server.engine.engine import Engine
+from dalle_server.errors import GenerationFailed
+from dalle_server.request import ImageKey
+from dalle_server.web.serving.server import warm_up
+from tests.fake_runner import FakeRunner, FakeTokenizer
 from tests.web.server_process import ROOT, ServerProcess, post_bytes
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
@@ -270,3 +275,13 @@ def test_the_command_serves_a_model(tmp_path: Path) -> None:
         assert not leftover.exists()
         server.process.terminate()
         assert server.exit_code() == 0 or sys.platform == "win32"
+
+
+def test_a_warm_up_that_fails_leaves_no_engine_behind() -> None:
+    """The model is loaded again and again, for whoever asks for it: each try would keep its weights and threads."""
+    runner = FakeRunner()
+    runner.nan_at[ImageKey(0, 0)] = 0
+    engine = Engine(runner, FakeTokenizer())
+    with pytest.raises(GenerationFailed):
+        warm_up(engine)
+    assert engine.state == "stopped" and runner.closed

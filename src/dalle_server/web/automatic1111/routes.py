@@ -162,7 +162,8 @@ def progress() -> Response:
         return jsonify(ProgressReply().model_dump())
     if not query.skip_current_image:
         paintings[0].want_previews()
-    return jsonify(paintings[0].describe(with_image=not query.skip_current_image).model_dump())
+    with encoding():
+        return jsonify(paintings[0].describe(with_image=not query.skip_current_image).model_dump())
 
 
 @blueprint.post("/interrupt")

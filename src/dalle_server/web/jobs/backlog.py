@@ -116,7 +116,7 @@ class Backlog:
             return None
         window = engine.config.picture
         finished = 0 if job.best_of is not None else len(job.request.images) - len(request.images)
-        generation = drawn(self._service.submitter(held.model), job, request, window)
+        generation = drawn(self._service, held.model, job, request)
         shape = job.form.shape(window, seamless=request.seamless) if job.over is None else None
         tokens = window.num_tokens * (1 if shape is None else len(shape.places))
         return Live(job, generation, held, row_tokens=window.grid_width, offset=finished * tokens)

@@ -55,6 +55,10 @@ class Ends:
         ended = self._unrecorded.get(job.id)
         return job if ended is None else replace(ended, pictures=job.pictures)
 
+    def keeps(self, job_id: str) -> bool:
+        """That it has ended, and its row could not be told so far."""
+        return job_id in self._unrecorded
+
     def forget(self, job_id: str) -> None:
         with self._lock:
             self._unrecorded.pop(job_id, None)

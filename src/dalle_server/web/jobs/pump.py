@@ -67,12 +67,15 @@ class Jobs:
         Raises ConfigError when data_dir can never be used. Where it is only full, the server goes on without jobs,
         says so (`trouble`), and tries again.
         """
+        if self._thread is None:  # asked without the lock, under which rows are written
+            self._start_once()
+
+    def _start_once(self) -> None:
         with self._lock:
-            if self._thread is not None:
-                return
-            self._open()
-            self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._open()
+                self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """Stop without ending jobs: the next start goes on with them. Ends every event stream."""
@@ -133,7 +136,7 @@ class Jobs:
         )
         with ExitStack() as otherwise:
             held = otherwise.enter_context(closing(self._service.pool.keep(model)))
-            generation = drawn(self._service.submitter(model), job, whole_request(job), engine.config.picture)
+            generation = drawn(self._service, model, job, whole_request(job))
             otherwise.callback(generation.cancel, "the job could not be stored")
             job = replace(job, request=replace(request, sampling=generation.sampling))
             if given is not None:
@@ -161,14 +164,19 @@ class Jobs:
         with self._lock:
             waiting = self._backlog.take(job_id)
             is_here = waiting is not None or self._running.cancel(job_id)
-        if waiting is not None:
-            self._backlog.end(self.store, waiting, "cancelled", {"reason": "cancelled by the client"})
+            if waiting is not None:
+                self._backlog.end(self.store, waiting, "cancelled", {"reason": "cancelled by the client"})
         self._wake.set()
         return is_here
 
     def local_ids(self) -> set[str]:
         """Of the jobs that this server has, of several on one database."""
         return self._running.ids() | self._backlog.ids()
+
+    def lacks(self, job_id: str) -> bool:
+        """That an unfinished row is this server's, and nothing here knows of it."""
+        with self._lock:  # a row is written a moment before its job runs, and after it was taken from those that wait
+            return job_id not in self.local_ids() and not self._ends.keeps(job_id)
 
     def take(self, job: Job) -> None:
         """Draw it, when there is room."""

@@ -66,35 +66,35 @@ class Relay:
             except Full:
                 logger.debug("a notification was left out")
 
-    def _again(self, work: Callable[[], None]) -> None:
-        told = False
+    def _again(self, work: Callable[[sa.Connection], None]) -> None:
+        told = False  # of this outage
         while not self._stopping.is_set():
             try:
-                work()
+                with self._database.autocommit() as connection:
+                    told = False
+                    work(connection)
             except Exception as error:  # the database is away, or goes on without this connection
                 if not told and not self._stopping.is_set():
                     logger.warning("what other servers tell of jobs is not heard for now: %s", type(error).__name__)
                     told = True
                 self._stopping.wait(AGAIN_S)
 
-    def _tell(self) -> None:
-        with self._database.autocommit() as connection:
-            while not self._stopping.is_set():
-                try:
-                    self._untold = self._untold or self._queue.get(timeout=LOOK_S)
-                except Empty:
-                    continue
-                connection.execute(sa.select(sa.func.pg_notify(CHANNEL, self._untold)))
-                self._untold = None
+    def _tell(self, connection: sa.Connection) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._untold = self._untold or self._queue.get(timeout=LOOK_S)
+            except Empty:
+                continue
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, self._untold)))
+            self._untold = None
 
-    def _listen(self) -> None:
-        with self._database.autocommit() as connection:
-            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-            self._missed()
-            driver: Any = connection.connection.dbapi_connection
-            while not self._stopping.is_set():
-                for told in driver.notifies(timeout=LOOK_S):
-                    self._take(told.payload)
+    def _listen(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+        self._missed()
+        driver: Any = connection.connection.dbapi_connection
+        while not self._stopping.is_set():
+            for told in driver.notifies(timeout=LOOK_S):
+                self._take(told.payload)
 
     def _take(self, payload: str) -> None:
         try:

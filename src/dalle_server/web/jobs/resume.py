@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from dalle_server.drawing.best_of import BestOf
-from dalle_server.drawing.form import draw_new
-from dalle_server.drawing.repainting import repaint
 from dalle_server.drawn import Drawn
 from dalle_server.errors import GenerationFailed
-from dalle_server.generation import Generation
-from dalle_server.models.config import PictureConfig
 from dalle_server.request import GenerationRequest, image_keys
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.pool.model import Model
 from dalle_server.web.pool.pool import Pool
+from dalle_server.web.service import Service
+from dalle_server.web.submitting import submit_new, submit_over
 
 
 def wanted_model(job: Job, pool: Pool) -> Model:
@@ -61,11 +58,9 @@ def whole_request(job: Job) -> GenerationRequest:
     return replace(job.request, images=keys, logprobs=True)
 
 
-def drawn(
-    submit: Callable[[GenerationRequest], Generation], job: Job, request: GenerationRequest, window: PictureConfig
-) -> Drawn:
-    """`request` is what is to be drawn of the job. Raises InvalidRequest, and what `submit` raises."""
+def drawn(service: Service, model: Model, job: Job, request: GenerationRequest) -> Drawn:
+    """`request` is what is to be drawn of the job. Raises what `Service.submitter` does."""
     if job.over is not None:
-        return repaint(submit, job.over.holes, request)
-    new = draw_new(submit, request, job.form, window)
+        return submit_over(service, model, request, job.over.holes)
+    new = submit_new(service, model, request, job.form)
     return new if job.best_of is None else BestOf(new, keep=len(job.request.images))

@@ -20,6 +20,7 @@ from dalle_server.web.jobs.feed import Entry, View
 from dalle_server.web.jobs.metrics import JobsCollector
 from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.jobs.schemas import JobBody, JobForm, JobList, JobQuery, JobReply, reply_of
+from dalle_server.web.jobs.storage.files import GIVEN_IMAGE, GIVEN_MASK
 from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.jobs.storage.rows import Query
 from dalle_server.web.routing import for_its_owner, makes_pictures
@@ -132,9 +133,8 @@ def picture(job_id: str, index: int) -> Response:
 @blueprint.get("/<job_id>/given/<name>")
 @for_its_owner("The picture that a job draws over, or its mask: given/image, given/mask", reply_type="image/png")
 def given(job_id: str, name: str) -> Response:
-    files = current_jobs().store.given(find_job(job_id))
-    data = {} if files is None else {"image": files.image, "mask": files.mask}
-    if (found := data.get(name)) is None:
+    job, file = find_job(job_id), {"image": GIVEN_IMAGE, "mask": GIVEN_MASK}.get(name)
+    if file is None or (found := current_jobs().store.given_file(job, file)) is None:
         raise NotFound(f"job {job_id} was given no {name[:20]!r}", param="name")
     return _file(found, media_type(found), name)
 

@@ -55,14 +55,17 @@ class Sharing:
         claimed = self._leases.claim(CLAIM_AT_ONCE)
         if claimed:
             logger.info("%d jobs of a server that has gone are taken over", len(claimed))
-        for job_id in claimed:
-            job = self._store.rows.get(job_id)
-            if job is not None and not job.is_finished:
-                self._held.take(job)
-        for job_id, cancel_asked in (self._leases.mine() if claimed else mine).items():
+            mine = self._leases.mine()
+        for job_id, cancel_asked in mine.items():
+            self._take_if_lacking(job_id)
             if cancel_asked:
                 self._held.cancel_here(job_id)
         self._tell_missed_ends()
+
+    def _take_if_lacking(self, job_id: str) -> None:
+        """What was claimed just now, or earlier by a look that came no further: the database was away in between."""
+        if self._held.lacks(job_id) and (job := self._store.rows.get(job_id)) is not None and not job.is_finished:
+            self._held.take(job)
 
     def look_soon(self) -> None:
         """Words of other servers were missed."""

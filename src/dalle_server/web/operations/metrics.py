@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPMethod
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -38,6 +40,10 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def answered(self, route: str, method: str, status: int) -> None:
+        """`route` is a rule and no path. Whatever a client calls its method: labels are kept for ever."""
+        self.http.labels(route, method if method in HTTPMethod.__members__ else "other", status).inc()
 
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""

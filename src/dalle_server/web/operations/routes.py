@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable
-from http import HTTPMethod
 from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
@@ -27,8 +26,7 @@ T = TypeVar("T")
 @blueprint.after_app_request
 def count(response: Response) -> Response:
     rule = request.url_rule.rule if request.url_rule else "none"  # not the path: anyone can make up new ones
-    method = request.method if request.method in HTTPMethod.__members__ else "other"
-    current_service().metrics.http.labels(rule, method, response.status_code).inc()
+    current_service().metrics.answered(rule, request.method, response.status_code)
     return response
 
 

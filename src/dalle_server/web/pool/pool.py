@@ -135,12 +135,16 @@ class Pool:
 
     def give_up(self, engine: ServingEngine) -> bool:
         """Of an engine that failed for good: its model can be loaded anew after RETRY_S, and until then whoever asks
-        for it learns why not. False where it is no model's, or the only one's.
+        for it learns why not. False where it is the only model's.
+
+        One that is no model's was given up before, or is being loaded: then the load says what becomes of it.
         """
         with self._changed:
-            model = next((each for each in self.models if each.engine_now is engine), None)
-            if model is None or len(self.models) == 1:
+            if len(self.models) == 1:
                 return False
+            model = next((each for each in self.models if each.engine_now is engine), None)
+            if model is None:
+                return True
             self._take_out(model, engine, "failed")
             model.failure = NotReady("its engine failed twice within an hour; the server's log says more")
             model.failed_at = time.monotonic()
@@ -218,6 +222,8 @@ class Pool:
                     self._unload_idle()
             except Exception:  # without this thread no model would ever be loaded again
                 logger.exception("the pool of models")
+                if model is not None:
+                    self._settle(model, NotReady("making room for it failed; the server's log says more"))
             if look_s is None and len(self.models) == 1:
                 return
 
@@ -244,19 +250,28 @@ class Pool:
             else:
                 logger.exception("loading the model failed")
                 failure = NotReady(f"loading the model failed: {type(error).__name__}; the server's log says more")
+        if failure is not None:
+            self._settle(model, failure)
+        elif engine is not None:
+            self._adopt(model, engine)
+
+    def _settle(self, model: Model, failure: DalleServerError) -> None:
+        """It could not be loaded; whoever waits for it learns why."""
         with self._changed:
-            model.is_loading, model.failure, model.engine_now = False, failure, engine
-            if engine is None:
-                model.failed_at = time.monotonic()
-            else:
-                model.known, model.used_at = Known.of(engine), time.monotonic()
-                self.loads[model.name] = self.loads.get(model.name, 0) + 1
-            self._admit(model, None if failure is None else _told(model, failure))
-            is_late = self._stopping
-        if is_late and engine is not None:
-            engine.stop()
-        if failure is not None and model.name:
+            model.is_loading, model.failure, model.failed_at = False, failure, time.monotonic()
+            self._admit(model, _told(model, failure))
+        if model.name:
             logger.error("model %s could not be loaded: %s", model.name, failure.message)
+
+    def _adopt(self, model: Model, engine: ServingEngine) -> None:
+        with self._changed:
+            model.is_loading, model.failure, model.engine_now = False, None, engine
+            model.known, model.used_at = Known.of(engine), time.monotonic()
+            self.loads[model.name] = self.loads.get(model.name, 0) + 1
+            self._admit(model)
+            is_late = self._stopping
+        if is_late:
+            engine.stop()
 
     def _make_room(self, model: Model) -> bool:
         """Unload what must go, when it is idle. False when the server stops meanwhile."""

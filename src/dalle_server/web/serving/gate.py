@@ -122,6 +122,6 @@ class Gate:
     def count(self, rule: str, method: str, error: DalleServerError) -> None:
         """Put a refusal that the application never sees into its counters."""
         metrics = self._service.metrics
-        metrics.http.labels(rule, method, error.status).inc()
+        metrics.answered(rule, method, error.status)
         if isinstance(error, Overloaded):
             metrics.requests.labels("refused").inc()

@@ -105,8 +105,7 @@ class Process:
 
     def _load(self, settings: Settings, observer: Observer) -> ServingEngine:
         engine = self._load_engine(settings, observer, lambda: self._on_fatal(engine))
-        engine.start()
-        engine.submit(GenerationRequest.of(WARM_UP_PROMPT, seed=0)).result()
+        warm_up(engine)
         return engine
 
     def _load_and_tell(self) -> None:
@@ -186,6 +185,16 @@ class Process:
             logger.exception("could not end in order")
         self._over = True
         self._http.end()
+
+
+def warm_up(engine: ServingEngine) -> None:
+    """Start it and draw a first picture. Raises what that fails with; the engine is stopped then."""
+    try:
+        engine.start()
+        engine.submit(GenerationRequest.of(WARM_UP_PROMPT, seed=0)).result()
+    except BaseException:
+        engine.stop()  # it would keep its weights and threads, beside those of the next try
+        raise
 
 
 def _sweep(output_dir: Path) -> None:

@@ -59,6 +59,7 @@ class Store:
         another server's), StorageError when there is no room now, or the database does not answer.
         """
         self.leases: Leases | None = None
+        self._place = "data_dir" if pictures is None else "picture_store"
         try:
             self.files: PictureFiles = open_files(pictures, data_dir)
             if database is not None and sa.make_url(database).get_backend_name() != "sqlite":
@@ -75,7 +76,7 @@ class Store:
                 raise StorageError(f"data_dir is full ({reason}); free some space there") from error
             raise _unusable(data_dir, f"{reason}; choose a directory that can be written") from error
         try:
-            with _disk():
+            with self._disk():
                 (repair if self.leases is None else finish_deletions)(self.rows, self.files)
             self._clock = SteadyClock(self._newest(), time.time(), time.monotonic())
         except BaseException:
@@ -112,7 +113,7 @@ class Store:
     def add_given(self, job: Job, given: Given) -> None:
         """Keep the files that a job draws over, before its row."""
         try:
-            with _disk():
+            with self._disk():
                 self.files.write(f"{job.id}/{GIVEN_IMAGE}", given.image)
                 if given.mask is not None:
                     self.files.write(f"{job.id}/{GIVEN_MASK}", given.mask)
@@ -130,10 +131,16 @@ class Store:
         """The files that the job draws over. Raises StorageError when they have gone."""
         if job.over is None:
             return None
-        with _disk():
-            image = self.files.read(f"{job.id}/{GIVEN_IMAGE}")
-            mask = self.files.read(f"{job.id}/{GIVEN_MASK}") if job.over.has_mask_file else None
+        image, mask = self.given_file(job, GIVEN_IMAGE), self.given_file(job, GIVEN_MASK)
+        if image is None or (mask is None and job.over.has_mask_file):
+            raise StorageError(f"the picture that job {job.id} draws over has gone from the store; send it again")
         return Given(image, mask)
+
+    def given_file(self, job: Job, name: str) -> bytes | None:
+        """GIVEN_IMAGE or GIVEN_MASK as it was sent; None where there was none, or it has gone."""
+        if job.over is None or (name == GIVEN_MASK and not job.over.has_mask_file):
+            return None
+        return self._read(f"{job.id}/{name}")
 
     def add_picture(
         self,
@@ -149,7 +156,7 @@ class Store:
         index again replaces it.
         """
         picture = JobPicture(index, f"{job.id}/{index}.{job.format}", *size_px, len(data), noise, score)
-        with _disk():
+        with self._disk():
             record = f"{job.id}/{RECORD}"
             if not self.files.has(record):
                 self.files.write(record, record_of(job))
@@ -158,10 +165,13 @@ class Store:
         return picture
 
     def read(self, picture: JobPicture) -> bytes | None:
-        """The file; None, and no row either from then on, when it has gone."""
-        with _disk():
+        """The file; None when it has gone (see `forget`)."""
+        return self._read(picture.file)
+
+    def _read(self, name: str) -> bytes | None:
+        with self._disk():
             try:
-                return self.files.read(picture.file)
+                return self.files.read(name)
             except FileNotFoundError:
                 return None
 
@@ -171,7 +181,7 @@ class Store:
 
     def delete(self, *job_ids: str) -> None:
         """Files first: that works on a full disk as well, and makes room for what is written into the database."""
-        with _disk():
+        with self._disk():
             for job_id in job_ids:
                 self.files.delete_job(job_id)
         self.rows.delete(job_ids)
@@ -196,6 +206,18 @@ class Store:
         """Whether there is more than is kept: a question that costs little."""
         num_jobs, num_bytes = self.rows.totals()
         return (0 < retention.max_jobs < num_jobs) or (0 < retention.max_bytes < num_bytes)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            log.error("pictures of jobs: %s", reason)
+            if isinstance(error, StoreAway):
+                raise NotReady(f"{reason}; try again shortly", retry_after_s=5) from error
+            remedy = "free some space there" if is_full(reason) else "see that the server can write there"
+            raise StorageError(f"{self._place} could not be used: {reason}; {remedy}") from error
 
     def _newest(self) -> float | None:
         """The latest moment that is not in the future and that rows or notes know of."""
@@ -238,16 +260,3 @@ def _with_driver(url: str) -> sa.URL:
 
 def _unusable(data_dir: Path, reason: str) -> ConfigError:
     return ConfigError(f"data_dir {data_dir}: {reason} (--data_dir)", param="data_dir")
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        log.error("pictures of jobs: %s", reason)
-        if isinstance(error, StoreAway):
-            raise NotReady(f"{reason}; try again shortly", retry_after_s=5) from error
-        remedy = "free some space there" if is_full(reason) else "see that the server can write there"
-        raise StorageError(f"data_dir could not be used: {reason}; {remedy}") from error
