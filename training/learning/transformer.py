@@ -14,6 +14,7 @@ from dalle_server.models.dalle_bart import DalleBart
 from training.learning import fsq
 from training.learning.compiled import compiled_loss
 from training.learning.loop import load_average, train
+from training.learning.muon import Muon
 from training.learning.tokens import scene
 from training.preset import BOS, EOS, PAD, UNK, Preset
 from training.scenes.captions import Captioner
@@ -89,7 +90,7 @@ def optimizers(model: DalleBart, learning_rate: float) -> list[torch.optim.Optim
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
     return [
-        torch.optim.Muon(matrices, learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
