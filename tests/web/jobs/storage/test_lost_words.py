@@ -96,6 +96,9 @@ class Held:
     def local_ids(self) -> set[str]:
         return self.local
 
+    def lacks(self, job_id: str) -> bool:
+        return False
+
     def cancel_here(self, job_id: str) -> bool:
         self.cancelled.append(job_id)
         return True
