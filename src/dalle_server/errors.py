@@ -4,6 +4,7 @@
     ├── InvalidRequest (400)          a field of the request is wrong; `param` names it
     │   └── PayloadTooLarge (413)
     ├── Unauthorized (401)            no key, or a wrong one
+    ├── Forbidden (403)               a page of another origin, or one that only looks like ours
     ├── NotFound (404)                no such model, job, picture or route
     ├── NotSupported (501)            part of a spoken protocol that this model cannot do
     ├── RateLimited (429)             this client asks too often

@@ -53,11 +53,14 @@ class Progress:
     eta_s: float | None
 
 
+UNWRITTEN_GREY = 127  # what a preview shows where nothing is written yet
+
+
 @dataclass(frozen=True, slots=True)
 class Preview:
     index: int
     tokens_done: int  # of this image
-    pixels: Pixels  # unwritten part painted neutral
+    pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True)

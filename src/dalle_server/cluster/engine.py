@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClusterEngine:
-    """Satisfies `web.pool.model.Engine`. `most_slots`: pictures that all replicas write at once when there are most.
+    """Satisfies `web.pool.model.ServingEngine`. `most_slots`: what all replicas write at once when there are most.
 
     Its weights may be changed below it, by replicas that replace others: `digest` is the newest, and each picture names
     its own. Replicas of another model end this front by `on_fatal`, so that it starts again as theirs.

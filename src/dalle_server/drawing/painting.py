@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dalle_server.drawing.joined import Joined, all_or_none, said_by_now
 from dalle_server.drawing.repaint import INDEX_BITS
+from dalle_server.drawing.sizes import MAX_RATIO
 from dalle_server.errors import (
     DalleServerError,
     DeadlineExceeded,
@@ -25,6 +26,7 @@ from dalle_server.errors import (
     RateLimited,
 )
 from dalle_server.generation import (
+    UNWRITTEN_GREY,
     Cancelled,
     Done,
     Event,
@@ -39,9 +41,6 @@ from dalle_server.generation import (
 )
 from dalle_server.models.config import PictureConfig
 from dalle_server.request import FREE, GenerationRequest, ImageKey, Pixels, Tokens
-
-MAX_RATIO = 3  # of the longer side to the shorter one
-UNWRITTEN_GREY = 127
 
 Value = TypeVar("Value", bound=np.generic)
 Submit = Callable[[GenerationRequest], Generation]

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_server.engine.sequence import ImageSequence
+from dalle_server.generation import UNWRITTEN_GREY
 from dalle_server.request import FREE, Pixels, Tokens
-
-UNWRITTEN_GREY = 127
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from dalle_server.checkpoints.hub.files import (
 )
 from dalle_server.checkpoints.published.pickles import SUFFIXES
 from dalle_server.checkpoints.tensor_file import Progress
-from dalle_server.errors import CheckpointError, WeightsNotFound
+from dalle_server.errors import CheckpointError, WeightsNotFound, first_line
 from dalle_server.variants import VARIANTS, HubFiles, ModelSize, Publication
 
 
@@ -200,7 +200,7 @@ def _download(size: ModelSize, publication: Publication, target: Path, progress:
     except CheckpointError:
         raise
     except Exception as error:  # of whichever HTTP library this version of the client uses
-        raise not_found(size, target, f"{what}: {_first_line(error)}") from error
+        raise not_found(size, target, f"{what}: {first_line(error, type(error).__name__).rstrip('.')}") from error
     return _snapshot(publication, found)
 
 
@@ -240,7 +240,3 @@ def _convert(
         extra_files=snapshot.extra_files,
         origin=snapshot.origin,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")

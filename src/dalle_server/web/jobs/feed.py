@@ -47,7 +47,9 @@ class View:
         self._closed = False
 
     def entries(self, patience_s: float) -> Iterator[list[Entry]]:
-        """What is new, as it comes; an empty list each `patience_s` without news. Ends with the job, or the feed."""
+        """What is new, as it comes; an empty list after `patience_s`, or at another job's news. Ends with the job, or
+        the feed.
+        """
         over = False
         while not over:
             found, over = self._feed.wait(self._owner, self._job_id, self._after, patience_s)

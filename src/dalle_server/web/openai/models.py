@@ -30,7 +30,9 @@ class ModelItem(BaseModel):
     licence: str = ""
     family: str = Field("", description="empty, like image_px and digest, while its files are not here")
     image_px: int = 0
-    features: tuple[str, ...] = Field((), description='beyond drawing: "tokenize" (reads pictures), "logprobs"')
+    features: tuple[str, ...] = Field(
+        (), description='beyond drawing: "tokenize" (reads pictures), "logprobs", "seamless", "pull" (strength)'
+    )
     digest: str = Field("", description="of its weights")
     size_bytes: int = Field(0, description="of its files; 0: not known")
     memory_bytes: int = Field(0, description="that it takes when it is loaded, about; 0: not known")

@@ -69,7 +69,7 @@ class RunnerDescription(BaseModel):
     reason: str
     versions: dict[str, str]
     num_threads: int | None
-    features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs"
+    features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs", "seamless", "pull" (strength)
 
 
 class ModelOnRunner(BaseModel):
