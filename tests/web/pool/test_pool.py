@@ -330,3 +330,27 @@ def test_a_model_that_finds_no_room_by_a_fault_is_wanted_again(
     assert world.states()["b"] == "failed"
     monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
     assert world.use("b").model.engine is world.engines["b"][0]
+
+
+def test_what_nobody_waits_for_any_more_is_not_loaded(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1, "c": 1})
+    world.gate.clear()
+    first = world.pool.hold(world.model("b"))
+    until(lambda: world.loading == ["a", "b"])
+    given_up = world.pool.hold(world.model("c"))  # its turn comes after b's
+    given_up.close()
+    world.gate.set()
+    assert first.wait(10)
+    world.use("a").close()
+    assert world.loading == ["a", "b"] and world.states()["c"] == "on_disk"
+
+
+def test_no_room_is_made_for_what_nobody_waits_for_any_more(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1}, budget_bytes=1_500_000)
+    kept = world.use("a")
+    waiting = world.pool.hold(world.model("b"))
+    until(lambda: world.model("a").leaves)
+    waiting.close()
+    until(lambda: not world.model("a").leaves and world.states()["b"] == "on_disk")
+    kept.close()
+    assert world.use("a").model.engine is world.engines["a"][0] and world.loading == ["a"]

@@ -13,8 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from dalle_server.errors import ConfigError, DalleServerError, InvalidRequest, NotReady
-from dalle_server.web.pool.memory import release_memory
+from dalle_server.errors import ConfigError, DalleServerError, NotReady
+from dalle_server.web.pool.memory import does_not_fit, release_memory
 from dalle_server.web.pool.model import Known, Model, ServingEngine
 from dalle_server.web.serving.workers import NO_THREADS
 
@@ -74,7 +74,7 @@ class Pool:
         Raises ConfigError where the first model can never fit.
         """
         if self.budget_bytes is not None and self.first.memory_bytes > self.budget_bytes:
-            told = self._does_not_fit(self.first, self.budget_bytes)
+            told = does_not_fit(self.first, self.models, self.budget_bytes)
             raise ConfigError(f"{told.message}; raise --memory_budget, or name another model first", param="models")
         with self._changed:
             self._want(self.first)
@@ -127,6 +127,8 @@ class Pool:
         with self._changed:
             if held in self._waiting:
                 self._waiting.remove(held)
+                if held.model in self._wanted and not self._is_wanted(held.model):
+                    self._wanted.remove(held.model)
             if held.is_in:
                 held.is_in = False
                 held.model.uses -= 1
@@ -164,21 +166,9 @@ class Pool:
         if self._stopping:
             raise NotReady("the server is shutting down; send the request to another, or again later", retry_after_s=5)
         if self.budget_bytes is not None and model.memory_bytes > self.budget_bytes:
-            raise self._does_not_fit(model, self.budget_bytes)
+            raise does_not_fit(model, self.models, self.budget_bytes)
         if model.failure is not None and time.monotonic() - model.failed_at < RETRY_S:
             raise _told(model, model.failure)
-
-    def _does_not_fit(self, model: Model, budget_bytes: int) -> InvalidRequest:
-        fitting = [f"{each.name} ({_shown(each.memory_bytes)})" for each in self.models if _fits(each, budget_bytes)]
-        would = f"; {' or '.join(fitting)} would fit" if fitting else ""
-        name = model.name or (model.card.name if model.card else "")
-        error = InvalidRequest(
-            f"model {name!r} takes about {_shown(model.memory_bytes)} of memory, and this server's memory_budget is "
-            f"{_shown(budget_bytes)}{would}",
-            param="model",
-        )
-        error.code = "model_does_not_fit"
-        return error
 
     def _is_open(self, model: Model) -> bool:
         return model.engine_now is not None and not model.leaves
@@ -192,6 +182,11 @@ class Pool:
         if model not in self._wanted and not model.is_loading:
             self._wanted.append(model)
             self._changed.notify_all()
+
+    def _is_wanted(self, model: Model) -> bool:
+        """Somebody waits for it, or the start does."""
+        is_first = model is self.first and model.known is None
+        return is_first or any(held.model is model for held in self._waiting)
 
     def _admit(self, model: Model, failure: DalleServerError | None = None) -> None:
         """Those who wait for the model: they are in, or learn why not."""
@@ -274,12 +269,13 @@ class Pool:
             engine.stop()
 
     def _make_room(self, model: Model) -> bool:
-        """Unload what must go, when it is idle. False when the server stops meanwhile."""
+        """Unload what must go, when it is idle. False when the server stops, or those who wanted the model give up."""
         while True:
             with self._changed:
                 if self._stopping:
                     return False
-                chosen = self._in_the_way(model)
+                model.is_loading = self._is_wanted(model)
+                chosen = self._in_the_way(model) if model.is_loading else []
                 for each in self.models:
                     each.leaves = each in chosen
                     if self._is_open(each):
@@ -289,7 +285,7 @@ class Pool:
                     self._changed.wait(LOOK_S)
                     continue
             if victim is None:
-                return True
+                return model.is_loading
             self._unload(victim, f"{model.name} needs its memory", "evicted")
 
     def _in_the_way(self, model: Model) -> list[Model]:
@@ -333,15 +329,7 @@ class Pool:
         release_memory()
 
 
-def _fits(model: Model, budget_bytes: int) -> bool:
-    return 0 < model.memory_bytes <= budget_bytes
-
-
 def _told(model: Model, failure: DalleServerError) -> DalleServerError:
     """To those who wait for the model."""
     name = f"the model {model.name!r}" if model.source.name else "the model"
     return NotReady(f"{name} is not available: {failure.message}")
-
-
-def _shown(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
