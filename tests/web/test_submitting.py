@@ -144,3 +144,22 @@ def test_a_refused_request_gives_its_place_back(start: Callable[..., Flask]) -> 
         reply = app.test_client().post("/sdapi/v1/txt2img", json={"prompt": "x", "batch_size": 13})
         assert reply.status_code == 400, reply.json
     assert engine._loop.tracker._held == 0
+
+
+def test_a_job_that_waits_for_room_is_not_refused(start: Callable[..., Flask]) -> None:
+    app = start(step_s=1.0)
+    job = app.test_client().post("/v1/jobs", json={"prompt": "x"}).json
+    app.extensions[EXTENSION].close()
+    again = start()
+    engine = again.extensions["dalle_server"].pool.first.engine
+    with engine._loop.tracker._changed:
+        engine._loop.tracker._held = SLOTS + WAITING
+    jobs = again.extensions[EXTENSION]
+    jobs.start()
+    for _ in range(3):
+        jobs._backlog.admit(jobs.store)
+    assert jobs.local_ids() == {job["id"]}
+    with engine._loop.tracker._changed:
+        engine._loop.tracker._held = 0
+    wait_for(again.test_client(), job["id"], "done")
+    assert counted(again, "refused") == 0

@@ -89,11 +89,11 @@ class Bookkeeping(Observer):
 
     @contextmanager
     def _counting_refusals(self, parts: Parts | None = None) -> Iterator[None]:
-        """What goes on waiting, because a part of it is there already, is not refused."""
+        """A job that waits for room is not refused, and neither is a picture that waits for its next window."""
         try:
             yield
         except (Overloaded, RateLimited):
-            if parts is None or not parts.done:
+            if has_request_context() and not (parts and parts.done):
                 self._count("refused", parts)
             raise
 
