@@ -270,7 +270,7 @@ def choose_sampling(recipe: Recipe) -> None:
             print(f"{results[-1][0]:.3f} {sampling}", flush=True)
     shutil.rmtree(draft)
     best, _ = max(results, key=lambda result: result[0])
-    error = (0.25 / len(thinned[0].prompts)) ** 0.5 / len(thinned)
+    error = sum(0.25 / len(question.prompts) for question in thinned) ** 0.5 / len(thinned)  # of their mean, at most
     close = [(value, sampling) for value, sampling in results if value >= best - error]
     _, chosen = max(close, key=lambda result: (result[1].temperature or 0.0, result[0]))
     recipe.sampling_file.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
