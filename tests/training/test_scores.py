@@ -1,7 +1,8 @@
-"""A score's interval and its control, and the setting that scores let pass."""
+"""What is asked and how often, a score's interval and its control, and the setting that scores let pass."""
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from dalle_server.request import SamplingParams
 from tests.training.tiny import make_recipe
 from training import recipe
-from training.judging.evaluate import Question, Score, score, wilson
+from training.__main__ import parsed
+from training.judging.evaluate import Asking, Question, Score, score, wilson
+from training.judging.sheets import SHEETS
 from training.recipe import Recipe
 from training.scenes.spec import SceneSpec, Thing
 
@@ -75,3 +78,41 @@ def test_the_warmest_setting_is_taken_that_few_prompts_cannot_tell_from_the_best
     (tmp_path / "draft").mkdir()
     recipe.choose_sampling(tiny)
     assert json.loads(tiny.sampling_file.read_text())["temperature"] == 0.5
+
+
+def test_how_much_is_asked_stands_in_the_command_of_a_stage_that_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed(["evaluate", "--seeds", "2", "--every", "3"]).asking == Asking(2, 3)
+    assert parsed(["compare", "--things", "all"]).asking == Asking(things="all")
+    assert parsed([]).asking == parsed(["vqgan"]).asking == Asking()
+    for wrong in (
+        ["choose", "--every", "3"],
+        ["--seeds", "2"],
+        ["evaluate", "--every", "0"],
+        ["compare", "--seeds", "x"],
+    ):
+        with pytest.raises(SystemExit):
+            parsed(wrong)
+    assert "only of evaluate, compare, formats, not of choose" in capsys.readouterr().err
+
+
+def test_of_each_question_every_so_manyth_prompt_is_asked() -> None:
+    spec = SceneSpec(things=(Thing(0),))
+    question = Question("count", [(spec, str(i)) for i in range(7)], lambda images, _: images > 0)
+    assert [text for _, text in Asking(every=3).thinned([question])[0].prompts] == ["0", "3", "6"]
+    with pytest.raises(ValueError, match="--every 7 leaves fewer than two prompts of count"):
+        Asking(every=7).thinned([question])
+
+
+def test_a_recipe_asks_about_everyday_things_alone_when_told_to(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Recipe(replace(tiny.preset, include_extra=True), Asking(things="everyday"))
+    for name in ("small_composer", "classifier"):
+        monkeypatch.setattr(Recipe, name, None)
+    extra = {i for i, concept in enumerate(made.concepts) if concept.extra}
+    assert extra and not any(spec.things[0].concept in extra for spec, _ in made.questions[0].prompts)
+    everything = Recipe(made.preset)
+    assert any(spec.things[0].concept in extra for spec, _ in everything.questions[0].prompts)
+
+
+def test_the_fifty_prompts_are_fifty_that_no_other_sheet_shows() -> None:
+    others = {prompt for name, prompts in SHEETS.items() if name != "fifty" for prompt in prompts}
+    assert len(set(SHEETS["fifty"]) - others) == 50 == len(SHEETS["fifty"])

@@ -44,6 +44,25 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """How much the stages that score ask."""
+
+    seeds: int = 3
+    every: int = 1  # only every so manyth prompt of a question
+    things: str | None = None  # "all" or "everyday"; None leaves it to the stage
+
+    def everyday(self, default: bool) -> bool:
+        return default if self.things is None else self.things == "everyday"
+
+    def thinned(self, questions: list[Question]) -> list[Question]:
+        """Raises ValueError where nothing is left beside a prompt that could be its control."""
+        asked = [replace(question, prompts=question.prompts[:: self.every]) for question in questions]
+        if short := [question.name for question in asked if len(question.prompts) < 2]:
+            raise ValueError(f"--every {self.every} leaves fewer than two prompts of {', '.join(short)}")
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     name: str
     prompts: int
