@@ -6,7 +6,7 @@
 #   make bench            what a CPU alone can measure, peers in the same run; ARGS="decode_step --size mega" for one
 #   make soak             load, overload, slow clients and kills with full figures, four minutes
 #   make wheels           a wheel for each system, cross-compiled and looked into, in dist/
-#   make train-nano PRESET=cpu   the recipe that made the embedded model
+#   make train-nano PRESET=nano2   the recipe that made the embedded model
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
