@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# docker build -t dalle-server .                        CPU: no torch, about 0.35 GB
+# docker build -t dalle-server .                        CPU: no torch, 0.44 GB
 # docker build -t dalle-server:cuda --build-arg VARIANT=cuda .   NVIDIA GPUs: torch with CUDA
 # VARIANT=cluster and cluster-cuda: the same with Ray (docs/deploying-on-ray.md)
 FROM python:3.12-slim AS build

@@ -3,10 +3,10 @@
 #   make test             every test, one process a core; ARGS="tests/web -k gate" for some of them
 #   make coverage         the same as CI runs them: with what they cover, which may not fall (a third slower)
 #   make check            ruff and mypy
-#   make bench            every benchmark, peers in the same run
+#   make bench            what a CPU alone can measure, peers in the same run; ARGS="decode_step --size mega" for one
 #   make soak             load, overload, slow clients and kills with full figures, four minutes
 #   make wheels           a wheel for each system, cross-compiled and looked into, in dist/
-#   make train-nano PRESET=cpu   the recipe that made the embedded model
+#   make train-nano PRESET=nano2   the recipe that made the embedded model
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

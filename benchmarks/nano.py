@@ -1,7 +1,7 @@
 """The embedded model: a cold start, a warm picture, and what HTTP, JPEG and base64 add to it.
 
-Cold: a new process from its command to its first picture. Warm: one picture through the engine, and the same by
-POST /dalle on loopback, in turns.
+Cold: `dalle-server serve`, a new process, from its command to the first answer of POST /dalle; beside it the engine
+alone. Warm: one picture through the engine, and the same by POST /dalle on loopback, in turns.
 
     python -m benchmarks.nano [--pictures 12]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from waitress import create_server
 
 from benchmarks.measuring import machine
-from benchmarks.start_up import start
+from benchmarks.start_up import started
 from dalle_server.checkpoints import find_checkpoint, open_checkpoint
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=12)
     num_pictures = parser.parse_args().pictures
     directory = find_checkpoint(ModelSize.NANO)
+    cold = started(directory, "auto")
     with tempfile.TemporaryDirectory() as folder:
-        cold = start(directory, "auto", folder)
         engine_s, http_s, dtype = warm(directory, Path(folder), num_pictures)
     share = 1 - statistics.median(engine_s) / statistics.median(http_s)
     print(
-        f"cold start to first picture {cold['first_picture_s']} s; warm {statistics.median(engine_s):.3f} s,"
+        f"cold start to first picture {cold['server, first']['first_picture_s']} s, of the engine alone"
+        f" {cold['engine, first']['first_picture_s']} s; warm {statistics.median(engine_s):.3f} s,"
         f" over HTTP {statistics.median(http_s):.3f} s ({share:.1%} more than the engine)"
     )
     answer = {

@@ -22,6 +22,7 @@ from dalle_server.request import SamplingParams
 from training.export import export
 from training.judging.classifier import Classifier, train_classifier
 from training.judging.evaluate import (
+    Asking,
     Question,
     questions,
     reconstruction,
@@ -51,15 +52,15 @@ from training.scenes.concepts import Concept, load_concepts
 from training.scenes.held_out import HeldOut, load_held_out
 from training.scenes.spec import SceneSampler, SceneSpec
 
-NUM_SEEDS = 3
 SHIPPED = Path(assets.__file__).parent / "nano"
 
 
 class Recipe:
     """One run: a preset, and the things its stages share, made when first needed."""
 
-    def __init__(self, preset: Preset):
+    def __init__(self, preset: Preset, asking: Asking | None = None):
         self.preset = preset
+        self.asking = asking or Asking()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._composers: dict[int, Composer] = {}
         preset.work_dir.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,8 @@ class Recipe:
 
     @cached_property
     def questions(self) -> list[Question]:
-        return questions(self.sampler, Judge(self.small_composer, self.classifier))
+        judge = Judge(self.small_composer, self.classifier)
+        return questions(self.sampler, judge, everyday=self.asking.everyday(False))
 
     @property
     def classifier_file(self) -> Path:
@@ -270,7 +272,7 @@ def choose_sampling(recipe: Recipe) -> None:
             print(f"{results[-1][0]:.3f} {sampling}", flush=True)
     shutil.rmtree(draft)
     best, _ = max(results, key=lambda result: result[0])
-    error = (0.25 / len(thinned[0].prompts)) ** 0.5 / len(thinned)
+    error = sum(0.25 / len(question.prompts) for question in thinned) ** 0.5 / len(thinned)  # of their mean, at most
     close = [(value, sampling) for value, sampling in results if value >= best - error]
     _, chosen = max(close, key=lambda result: (result[1].temperature or 0.0, result[0]))
     recipe.sampling_file.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
@@ -291,17 +293,18 @@ def _exported(recipe: Recipe, sampling: SamplingParams, folder: str) -> Path:
 
 def evaluate(recipe: Recipe) -> None:
     """Scores into scores.json and a table; the picture sheets beside them."""
-    work_dir, composer = recipe.preset.work_dir, recipe.pictures
+    work_dir, composer, seeds = recipe.preset.work_dir, recipe.pictures, recipe.asking.seeds
+    checkpoint, asked = recipe.checkpoint, recipe.asking.thinned(recipe.questions)
     quality = reconstruction(recipe.vqgan, recipe.decoded, recipe.sampler, composer)
-    with served(recipe.checkpoint) as engine:
-        draw = remembered(through(engine, recipe.device), NUM_SEEDS)
+    with served(checkpoint) as engine:
+        draw = remembered(through(engine, recipe.device), seeds)
         for name, prompts in SHEETS.items():
             save_sheet(draw(prompts, 0), work_dir / f"{name}.png", columns=8)
-        quality["seeds_differ"] = seeds_differ(draw, recipe.questions[0].prompts, composer)
+        quality["seeds_differ"] = seeds_differ(draw, asked[0].prompts, composer)
         print(quality, flush=True)
         scores = []
-        for question in recipe.questions:
-            scores.append(score(question, draw, recipe.decoded, composer, seeds=NUM_SEEDS))
+        for question in asked:
+            scores.append(score(question, draw, recipe.decoded, composer, seeds=seeds))
             print(scores[-1], flush=True)
     print(report(scores, quality, work_dir / "scores.json"))
 

@@ -1,4 +1,6 @@
-"""One start for start_up.py: DIRECTORY DTYPE CACHE_DIR, and the time.time() at which the process was asked for."""
+"""One start of the engine alone, for start_up.py: DIRECTORY DTYPE CACHE_DIR, and the time.time() at which the process
+was asked for.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ particles   the same at the price of 16 candidates: sequential Monte Carlo over 
 shapes      3:2 by a sliding window: the step across the column where a window's own tokens begin, and other columns
 cost        seconds of a picture, of an edit with 1 and 4 candidates
 
-    python -m benchmarks.pictures_in --work DIR [--preset cpu] [--judge nearest] [--prompts 48] [--only …]
+    python -m benchmarks.pictures_in --work DIR [--preset nano2] [--judge nearest] [--prompts 48] [--only …]
 
 DIR is where the training recipe keeps its artwork and its runs. The judge `nearest` names the thing whose true
 pictures, at every place where the recipe may put it, come nearest (training/judging/judge.py): it has learned nothing.
@@ -54,8 +54,13 @@ CANDIDATES = 16
 class Bench:
     def __init__(self, recipe: Recipe, judge: str, num_prompts: int):
         self.filler, self.recipe = Filler(), recipe
-        self.classifier = recipe.classifier if judge == "trained" else None  # at once, for it may not be there
         grid = self.filler.config.picture
+        if recipe.preset.variety.grid != grid.grid_width:
+            raise SystemExit(
+                f"the embedded model has a grid of {grid.grid_width}, the preset {recipe.preset.name} one of"
+                f" {recipe.preset.variety.grid}: its judge holds pictures to other places"
+            )
+        self.classifier = recipe.classifier if judge == "trained" else None  # at once, for it may not be there
         self.side, self.px = grid.grid_width, grid.px_per_token
         singles = Prompter(self.recipe.sampler, 2026, everyday=True).singles()
         self.everything = [spec for spec, _ in singles]
@@ -255,7 +260,7 @@ PARTS = {"cost": cost, "shapes": shapes, "strength": strength, "holes": holes, "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--preset", default="nano2", help="the one that made the nano in the package")
     parser.add_argument("--judge", choices=("nearest", "trained"), default="nearest")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dalle_server.config import CONFIG_ENV, ENV_PREFIX, Settings
+from dalle_server.variants import ModelSize
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ["Dockerfile", "compose.yaml", "deploy/dalle-server.service", "docs/deploying.md", "README.md"]
@@ -34,6 +35,25 @@ def test_settings_named_in_deploying_exist() -> None:
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_no_page_installs_from_an_index_that_has_no_such_package() -> None:
+    """Who has it may ask for more of it (`pip install 'dalle-server[torch]'`, as errors say): pages are for others."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").iterdir()]
+    for page in pages:
+        found = re.findall(r"install[^\n]*\bdalle-server(?:\[|\s*$)", page.read_text(encoding="utf-8"), re.M)
+        assert not found, f"{page.name}: {found}"
+
+
+def test_scaling_names_every_model_that_may_be_asked_for() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert all(f"`{model.folder_name}`" in text for model in ModelSize)
+
+
+@pytest.mark.parametrize("page", ["docs/deploying.md", "Makefile", "training/README.md"])
+def test_the_preset_of_the_shipped_model_is_named_where_one_is_told_to_train(page: str) -> None:
+    named = re.findall(r"make train-nano +PRESET=(\w+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert "nano2" in named and all((ROOT / "training" / "presets" / f"{name}.toml").exists() for name in named)
 
 
 def test_what_the_container_copies_is_in_its_context() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.training.tiny import make_recipe
 from training.recipe import Recipe
 from training.scenes.artwork import Atlas
 from training.scenes.composer import Composer
+from training.scenes.concepts import load_concepts
 from training.scenes.spec import Placement, SceneSpec, Thing, Variety, layout
 
 
@@ -118,3 +120,11 @@ def test_an_outline_is_white_and_only_before_a_background() -> None:
     assert (row[:, 9:23] < 0.01).all()  # the square itself is as it was
     assert (images[2, :, 16, 6:7] > 0.99).all()  # two pixels to its side the line
     torch.testing.assert_close(images[2, :, 16, :4], images[1, :, 16, :4])  # and further out the background
+
+
+def test_the_model_card_counts_the_concepts_as_they_are() -> None:
+    card = (Path(__file__).parents[2] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    concepts = load_concepts(include_extra=True)
+    favoured, everyday = sum(each.weight > 1 for each in concepts), sum(not each.extra for each in concepts)
+    for count in (f"{len(concepts):,} concepts", f"{everyday} concepts", f"the {favoured} marked `*`"):
+        assert count in card

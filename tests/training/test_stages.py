@@ -17,7 +17,7 @@ from tests.training.tiny import PRESET, make_recipe
 from training import recipe
 from training.export import export
 from training.judging import compare, evaluate, formats
-from training.judging.evaluate import Question
+from training.judging.evaluate import Asking, Question
 from training.judging.judge import Judge
 from training.judging.served import served, through
 from training.learning import fsq, loop
@@ -170,6 +170,14 @@ def test_sampling_is_chosen_exported_and_scored(trained: Recipe, monkeypatch: py
     assert [(row["name"], row["score"]) for row in scores["scores"]] == [(question.name, 1.0) for question in asked]
     assert scores["reconstruction"]["seeds_differ"] > 0
     assert {file.stem for file in trained.preset.work_dir.glob("*.png")} >= {"few", "others"}
+    assert {(row["prompts"], row["seeds"]) for row in scores["scores"]} == {(2, 3)}
+    monkeypatch.setitem(
+        vars(trained), "questions", [replace(question, prompts=question.prompts * 3) for question in asked]
+    )
+    monkeypatch.setattr(trained, "asking", Asking(seeds=2, every=3))
+    recipe.evaluate(trained)
+    scores = json.loads((trained.preset.work_dir / "scores.json").read_text())
+    assert {(row["prompts"], row["seeds"]) for row in scores["scores"]} == {(2, 2)}
 
 
 def test_weights_from_before_the_run_went_on_are_not_judged(trained: Recipe) -> None:
@@ -188,10 +196,12 @@ def test_two_checkpoints_are_asked_the_same(trained: Recipe, tmp_path: Path, mon
     own = trained.checkpoint
     for path, top_k in ((own, 1), (tmp_path / "shipped", 0)):
         export(trained.transformer, trained.vqgan, trained.tokenizer_file, SamplingParams(top_k=top_k), path)
-    grids = []
+    grids: list[int] = []
+    things: list[bool] = []
 
     def asked(_: SceneSampler, judge: Judge, *, everyday: bool) -> list[Question]:
-        assert everyday and set(judge.composer.variety.styles) == set(STYLES)
+        assert set(judge.composer.variety.styles) == set(STYLES)
+        things.append(everyday)
         grids.append(judge.composer.variety.grid)
         spec = SceneSpec(things=(Thing(0),))
         return [Question("bright", [(spec, "a red apple")] * 2, lambda images, _: images.mean((1, 2, 3)) > 0)]
@@ -207,6 +217,11 @@ def test_two_checkpoints_are_asked_the_same(trained: Recipe, tmp_path: Path, mon
     assert all(rows[1]["score"] == 1.0 for rows in results.values())
     greedy, free = (results[name][0]["score"] for name in ("this run", "shipped"))
     assert greedy == 0 < free  # each is drawn by its own defaults
+    assert things == [True, True] and results["shipped"][1]["seeds"] == 3
+    monkeypatch.setattr(trained, "asking", Asking(seeds=1, things="all"))
+    compare.compare(trained)
+    results = json.loads((trained.preset.work_dir / "compare.json").read_text())
+    assert things[2:] == [False, False] and results["shipped"][1]["seeds"] == 1
 
 
 def test_a_checkpoint_is_told_by_renders_on_its_own_grid(trained: Recipe) -> None:

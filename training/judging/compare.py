@@ -1,6 +1,7 @@
 """The checkpoint in the package and this run's, asked the same questions by this run's judge, as clients of the server.
 
-The questions are about the everyday concepts, which both know; the judge chooses among all concepts of this run.
+The questions are about the everyday concepts, which both know, unless asked otherwise; the judge chooses among all
+concepts of this run.
 Colours, backgrounds, places and counts are told by renders: of every artwork, and on each checkpoint's own grid, on
 which its things stand. Ceilings are those of this run's tokens and decoder.
 """
@@ -17,7 +18,7 @@ from training.judging.evaluate import Generate, questions, remembered, score, se
 from training.judging.judge import Judge
 from training.judging.served import served, through
 from training.judging.sheets import SHEETS, save_sheet
-from training.recipe import NUM_SEEDS, SHIPPED, Recipe
+from training.recipe import SHIPPED, Recipe
 from training.scenes.artwork import STYLES
 from training.scenes.composer import Composer
 
@@ -48,15 +49,15 @@ def _judged(recipe: Recipe, path: Path, name: str) -> list[dict[str, object]]:
         pictures = Composer(
             recipe.atlas, recipe.pictures.image_px, replace(recipe.preset.variety, grid=grid), recipe.device
         )
-        draw = remembered(_enlarged(through(engine, recipe.device), recipe.pictures.image_px), NUM_SEEDS)
+        draw = remembered(_enlarged(through(engine, recipe.device), recipe.pictures.image_px), recipe.asking.seeds)
         for sheet, prompts in SHEETS.items():
             target = recipe.preset.work_dir / f"{sheet} {name}.png"
             save_sheet(draw(prompts, 0), target, columns=8, side_px=SHEET_PX)
-        asked = questions(recipe.sampler, judge, everyday=True)
+        asked = recipe.asking.thinned(questions(recipe.sampler, judge, everyday=recipe.asking.everyday(True)))
         apart = seeds_differ(draw, asked[0].prompts, pictures)
         rows: list[dict[str, object]] = [{"name": "seeds differ", "score": apart}]
         for question in asked:
-            found = score(question, draw, recipe.decoded, pictures, seeds=NUM_SEEDS)
+            found = score(question, draw, recipe.decoded, pictures, seeds=recipe.asking.seeds)
             print(name, found, flush=True)
             rows.append(asdict(found))
         return rows

@@ -2,7 +2,7 @@
 
 ceiling (renders)      the judge on true pictures of the same scenes
 ceiling (recon.)       the same after a trip through the tokens: what a perfect transformer would get
-control                the judge on the generated pictures of another prompt: what the score is without the text
+control                the judge on the generated pictures of other prompts: what the score is without the text
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from training.scenes.composer import Composer, Plan
 from training.scenes.spec import POSITIONS, Placement, SceneSampler, SceneSpec
 
 SCENES_RECONSTRUCTED = 512
+OTHERS = 32  # pictures of other prompts that each prompt's control looks at
 Judgement = Callable[[Tensor, SceneSpec], Tensor]  # pictures of one spec → right or wrong, (B,) bool
 Generate = Callable[[list[str], int], Tensor]  # (captions, seed) → pictures
 Decoded = Callable[[list[Plan]], Tensor]  # pictures of the tokens that the transformer is to say of scenes
@@ -43,12 +44,31 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """How much the stages that score ask."""
+
+    seeds: int = 3
+    every: int = 1  # only every so manyth prompt of a question
+    things: str | None = None  # "all" or "everyday"; None leaves it to the stage
+
+    def everyday(self, default: bool) -> bool:
+        return default if self.things is None else self.things == "everyday"
+
+    def thinned(self, questions: list[Question]) -> list[Question]:
+        """Raises ValueError where nothing is left beside a prompt that could be its control."""
+        asked = [replace(question, prompts=question.prompts[:: self.every]) for question in questions]
+        if short := [question.name for question in asked if len(question.prompts) < 2]:
+            raise ValueError(f"--every {self.every} leaves fewer than two prompts of {', '.join(short)}")
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     name: str
     prompts: int
     seeds: int
     score: float
-    low: float  # 95 % Wilson interval
+    low: float  # 95 % Wilson interval over prompts: the seeds of one prompt are mostly right or wrong together
     high: float
     ceiling_renders: float
     ceiling_reconstructions: float
@@ -90,13 +110,16 @@ def score(question: Question, generate: Generate, decoded: Decoded, composer: Co
     plans = composer.plan(specs, random.Random("ceiling"))
     true, reconstructed = composer.paint(plans), decoded(plans)
     drawn = [generate([text for _, text in question.prompts], seed) for seed in range(seeds)]
-    control = drawn[0].roll(len(specs) // 2 + 1, 0)  # the pictures of other prompts
-    # One judgement for each prompt: its pictures side by side, (prompts, 3 + seeds)
-    columns = torch.stack([true, reconstructed, control, *drawn], 1)
-    right = torch.stack([question.right(row, spec) for row, spec in zip(columns, specs, strict=True)]).float()
-    renders, reconstructions, chance = (float(share) for share in right[:, :3].mean(0))
-    value = float(right[:, 3:].mean())
-    low, high = wilson(value, len(specs) * seeds)
+    rng = random.Random("control")
+    rows = []
+    for i, spec in enumerate(specs):
+        # Drawn by lot: prompts of one answer stand in a row, so a fixed distance away nearly all ask for another.
+        others = rng.sample([j for j in range(len(specs)) if j != i], min(OTHERS, len(specs) - 1))
+        right = question.right(torch.stack([true[i], reconstructed[i], *(own[i] for own in drawn)]), spec).float()
+        control = question.right(drawn[0][others], spec).float().mean()
+        rows.append(torch.stack([right[0], right[1], control, right[2:].mean()]))
+    renders, reconstructions, chance, value = torch.stack(rows).mean(0).tolist()
+    low, high = wilson(value, len(specs))
     return Score(question.name, len(specs), seeds, value, low, high, renders, reconstructions, chance)
 
 

@@ -25,9 +25,9 @@ from dalle_server.engine.runners.select import choose_runner
 from dalle_server.engine.sampling import sample
 from dalle_server.request import GenerationRequest, ImageKey
 from dalle_server.text import TextTokenizer
-from training.judging.evaluate import Question, score
+from training.judging.evaluate import score
 from training.judging.served import NUM_SLOTS, served, through
-from training.recipe import NUM_SEEDS, Recipe
+from training.recipe import Recipe
 
 FORMATS = {  # name → runner and dtype
     "fp32": ("compiled", "fp32"),
@@ -103,9 +103,10 @@ def _difference(
 
 
 def _scores(recipe: Recipe, path: Path, runner: Runner) -> list[dict[str, object]]:
-    asked: list[Question] = [question for question in recipe.questions if question.name in ASKED]
+    asked = recipe.asking.thinned([question for question in recipe.questions if question.name in ASKED])
+    seeds = recipe.asking.seeds
     with served(path, runner) as engine:
         return [
-            asdict(score(question, through(engine, recipe.device), recipe.decoded, recipe.pictures, seeds=NUM_SEEDS))
+            asdict(score(question, through(engine, recipe.device), recipe.decoded, recipe.pictures, seeds=seeds))
             for question in asked
         ]

@@ -25,6 +25,19 @@ SHEETS = {
                      "a cat and a dog", "a cat to the left of a dog on a blue background",
                      "an apple above a book", "a bird over a house",
                      "a star below the moon", "a car next to a tree", "a robot and a heart", "parliament"],
+    # Fifty as people ask, to be counted by eye; a few are of what it has never seen (a lighthouse, rain), for people
+    # do not know its list. Written in November 2026 without a look at any picture.
+    "fifty": ["an elephant", "a lion", "a penguin", "a turtle", "a cup of coffee", "a slice of watermelon",
+              "a birthday cake", "an ice cream cone", "a bicycle", "a train", "a hot air balloon", "a castle",
+              "a lighthouse", "a snowman", "a teddy bear", "a dragon", "a treasure chest", "a pirate ship",
+              "a pink elephant", "a blue butterfly", "a green hat", "a yellow umbrella", "a purple flower",
+              "a red bicycle", "a black cat", "a white horse",
+              "a dog on the beach", "a penguin in the snow", "a lighthouse at night", "a castle at sunset",
+              "a house in the rain", "a lion on a yellow background", "a strawberry on a pink background",
+              "a whale in the sea", "an astronaut in space", "a cow on the grass",
+              "two dogs", "three balloons", "four bananas", "five stars", "six eggs",
+              "a dog and a ball", "a cat next to a fish", "a cup of coffee and a donut", "the sun above a mountain",
+              "a big pumpkin", "a small bird", "draw me a monkey", "a picture of a tiger", "a cute owl"],
 }  # fmt: skip
 
 

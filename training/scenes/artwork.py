@@ -89,11 +89,20 @@ def fetch(package: str, directory: Path) -> Path:
             [npm, "pack", package, "--silent"], cwd=directory, check=True, capture_output=True, text=True
         )
         archive = directory / packed.stdout.strip().splitlines()[-1]
-        with tarfile.open(archive) as tar:
-            tar.extractall(directory / "unpacking", filter="data")
+        _unpack(archive, directory / "unpacking")
         (directory / "unpacking" / "package").rename(target)
         archive.unlink()
     return target
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Its files, and none that would lie elsewhere: tarfile's own filter came with Python 3.11.4."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path, content = folder / member.name, tar.extractfile(member) if member.isfile() else None
+            if content is not None and path.resolve().is_relative_to(folder.resolve()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
 
 
 class _Fluent3D:
