@@ -206,14 +206,28 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     request = order.request(settings.request_timeout_s, client_id())
     submit = service.submitter(model)
     if over is None:
-        drawn = draw_new(submit, request, order.form, engine.config.picture)
+        with _counted_as(order.counted_as if order.best_of is None else "best_of"):
+            drawn = draw_new(submit, request, order.form, engine.config.picture)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
         return Drawing(order, drawn, engine, service.encoders, client_left())
     order.form.check_over()
     with encoding():
         plan = Plan.of(over, engine)
-    painted = repaint(submit, plan.holes, request)
+    with _counted_as("candidates"):  # each picture is a request of the engine's, and its candidates are the images
+        painted = repaint(submit, plan.holes, request)
     return Drawing(order, painted, engine, service.encoders, client_left(), plan)
+
+
+@contextmanager
+def _counted_as(field: str) -> Iterator[None]:
+    """The engine takes no request that its queue can never hold: told of the field that asked for so many."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param == "num_images":
+            message = error.message.replace("num_images", field)
+            raise InvalidRequest(message, param=field.split()[0]) from None
+        raise
 
 
 def check_best_of(best_of: int | None, num_images: int, counted_as: str, *, is_over: bool) -> None:

@@ -38,7 +38,9 @@ class OutputBody(SamplingBody, ShapeBody):
     safety_identifier: str | None = Field(None, description="echoed")
     user: str | None = Field(None, description="the old name of safety_identifier")
     seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
-    image_index: Whole = Field(0, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it")
+    image_index: Whole | None = Field(
+        None, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it"
+    )
     guidance_scale: float | None = Field(None, ge=0.0, le=100.0, description="another name of condition_scale")
     # Accepted, so that clients need no change; the model has one quality and one style, and paints every pixel.
     style: Any = None
@@ -68,7 +70,7 @@ class OutputBody(SamplingBody, ShapeBody):
             num_images=self.n or 1,
             counted_as="n",
             seed=self.seed,
-            first_index=self.image_index,
+            first_index=self.image_index or 0,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt or "",
             preview_every=self._preview_every(num_tokens),
