@@ -134,6 +134,16 @@ def test_open_webui_sends_several_fields_and_one_picture(server: Live, photo: Pi
     assert pixels_of(data["b64_json"]).shape == (256, 256, 3)
 
 
+@pytest.mark.parametrize("path", ["edits", "variations"])
+def test_go_openai_writes_what_is_unset_as_empty_fields(server: Live, photo: Pixels, path: str) -> None:
+    """Its CreateEditImage and CreateVariImage write `response_format` always; others write every field."""
+    words = {"prompt": "x"} if path == "edits" else {}
+    plain = words | {"n": "1", "size": "256x256", "seed": "3"}
+    empty = dict.fromkeys(("response_format", "user", "model", "quality", "output_format", "stream", "top_k"), "")
+    replies = [post_form(server, path, fields, [("image", png(photo))]) for fields in (plain, plain | empty)]
+    assert replies[0]["data"][0]["b64_json"] == replies[1]["data"][0]["b64_json"]
+
+
 def post_form(server: Live, path: str, fields: dict[str, str], files: list[tuple[str, bytes]]) -> Any:
     parts = [
         *(

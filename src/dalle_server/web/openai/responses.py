@@ -27,9 +27,9 @@ from dalle_server.web.errors import openai_error
 from dalle_server.web.fields import MAX_PROMPT_CHARS
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
-from dalle_server.web.openai.schemas import ImageReference, RepaintBody
+from dalle_server.web.openai.schemas import ImageReference, OpenAIBody, RepaintBody
 from dalle_server.web.routing import makes_pictures
-from dalle_server.web.schemas import Body, Whole, read_json
+from dalle_server.web.schemas import Whole, read_json
 
 blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
 TOOL = "image_generation"
@@ -44,7 +44,7 @@ class Tool(RepaintBody):
     input_image_mask: ImageReference | None = Field(None, description="of the input's picture: what is painted anew")
 
 
-class ContentPart(Body):
+class ContentPart(OpenAIBody):
     type: str
     text: str | None = None
     image_url: str | None = Field(None, description="of an input_image: a data: URL")
@@ -59,14 +59,14 @@ _TextOr = Annotated[
 ]
 
 
-class InputItem(Body):
+class InputItem(OpenAIBody):
     """A message; its text may stand alone or in parts. What else an input may hold is ignored."""
 
     role: str | None = None
     content: _TextOr[list[ContentPart]] | None = None
 
 
-class ResponsesBody(Body):
+class ResponsesBody(OpenAIBody):
     """POST /v1/responses."""
 
     input: _TextOr[list[InputItem]] = Field(description="the last message of the user is the prompt")

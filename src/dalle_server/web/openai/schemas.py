@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import Repaint
@@ -23,7 +23,28 @@ MAX_IMAGE_INDEX = 2**31 - 1
 MAX_EDIT_IMAGES = 16
 
 
-class OutputBody(SamplingBody, ShapeBody):
+def _say_empty(schema: dict[str, Any]) -> None:
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf", [])
+        is_text = any(kind.get("type") == "string" and "enum" not in kind for kind in kinds)
+        if kinds and not is_text and name not in schema.get("required", ()):
+            kinds.append({"const": ""})
+
+
+class OpenAIBody(Body):
+    """Base of this API's bodies. Empty text is left out: go-openai writes it for each field of a form that is unset."""
+
+    model_config = ConfigDict(json_schema_extra=_say_empty)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != "" or cls.model_fields[info.field_name or ""].is_required():
+            return value
+        return None
+
+
+class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
     """What every request for pictures may say of them and of how they are drawn."""
 
     model: str | None = None
@@ -117,7 +138,7 @@ class VariationForm(RepaintBody):
     )
 
 
-class ImageReference(Body):
+class ImageReference(OpenAIBody):
     """Exactly one of them; a file_id is refused, for no files are kept."""
 
     image_url: str | None = Field(None, description="a data: URL")
@@ -139,7 +160,7 @@ class ImageGenerationBody(OutputBody):
     logprobs: bool | None = Field(None, description="tell how likely the model thinks each token")
 
 
-class ScoreBody(SamplingBody):
+class ScoreBody(OpenAIBody, SamplingBody):
     """POST /v1/images/score."""
 
     image: str = Field(description="base64, or a data: URL")
