@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import Repaint
+from dalle_server.drawing.repaint import MAX_GROW, Repaint
 from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
@@ -136,6 +136,7 @@ class VariationForm(RepaintBody):
     prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARS, description="none: that of the picture, if it is ours"
     )
+    grow: Whole | None = Field(None, ge=0, le=MAX_GROW, description="0 or none: no mask is taken here, but in edits")
 
 
 class ImageReference(OpenAIBody):
