@@ -229,8 +229,11 @@ def test_a_variation_that_keeps_tokens_is_a_branch(server: Live) -> None:
     branch = post_form(server, "variations", fields, [("image", ours)])["data"][0]["b64_json"]
     own, new = (read_metadata(file).token_grid() for file in (ours, base64.b64decode(branch)))
     assert np.array_equal(own[:128], new[:128]) and not np.array_equal(own, new)
-    edit = post_form(server, "edits", fields | {"prompt": "a red apple"}, [("image", ours)])
-    assert edit["data"][0]["b64_json"] == branch
+    for words in ({"prompt": "a red apple"}, {}, {"prompt": ""}):  # none: the picture's own
+        edit = post_form(server, "edits", fields | words, [("image", ours)])
+        assert edit["data"][0]["b64_json"] == branch
+    body = {"seed": 9, "keep_tokens": 128, "response_format": "b64_json", "images": [{"image_url": data_url(ours)}]}
+    assert post(server, "edits", json.dumps(body).encode())["data"][0]["b64_json"] == branch
 
 
 def test_an_empty_mask_is_a_field_left_empty(server: Live, photo: Pixels) -> None:
@@ -264,6 +267,9 @@ SMALL = png(np.zeros((16, 16, 3), np.uint8))
         ({"prompt": "x"}, [("image", SMALL), ("mask", png(np.zeros((16, 32), np.uint8)))], "mask", "the shape of"),
         ({"prompt": "x"}, [("image", SMALL), ("mask", png(np.zeros((16, 16), np.uint8)))], "mask", "frees nothing"),
         ({}, [("image", SMALL)], "prompt", "prompt is required"),
+        ({"prompt": ""}, [("image", SMALL)], "prompt", "prompt is required"),
+        ({"keep_tokens": "0"}, [], "prompt", "prompt is required"),
+        ({"keep_tokens": "8"}, [("image", SMALL)], "prompt", "prompt is required"),  # not ours
         ({"prompt": " "}, [("image", SMALL)], "prompt", "must not be empty"),
         ({"prompt": "x", "mask": "data:image/png;base64,AA=="}, [("image", SMALL)], "mask", "must be a file"),
         ({"prompt": "x", "image": "AA=="}, [], "image", "must be a file"),

@@ -49,6 +49,8 @@ def edits() -> ResponseReturnValue:
         mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
         over = body.over(image, mask)
+    if body.prompt is None and over.recipe is None:
+        raise InvalidRequest("prompt is required", param="prompt")
     return _answer(model, body, body.prompt, over)
 
 

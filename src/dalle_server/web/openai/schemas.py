@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dalle_server.drawing.form import Form
 from dalle_server.drawing.repaint import MAX_GROW, Repaint
@@ -119,7 +120,19 @@ class RepaintBody(OutputBody, OverBody):
 
 
 class EditBody(RepaintBody):
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        validate_default=True,
+        description="none: that of the picture, where keep_tokens makes a branch of one of ours; else required",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _there_or_told_by_the_picture(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        if prompt is None and not info.data.get("keep_tokens"):
+            raise PydanticCustomError("missing", "Field required")
+        return prompt
 
 
 class EditForm(EditBody):
