@@ -88,6 +88,7 @@ class Drawing:
         self,
         order: Order,
         generation: Drawn,
+        model_name: str,
         engine: ServingEngine,
         encoders: Semaphore,
         left: Callable[[], bool],
@@ -96,6 +97,7 @@ class Drawing:
         self.order = order
         self.generation = generation
         self._plan = plan
+        self.model_name = model_name  # this server's: its files tell the checkpoint's own, which others know too
         self.engine = engine
         self.snapshot = Snapshot()
         self._encoders = encoders
@@ -209,13 +211,13 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
         with _counted_as(order.counted_as if order.best_of is None else "best_of"):
             drawn = draw_new(submit, request, order.form, engine.config.picture)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
-        return Drawing(order, drawn, engine, service.encoders, client_left())
+        return Drawing(order, drawn, model.name, engine, service.encoders, client_left())
     order.form.check_over()
     with encoding():
         plan = Plan.of(over, engine)
     with _counted_as("candidates"):  # each picture is a request of the engine's, and its candidates are the images
         painted = repaint(submit, plan.holes, request)
-    return Drawing(order, painted, engine, service.encoders, client_left(), plan)
+    return Drawing(order, painted, model.name, engine, service.encoders, client_left(), plan)
 
 
 @contextmanager

@@ -230,13 +230,12 @@ def responses() -> ResponseReturnValue:
     body = read_json(ResponsesBody)
     tool = body.tool
     model = model_with_room(tool.model)
-    config = model.engine.config
+    num_tokens = model.engine.config.picture.num_tokens
     tool = tool.model_copy(update={"stream": body.stream})
     prompt, over = body.prompt, body.picture()
-    num_tokens = config.picture.num_tokens
     order = tool.order(prompt, num_tokens) if over is None else tool.order_over(over, prompt, num_tokens)
     drawing = draw(model, replace(order, num_images=1, best_of=tool.best_of), over)
-    response = _Response(drawing, tool, body.model or config.name)
+    response = _Response(drawing, tool, body.model or model.name)
     if body.stream:
         return sse.stream(drawing.generation, _ResponseEvents(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()
