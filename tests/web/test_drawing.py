@@ -2,9 +2,12 @@
 
 import base64
 import io
+import json
 import threading
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,19 +21,28 @@ from dalle_server.request import GenerationRequest
 from dalle_server.web import drawing
 from dalle_server.web.routing import routes
 from dalle_server.web.service import ENCODERS, EXTENSION, Service
+from tests.fake_runner import FakeRunner, fake_config
+from tests.web.live import Live, live
 from tests.web.scripted_engine import ScriptedEngine
 
 MakeApp = Callable[..., Flask]
 
 
-def _png() -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (16, 16), (80, 80, 80)).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-PNG = _png()
-URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+def _url(file: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+PNG = _png(Image.new("RGB", (16, 16), (80, 80, 80)))
+URL = _url(PNG)
+HOLE = Image.new("L", (16, 16))
+HOLE.paste(255, (0, 0, 8, 8))
+MASK = _url(_png(HOLE))
 
 
 def service_of(app: Flask) -> Service:
@@ -51,6 +63,38 @@ def test_every_dialect_counts_by_its_own_name(make_app: MakeApp, path: str, body
     reply = make_app(max_images=2).test_client().post(path, json=body)
     assert reply.status_code == 400
     assert message in reply.text.encode().decode("unicode_escape") or message in str(reply.json)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server whose queue and slots hold eight pictures together."""
+    runner = FakeRunner(fake_config(grid_side=4), num_slots=4)
+    with live(tmp_path_factory.mktemp("data"), runner, max_waiting_images=4) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "says"),
+    [
+        ("/dalle", {"text": "x", "num_images": 9}, "num_images", "num_images must be at most 8 on this server, not 9"),
+        ("/v1/images/generations", {"prompt": "x", "n": 9}, "n", "n must be at most 8 on this server, not 9"),
+        ("/v1/images/generations", {"prompt": "x", "n": 2, "best_of": 9}, "best_of", "best_of must be at most 8"),
+        ("/v1/images/edits", {"prompt": "x", "candidates": 9}, "candidates", "candidates × n must be at most 8"),
+        ("/sdapi/v1/txt2img", {"prompt": "x", "n_iter": 9}, None, "batch_size × n_iter must be at most 8"),
+    ],
+)
+def test_what_no_queue_of_this_server_holds_is_told_in_the_dialects_words(
+    small: Live, path: str, body: Any, param: str | None, says: str
+) -> None:
+    hole = {"images": [{"image_url": URL}], "mask": {"image_url": MASK}} if "candidates" in body else {}
+    asked = urllib.request.Request(f"{small.url}{path}", json.dumps(body | hole).encode())
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=30)
+    reply = json.load(refused.value)
+    assert refused.value.code == 400
+    assert says in json.dumps(reply, ensure_ascii=False)
+    told = reply["error"] if isinstance(reply["error"], dict) else reply
+    assert told.get("param") == param
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])

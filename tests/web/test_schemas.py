@@ -3,7 +3,7 @@ from flask import Flask
 from pydantic import BaseModel, Field
 
 from dalle_server.errors import InvalidRequest
-from dalle_server.web.schemas import Body, read_json, validate
+from dalle_server.web.schemas import Body, LenientBody, LenientWhole, read_json, validate
 
 
 class Order(Body):
@@ -55,3 +55,16 @@ def test_words_that_are_no_numbers_are_told_plainly() -> None:
 
     with pytest.raises(InvalidRequest, match=r"^limit must be a valid integer, not 'abc'$"):
         validate(Query, {"limit": "abc"})
+
+
+def test_the_document_says_what_is_coerced() -> None:
+    class Loose(LenientBody):
+        n: LenientWhole | None = Field(None, ge=1)
+        on: bool = True
+        words: str = ""
+
+    fields = Loose.model_json_schema()["properties"]
+    kinds = {name: {kind.get("type") for kind in field["anyOf"]} for name, field in fields.items()}
+    every = {"string", "number", "boolean"}
+    assert kinds == {"n": {"integer", "null"} | every, "on": every, "words": {"string", "number"}}
+    assert validate(Loose, {"n": 2.9, "on": 0, "words": 3}) == validate(Loose, {"n": 2, "on": False, "words": "3"})

@@ -50,9 +50,12 @@ class OverBody(Body):
     candidates: Whole | None = Field(
         None, ge=1, le=MAX_CANDIDATES, description="drawn for each picture; the best counts"
     )
-    keep_tokens: Whole = Field(0, ge=0, description="the picture's first tokens stay: it is drawn again from there")
-    grow: Whole = Field(0, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
+    keep_tokens: Whole | None = Field(
+        None, ge=0, description="the picture's first tokens stay: it is drawn again from there"
+    )
+    grow: Whole | None = Field(None, ge=0, le=MAX_GROW, description="tokens around the mask that are painted too")
 
     def over(self, image: bytes, mask: bytes | None) -> Repaint:
         """Raises InvalidRequest, PayloadTooLarge."""
-        return Repaint.read(image, mask, **{name: getattr(self, name) for name in OverBody.model_fields})
+        given = {name: getattr(self, name) for name in OverBody.model_fields}
+        return Repaint.read(image, mask, **{name: value for name, value in given.items() if value is not None})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Any, TypeVar
 
 from flask import request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
@@ -33,12 +34,15 @@ class Body(BaseModel):
 
 
 def _say_lenient(schema: dict[str, Any]) -> None:
-    """A number or a yes may be written as text: the document says what is taken."""
+    """A number or a yes may be written as text, and one as the other; text may be a number: the document says so."""
     for field in schema.get("properties", {}).values():
         kinds = {kind.get("type") for kind in field.get("anyOf", [field])}
-        if not kinds & {"integer", "number", "boolean"} or "string" in kinds:
+        if "string" in kinds:
+            others = [{"type": "number"}]
+        elif kinds & {"integer", "number", "boolean"}:
+            others = [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]
+        else:
             continue
-        others = [{"type": "string"}, {"type": "number"}]
         if "anyOf" in field:
             field["anyOf"] += others
         else:
@@ -47,9 +51,25 @@ def _say_lenient(schema: dict[str, Any]) -> None:
 
 
 class LenientBody(Body):
-    """For APIs whose own servers coerce: "64" and 64.0 are 64, "true" is true. True is no number."""
+    """For APIs whose own servers coerce, as pydantic 1 did: "64" is 64, "true" and 1 are true, and 5 is a text too.
+    Whole numbers are LenientWhole.
+    """
 
-    model_config = ConfigDict(strict=False, json_schema_extra=_say_lenient)
+    model_config = ConfigDict(strict=False, coerce_numbers_to_str=True, json_schema_extra=_say_lenient)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PydanticCustomError("finite_number", "Input should be a finite number")
+        return value
+
+
+def _cut(value: Any) -> Any:
+    return int(value) if isinstance(value, (bool, float)) else value
+
+
+LenientWhole = Annotated[int, BeforeValidator(_cut)]  # 12.7 is 12, and true is 1
 
 
 def read_json(model: type[M]) -> M:

@@ -136,6 +136,30 @@ def test_over_plain_http_browsers_say_only_the_origin(client: FlaskClient, origi
     assert client.post("/sdapi/v1/interrupt", headers=sent).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("public_url", "origin", "may"),
+    [
+        ("http://pics.example.org/dalle", "http://pics.example.org", True),
+        ("http://Pics.example.org:80", "http://pics.example.org", True),
+        ("https://pics.example.org:8443/dalle", "https://pics.example.org:8443", True),
+        ("https://pics.example.org:8443/dalle", "https://pics.example.org", False),
+        ("https://pics.example.org", "http://pics.example.org", False),
+        ("https://pics.example.org", "https://evil.example.org", False),
+        ("https://pics.example.org", "null", False),
+        (None, "http://pics.example.org", False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/sdapi/v1/interrupt"])
+def test_a_page_under_public_url_is_the_servers_own(
+    make_app: MakeApp, path: str, public_url: str | None, origin: str, may: bool
+) -> None:
+    """Behind a proxy that sends a Host of its own."""
+    client = make_app(public_url=public_url).test_client()
+    reply = client.post(path, json={"prompt": "x"}, headers={"Host": "dalle", "Origin": origin})
+    assert (reply.status_code < 400) == may, reply.text
+    assert may or reply.status_code == 403
+
+
 def test_other_peoples_pages_cannot_watch_a_picture_being_written(client: FlaskClient) -> None:
     reply = client.get("/sdapi/v1/progress", headers={"Origin": "https://a"})
     assert reply.status_code == 200 and "Access-Control-Allow-Origin" not in reply.headers

@@ -118,6 +118,7 @@ def test_sd_backend_client_finds_every_field_of_info_in_its_type(client: FlaskCl
     "written",
     [
         {"seed": "5", "width": "64", "height": 64.0, "batch_size": "2", "cfg_scale": "7.5", "steps": "20"},
+        {"seed": 5.7, "width": 64.6667, "height": 64, "batch_size": 2.9, "n_iter": True, "cfg_scale": 7.5},
         {"seed": 5.0, "width": 64.0, "height": "64.0", "batch_size": 2.0, "cfg_scale": 7.5, "send_images": "true"},
     ],
 )

@@ -44,6 +44,18 @@ def test_guidance_by_habit_is_held_to_what_the_model_bears(client: FlaskClient, 
     assert json.loads(img2img(client, cfg_scale=7)["info"])["cfg_scale"] == 1.5
 
 
+def test_numbers_are_coerced_as_the_web_ui_does(client: FlaskClient) -> None:
+    masked: dict[str, Any] = {"prompt": 5, "negative_prompt": 1.5, "mask": encoded(MASK), "seed": 3}
+    proper: dict[str, Any] = {"inpainting_mask_invert": 1, "inpainting_fill": 1, "inpaint_full_res_padding": 32}
+    loose: dict[str, Any] = {"inpainting_mask_invert": True, "inpainting_fill": True, "inpaint_full_res_padding": 32.5}
+    replies = [img2img(client, **masked, inpaint_full_res=True, **fields) for fields in (proper, loose)]
+    assert replies[0] == replies[1]
+    told = read_metadata(base64.b64decode(replies[0]["images"][0]))
+    assert (told.prompt, told.negative_prompt) == ("5", "1.5")
+    plain = img2img(client, **masked, inpainting_mask_invert=False)
+    assert plain["images"] == img2img(client, **masked)["images"]
+
+
 def test_sillytaverns_body_is_answered(client: FlaskClient, engine: ScriptedEngine) -> None:
     body: dict[str, Any] = {
         "url": "http://localhost:8000", "auth": "", "prompt": "a red apple", "negative_prompt": "lowres",

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,8 +124,9 @@ def test_the_last_seeds_have_no_next_one(client: FlaskClient) -> None:
 
 
 def test_a_random_seed_is_told(client: FlaskClient) -> None:
-    seeds = {json.loads(txt2img(client, seed=seed)["info"])["seed"] for seed in (-1, -1, None)}
-    assert len(seeds) == 3
+    asked = (-1, -1, None, -2, -(10**4000))
+    seeds = {json.loads(txt2img(client, seed=seed)["info"])["seed"] for seed in asked}
+    assert len(seeds) == len(asked)
     assert min(seeds) >= 0
 
 
@@ -147,7 +149,12 @@ def test_send_images_false_sends_none(client: FlaskClient) -> None:
         ({"batch_size": 10**4000, "n_iter": 10**4000}, "batch_size"),
         ({"width": 4}, "width"),
         ({"height": 1e9}, "height"),
-        ({"seed": -2}, "seed"),
+        ({"seed": 1e300}, "seed"),
+        ({"seed": math.nan}, "seed"),
+        ({"width": math.inf}, "width"),
+        ({"cfg_scale": math.nan}, "cfg_scale"),
+        ({"prompt": math.inf}, "prompt"),
+        ({"prompt": True}, "prompt"),
         ({"cfg_scale": 1000}, "cfg_scale"),
         ({"enable_hr": True, "width": 2000, "height": 2000}, "the size"),
         ({"width": "wide"}, "width"),

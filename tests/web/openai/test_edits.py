@@ -134,6 +134,16 @@ def test_open_webui_sends_several_fields_and_one_picture(server: Live, photo: Pi
     assert pixels_of(data["b64_json"]).shape == (256, 256, 3)
 
 
+@pytest.mark.parametrize("path", ["edits", "variations"])
+def test_go_openai_writes_what_is_unset_as_empty_fields(server: Live, photo: Pixels, path: str) -> None:
+    """Its CreateEditImage and CreateVariImage write `response_format` always; others write every field."""
+    words = {"prompt": "x"} if path == "edits" else {}
+    plain = words | {"n": "1", "size": "256x256", "seed": "3"}
+    empty = dict.fromkeys(("response_format", "user", "model", "quality", "output_format", "stream", "top_k"), "")
+    replies = [post_form(server, path, fields, [("image", png(photo))]) for fields in (plain, plain | empty)]
+    assert replies[0]["data"][0]["b64_json"] == replies[1]["data"][0]["b64_json"]
+
+
 def post_form(server: Live, path: str, fields: dict[str, str], files: list[tuple[str, bytes]]) -> Any:
     parts = [
         *(
@@ -212,6 +222,31 @@ def test_a_variation_by_url_and_as_the_bare_file(client: openai.OpenAI, server: 
         assert Image.open(io.BytesIO(answer.read())).size == (256, 256)
 
 
+def test_a_variation_that_keeps_tokens_is_a_branch(server: Live) -> None:
+    body = {"prompt": "a red apple", "seed": 2, "response_format": "b64_json"}
+    ours = base64.b64decode(post(server, "generations", json.dumps(body).encode())["data"][0]["b64_json"])
+    fields = {"seed": "9", "keep_tokens": "128", "response_format": "b64_json"}
+    branch = post_form(server, "variations", fields, [("image", ours)])["data"][0]["b64_json"]
+    own, new = (read_metadata(file).token_grid() for file in (ours, base64.b64decode(branch)))
+    assert np.array_equal(own[:128], new[:128]) and not np.array_equal(own, new)
+    for words in ({"prompt": "a red apple"}, {}, {"prompt": ""}):  # none: the picture's own
+        edit = post_form(server, "edits", fields | words, [("image", ours)])
+        assert edit["data"][0]["b64_json"] == branch
+    body = {"seed": 9, "keep_tokens": 128, "response_format": "b64_json", "images": [{"image_url": data_url(ours)}]}
+    assert post(server, "edits", json.dumps(body).encode())["data"][0]["b64_json"] == branch
+
+
+def test_an_empty_mask_is_a_field_left_empty(server: Live, photo: Pixels) -> None:
+    mask = png(hole((360, 240), BOX))
+    fields, image = {"prompt": "x", "seed": "3"}, ("image", png(photo))
+    one, after_nothing = (
+        post_form(server, "edits", fields, [image, *(("mask", each) for each in masks)])
+        for masks in ([mask], [b"", mask])
+    )
+    assert one["data"][0]["b64_json"] == after_nothing["data"][0]["b64_json"]
+    assert post_form(server, "variations", {}, [image, ("mask", b"")])["data"]
+
+
 # -- bad input
 
 
@@ -228,9 +263,13 @@ SMALL = png(np.zeros((16, 16, 3), np.uint8))
         ({"prompt": "x"}, [("image", SMALL), ("image", SMALL)], "image", "2 pictures were sent"),
         ({"prompt": "x"}, [("image[]", SMALL)] * 17, "image", "17 pictures are too many"),
         ({"prompt": "x"}, [("image", SMALL), ("mask", b"x")], "mask", "mask is no PNG"),
+        ({"prompt": "x"}, [("image", SMALL), ("mask", SMALL), ("mask", SMALL)], "mask", "2 files were sent"),
         ({"prompt": "x"}, [("image", SMALL), ("mask", png(np.zeros((16, 32), np.uint8)))], "mask", "the shape of"),
         ({"prompt": "x"}, [("image", SMALL), ("mask", png(np.zeros((16, 16), np.uint8)))], "mask", "frees nothing"),
         ({}, [("image", SMALL)], "prompt", "prompt is required"),
+        ({"prompt": ""}, [("image", SMALL)], "prompt", "prompt is required"),
+        ({"keep_tokens": "0"}, [], "prompt", "prompt is required"),
+        ({"keep_tokens": "8"}, [("image", SMALL)], "prompt", "prompt is required"),  # not ours
         ({"prompt": " "}, [("image", SMALL)], "prompt", "must not be empty"),
         ({"prompt": "x", "mask": "data:image/png;base64,AA=="}, [("image", SMALL)], "mask", "must be a file"),
         ({"prompt": "x", "image": "AA=="}, [], "image", "must be a file"),
@@ -245,6 +284,22 @@ def test_bad_input_is_named(server: Live, fields: Any, files: Any, param: str, s
     assert reply["status"] == 400, reply
     assert reply["error"]["param"] == param
     assert says in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param"),
+    [
+        ({}, [("mask", SMALL)], "mask"),
+        ({"mask": "data:image/png;base64,AA=="}, [], "mask"),
+        ({"grow": "2"}, [], "grow"),
+        ({"grow": "2", "keep_tokens": "4"}, [], "grow"),
+    ],
+)
+def test_a_variation_takes_no_mask(server: Live, fields: Any, files: Any, param: str) -> None:
+    """One that nobody sees would let the whole picture be painted over."""
+    reply = post_form(server, "variations", fields, [("image", SMALL), *files])
+    assert (reply["status"], reply["error"]["param"]) == (400, param)
+    assert "/v1/images/edits" in reply["error"]["message"] or "must be a file" in reply["error"]["message"]
 
 
 @pytest.mark.parametrize(

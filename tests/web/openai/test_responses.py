@@ -84,8 +84,42 @@ def test_the_tools_fields_count(client: FlaskClient, engine: ScriptedEngine) -> 
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "function", "name": "f", "parameters": {}, "model": 5, "size": "huge", "seed": "x", "stream": 3},
+        {"type": "file_search", "n": 0, "best_of": [], "strength": 7, "keep_tokens": -1, "prompt": None},
+        {"type": 7},
+        {},
+    ],
+)
+def test_other_tools_are_ignored_whatever_they_hold(client: FlaskClient, other: Any) -> None:
+    """Their fields may be called as ours are."""
+    for tools in ([other, *TOOLS], [*TOOLS, other]):
+        assert respond(client, tools=tools)["output"]
+    bad = {"type": "image_generation", "size": "huge"}
+    assert respond(client, 400, tools=[other, bad])["error"]["param"] == "tools.1.size"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"role": "assistant", "content": 7},
+        {"role": "tool", "content": {"text": "x"}},
+        {"type": "mcp_call", "content": [{"kind": "x"}], "role": None},
+        {"role": 7, "content": [7]},
+        {},
+    ],
+)
+def test_other_items_are_ignored_whatever_they_hold(client: FlaskClient, engine: ScriptedEngine, other: Any) -> None:
+    respond(client, input=[other, {"role": "user", "content": "two pears"}, other])
+    assert engine.requests[0].prompt == "two pears"
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"tools": [5]}, "tools.0"),
+        ({"input": [5]}, "input.0"),
         ({"tools": []}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": ""}, "input"),

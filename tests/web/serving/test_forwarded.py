@@ -79,6 +79,35 @@ def test_a_sub_path_that_the_proxy_leaves_on() -> None:
     assert seen(HEADERS, path="/dalle/x", trusted_proxy="10.0.0.9")["path"] == "/x"
 
 
+@pytest.mark.parametrize("by_header", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "method", "path", "status"),
+    [
+        ("/dalle", "POST", "/dalle", 200),  # nginx.conf's own sub-path, taken off: the original's route
+        ("/dalle", "POST", "/dalle/dalle", 200),
+        ("/dalle", "GET", "/dalle", 200),  # left on: the root page
+        ("/dalle", "GET", "/", 200),
+        ("/generate", "POST", "/generate", 200),
+        ("/generate", "POST", "/generate/generate", 200),
+        ("/generate", "POST", "/dalle", 200),
+        ("/v1", "GET", "/v1/models", 200),
+        ("/v1", "GET", "/v1/v1/models", 200),
+        ("/v1", "GET", "/v1/nothing", 404),
+    ],
+)
+def test_a_sub_path_that_is_called_like_a_route(
+    make_app: MakeApp, by_header: bool, prefix: str, method: str, path: str, status: int
+) -> None:
+    settings = {"trusted_proxy": "127.0.0.1"} if by_header else {"public_url": f"http://pics.example.org{prefix}"}
+    headers = {"X-Forwarded-Prefix": prefix} if by_header else {}
+    body = {"text": "a"} if method == "POST" else None
+    client = make_app(**settings).test_client()
+    assert client.open(path, method=method, headers=headers, json=body).status_code == status
+    asked = {"Origin": "https://a", "Access-Control-Request-Method": method, **headers}
+    allowed = client.options(path, headers=asked).headers.get("Allow", "")
+    assert (method in allowed) == (status == 200)
+
+
 def test_headers_of_others_change_nothing() -> None:
     assert seen(HEADERS, path="/x") == {"address": "10.0.0.9", "path": "/x", "root": "http://127.0.0.1:8000/"}
 

@@ -30,6 +30,7 @@ class Origins:
     def __init__(self, settings: Settings):
         self.any = "*" in settings.cors_origins
         self.named = frozenset(_checked(origin) for origin in settings.cors_origins if origin != "*")
+        self._own = _origin_of(settings.public_url or "")
         self._guarded = bool(settings.api_keys)
         names = {socket.gethostname().lower(), settings.host.lower(), host_of(settings.public_url or "")}
         self._hosts = names | {host_of(origin) for origin in self.named}
@@ -49,6 +50,8 @@ class Origins:
                 "or set api_keys"
             )
         if method in ("GET", "HEAD", "OPTIONS") or origin in self.named:
+            return
+        if origin is not None and origin == self._own:  # whatever Host a proxy sends instead
             return
         if site is not None:
             elsewhere = site not in ("same-origin", "none")
@@ -102,22 +105,32 @@ def _is_address(name: str) -> bool:
 
 
 def _checked(origin: str) -> str:
-    """An origin as browsers write it: scheme, host in lower case, a port unless it is the scheme's own; or `null`."""
+    """An origin as browsers write it: scheme, host in lower case, a port unless it is the scheme's own; or `null`.
+
+    Raises ConfigError.
+    """
     if origin == "null":
         return origin
-    try:
-        parts = urlsplit(origin)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port, parts = "", None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or "*" in host or " " in host:
+    proper = _origin_of(origin)
+    if proper is None:
         raise ConfigError(
             f"cors_origins: {origin!r} is no web origin; write scheme://host or scheme://host:port, or * for any",
             param="cors_origins",
         )
-    host = f"[{host}]" if ":" in host else host
-    default = {"http": 80, "https": 443}[parts.scheme]
-    proper = f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, default) else "")
     if proper != origin:
         raise ConfigError(f"cors_origins: no browser sends {origin!r}; write {proper!r}", param="cors_origins")
     return origin
+
+
+def _origin_of(url: str) -> str | None:
+    """The origin of pages under this URL; None where it is no URL of one."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not host or "*" in host or " " in host:
+        return None
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, default) else "")

@@ -15,7 +15,7 @@ from dalle_server.pictures.canvas import read_picture
 from dalle_server.pictures.codec import ImageFormat, base64_text, encode_image
 from dalle_server.web.drawing import MAX_PIXELS, encoding
 from dalle_server.web.routing import makes_pictures
-from dalle_server.web.schemas import LenientBody, Whole, read_json
+from dalle_server.web.schemas import LenientBody, LenientWhole, read_json
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111_extras", __name__, url_prefix="/sdapi/v1")
@@ -27,10 +27,12 @@ MAX_BATCH = 64
 class ExtrasBody(LenientBody):
     """What both routes take. Face restoration and a second upscaler are ignored: there are none."""
 
-    resize_mode: Whole = Field(0, ge=0, le=1, description="0: by upscaling_resize; 1: to upscaling_resize_w and _h")
+    resize_mode: LenientWhole = Field(
+        0, ge=0, le=1, description="0: by upscaling_resize; 1: to upscaling_resize_w and _h"
+    )
     upscaling_resize: float = Field(2, gt=0, le=16)
-    upscaling_resize_w: Whole = Field(512, ge=1, le=MAX_SIDE_PX)
-    upscaling_resize_h: Whole = Field(512, ge=1, le=MAX_SIDE_PX)
+    upscaling_resize_w: LenientWhole = Field(512, ge=1, le=MAX_SIDE_PX)
+    upscaling_resize_h: LenientWhole = Field(512, ge=1, le=MAX_SIDE_PX)
     upscaling_crop: bool = Field(True, description="cut to the asked size what the picture's shape makes too much")
     upscaler_1: str = Field("None", description="None, Lanczos or Nearest")
 

@@ -36,8 +36,8 @@ class Told:
         return "\n".join(lines)
 
 
-def told_by_file(metadata: PictureMetadata, size_px: tuple[int, int]) -> Told:
-    model = (metadata.weights_digest, metadata.model, metadata.program)
+def told_by_file(metadata: PictureMetadata, size_px: tuple[int, int], model_name: str) -> Told:
+    model = (metadata.weights_digest, model_name, metadata.program)
     settings = _settings(metadata.num_tokens, SamplingParams.of(metadata), metadata.seed, size_px, model)
     return Told(metadata.prompt, metadata.negative_prompt, metadata.seed, settings)
 
@@ -45,7 +45,7 @@ def told_by_file(metadata: PictureMetadata, size_px: tuple[int, int]) -> Told:
 def told_by_request(drawing: Drawing, position: int) -> Told:
     """Of the picture at a position of the request."""
     request, config = drawing.generation.request, drawing.engine.config
-    model = (drawing.engine.digest, config.name, f"dalle-server {__version__}")
+    model = (drawing.engine.digest, drawing.model_name, f"dalle-server {__version__}")
     seed = request.images[position].seed
     settings = _settings(config.picture.num_tokens, drawing.generation.sampling, seed, drawing.size_px, model)
     return Told(request.prompt, request.negative_prompt, seed, settings)

@@ -43,6 +43,7 @@ from dalle_server.web.automatic1111.schemas import (
 from dalle_server.web.drawing import Drawing, Order, draw, encoding, hold_place
 from dalle_server.web.routing import for_its_owner, for_keys, makes_pictures
 from dalle_server.web.schemas import read_json, validate
+from dalle_server.web.service import current_service
 from dalle_server.web.uploads import decode_base64
 
 blueprint = Blueprint("automatic1111", __name__, url_prefix="/sdapi/v1")
@@ -135,7 +136,7 @@ def _info(painting: InFlight, told: list[Told]) -> dict[str, Any]:
         "batch_size": 1,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": engine.config.name,
+        "sd_model_name": painting.drawing.model_name,
         "sd_model_hash": engine.digest[:10],
         "sd_vae_name": None,
         "sd_vae_hash": None,
@@ -195,7 +196,9 @@ def png_info() -> Response:
     if metadata is None:  # of another program: as the web UI answers
         info = texts.pop(KEYWORD, texts.get("exif comment", ""))
         return jsonify(PngInfoReply(info=info, items=texts, parameters=parse_infotext(info)).model_dump())
-    told = told_by_file(metadata, size_px)
+    # Its weights may have another name here than where it was painted.
+    model = current_service().pool.find(metadata.weights_digest)
+    told = told_by_file(metadata, size_px, (model and model.name) or metadata.model)
     texts.pop(KEYWORD, None)
     reply = PngInfoReply(
         info=told.infotext,

@@ -13,7 +13,7 @@ from dalle_server.errors import InvalidRequest
 from dalle_server.request import MAX_SEED
 from dalle_server.web.fields import MAX_PROMPT_CHARS
 from dalle_server.web.pool.model import ModelState
-from dalle_server.web.schemas import LenientBody, Whole
+from dalle_server.web.schemas import LenientBody, LenientWhole
 
 MAX_IMAGES = 1024  # the most that the setting max_images can allow; a product of two such numbers can be shown
 
@@ -23,21 +23,23 @@ class Txt2ImgBody(LenientBody):
 
     prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="none: the model paints what it likes")
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
-    batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures of one run")
-    n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="runs")
-    width: Whole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
-    height: Whole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
+    batch_size: LenientWhole | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures of one run")
+    n_iter: LenientWhole | None = Field(None, ge=1, le=MAX_IMAGES, description="runs")
+    width: LenientWhole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
+    height: LenientWhole | None = Field(None, ge=MIN_SIDE_PX, le=MAX_SIDE_PX)
     enable_hr: bool | None = Field(None, description="enlarge by hr_scale, or to hr_resize_x and hr_resize_y")
     hr_scale: float | None = Field(None, ge=0, le=16)
-    hr_resize_x: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
-    hr_resize_y: Whole | None = Field(None, ge=0, le=MAX_SIDE_PX)
+    hr_resize_x: LenientWhole | None = Field(None, ge=0, le=MAX_SIDE_PX)
+    hr_resize_y: LenientWhole | None = Field(None, ge=0, le=MAX_SIDE_PX)
     cfg_scale: float | None = Field(None, ge=0.0, le=100.0, description="condition_scale, as far as the model bears it")
-    seed: Whole | None = Field(None, ge=-1, le=MAX_SEED, description="-1 = random; picture i has seed + i")
+    seed: LenientWhole | None = Field(None, le=MAX_SEED, description="negative = random; picture i has seed + i")
     send_images: bool | None = None
     override_settings: dict[str, Any] | None = Field(None, description="of it, sd_model_checkpoint counts")
     override_settings_restore_afterwards: bool | None = Field(None, description="false: later requests keep them")
     tiling: bool | None = Field(None, description="opposite edges meet")
-    best_of: Whole | None = Field(None, ge=1, le=MAX_IMAGES, description="draw so many, answer with the likeliest")
+    best_of: LenientWhole | None = Field(
+        None, ge=1, le=MAX_IMAGES, description="draw so many, answer with the likeliest"
+    )
 
     @property
     def words(self) -> str:
@@ -80,13 +82,17 @@ class Img2ImgBody(Txt2ImgBody):
     init_images: list[str] = Field(min_length=1, description="base64 or data URLs; the first is drawn over")
     mask: str | None = Field(None, description="white (or opaque, where something is transparent) is repainted")
     mask_blur: float | None = Field(None, ge=0, le=256, description="pixels inside the mask's border that are blended")
-    inpainting_fill: Whole | None = None
+    inpainting_fill: LenientWhole | None = None
     inpaint_full_res: bool | None = Field(None, description="the model sees the mask's surroundings only, larger")
-    inpaint_full_res_padding: Whole | None = Field(None, ge=0, le=4096, description="pixels of them on each side")
-    inpainting_mask_invert: Whole | None = None
+    inpaint_full_res_padding: LenientWhole | None = Field(
+        None, ge=0, le=4096, description="pixels of them on each side"
+    )
+    inpainting_mask_invert: LenientWhole | None = None
     denoising_strength: float | None = Field(None, ge=0, le=1, description="0 keeps the picture, 1 ignores it")
-    resize_mode: Whole | None = Field(None, ge=0, le=3, description="1 cuts to the asked shape; others stretch")
-    candidates: Whole | None = Field(None, ge=1, le=MAX_CANDIDATES, description="drawn for each; the best counts")
+    resize_mode: LenientWhole | None = Field(None, ge=0, le=3, description="1 cuts to the asked shape; others stretch")
+    candidates: LenientWhole | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="drawn for each; the best counts"
+    )
 
 
 class Txt2ImgReply(BaseModel):

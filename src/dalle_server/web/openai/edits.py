@@ -40,7 +40,7 @@ def edits() -> ResponseReturnValue:
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
         model = model_with_room(body.model)
-        image, mask = only_one(_files("image", "image[]")), _first(_files("mask"))
+        image, mask = only_one(_images()), _mask()
     else:
         read = read_json(EditJson)
         body = read
@@ -49,6 +49,8 @@ def edits() -> ResponseReturnValue:
         mask = None if read.mask is None else referred(read.mask, "mask")
     with encoding():
         over = body.over(image, mask)
+    if body.prompt is None and over.recipe is None:
+        raise InvalidRequest("prompt is required", param="prompt")
     return _answer(model, body, body.prompt, over)
 
 
@@ -57,10 +59,17 @@ def edits() -> ResponseReturnValue:
 def variations() -> ResponseReturnValue:
     hold_place()
     body = validate(VariationForm, request.form.to_dict())
+    for name, given in (("mask", _mask()), ("grow", body.grow)):
+        if given:
+            message = f"{name} is for /v1/images/edits: a variation draws all of the picture anew"
+            raise InvalidRequest(message, param=name)
     model = model_with_room(body.model)
-    image = only_one(_files("image", "image[]"))
+    image = only_one(_images())
     with encoding():
-        over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)
+        if body.keep_tokens:
+            over = body.over(image, None)
+        else:
+            over = Repaint.variation(image, strength=body.strength, candidates=body.candidates)
     return _answer(model, body, body.prompt, over)
 
 
@@ -74,15 +83,19 @@ def _answer(model: Model, body: RepaintBody, prompt: str | None, over: Repaint) 
 # -- what was sent
 
 
-def _files(*names: str) -> list[bytes]:
-    found = form_files(*names)
+def _images() -> list[bytes]:
+    found = form_files("image", "image[]")
     if len(found) > MAX_EDIT_IMAGES:
-        raise InvalidRequest(f"{names[0]}: {len(found)} pictures are too many; send one", param=names[0])
+        raise InvalidRequest(f"image: {len(found)} pictures are too many; send one", param="image")
     return found
 
 
-def _first(files: list[bytes]) -> bytes | None:
-    return files[0] if files and files[0] else None
+def _mask() -> bytes | None:
+    """A form whose field was left empty sends an empty file."""
+    found = [file for file in form_files("mask") if file]
+    if len(found) > 1:
+        raise InvalidRequest(f"mask: {len(found)} files were sent; send one", param="mask")
+    return found[0] if found else None
 
 
 def only_one(images: list[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from dalle_server.drawing.repaint import Repaint
 from dalle_server.errors import DalleServerError, GenerationCancelled, InvalidRequest
@@ -27,7 +27,7 @@ from dalle_server.web.errors import openai_error
 from dalle_server.web.fields import MAX_PROMPT_CHARS
 from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
-from dalle_server.web.openai.schemas import ImageReference, RepaintBody
+from dalle_server.web.openai.schemas import ImageReference, OpenAIBody, RepaintBody
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import Body, Whole, read_json
 
@@ -37,14 +37,32 @@ Json = dict[str, Any]
 
 
 class Tool(RepaintBody):
-    """Of `image_generation` all fields count, ours included; other tools are ignored."""
+    """`image_generation`: all fields count, ours included."""
 
-    type: str
+    type: Literal["image_generation"]
     best_of: Whole | None = Field(None, ge=1, description="draw so many, answer with the likeliest")
     input_image_mask: ImageReference | None = Field(None, description="of the input's picture: what is painted anew")
 
 
-class ContentPart(Body):
+def _where(name: str, value: str) -> Discriminator:
+    """Tells what counts from what is ignored, whose fields of the same names mean something else."""
+    return Discriminator(lambda item: "<ours>" if isinstance(item, dict) and item.get(name) == value else "<other>")
+
+
+def _unless(name: str, value: str) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"not": {"properties": {name: {"const": value}}, "required": [name]}})
+
+
+class OtherTool(Body):
+    """Ignored."""
+
+    model_config = _unless("type", TOOL)
+
+
+_AnyTool = Annotated[Annotated[Tool, Tag("<ours>")] | Annotated[OtherTool, Tag("<other>")], _where("type", TOOL)]
+
+
+class ContentPart(OpenAIBody):
     type: str
     text: str | None = None
     image_url: str | None = Field(None, description="of an input_image: a data: URL")
@@ -59,18 +77,27 @@ _TextOr = Annotated[
 ]
 
 
-class InputItem(Body):
-    """A message; its text may stand alone or in parts. What else an input may hold is ignored."""
+class InputItem(OpenAIBody):
+    """A message of the user; its text may stand alone or in parts."""
 
-    role: str | None = None
+    role: Literal["user"]
     content: _TextOr[list[ContentPart]] | None = None
 
 
-class ResponsesBody(Body):
+class OtherItem(Body):
+    """What else an input may hold: ignored."""
+
+    model_config = _unless("role", "user")
+
+
+_AnyItem = Annotated[Annotated[InputItem, Tag("<ours>")] | Annotated[OtherItem, Tag("<other>")], _where("role", "user")]
+
+
+class ResponsesBody(OpenAIBody):
     """POST /v1/responses."""
 
-    input: _TextOr[list[InputItem]] = Field(description="the last message of the user is the prompt")
-    tools: list[Tool] = Field(description="must hold one of the type image_generation")
+    input: _TextOr[list[_AnyItem]] = Field(description="the last message of the user is the prompt")
+    tools: list[_AnyTool] = Field(description="must hold one of the type image_generation")
     model: str | None = Field(None, description="echoed")
     stream: bool | None = None
     previous_response_id: str | None = None
@@ -78,7 +105,7 @@ class ResponsesBody(Body):
     @property
     def tool(self) -> Tool:
         """Raises InvalidRequest."""
-        found = next((tool for tool in self.tools if tool.type == TOOL), None)
+        found = next((tool for tool in self.tools if isinstance(tool, Tool)), None)
         if found is None:
             raise InvalidRequest(f"tools must hold one of the type {TOOL!r}: this server only paints", param="tools")
         return found
@@ -113,11 +140,11 @@ class ResponsesBody(Body):
         return text
 
 
-def _last_parts(items: str | list[InputItem]) -> list[ContentPart]:
+def _last_parts(items: str | list[InputItem | OtherItem]) -> list[ContentPart]:
     """The last message of the user."""
     if isinstance(items, str):
         return [ContentPart(type="input_text", text=items)]
-    users = [item for item in items if item.role == "user"]
+    users = [item for item in items if isinstance(item, InputItem)]
     content = users[-1].content if users else None
     return [ContentPart(type="input_text", text=content)] if isinstance(content, str) else content or []
 
@@ -203,13 +230,12 @@ def responses() -> ResponseReturnValue:
     body = read_json(ResponsesBody)
     tool = body.tool
     model = model_with_room(tool.model)
-    config = model.engine.config
+    num_tokens = model.engine.config.picture.num_tokens
     tool = tool.model_copy(update={"stream": body.stream})
     prompt, over = body.prompt, body.picture()
-    num_tokens = config.picture.num_tokens
     order = tool.order(prompt, num_tokens) if over is None else tool.order_over(over, prompt, num_tokens)
     drawing = draw(model, replace(order, num_images=1, best_of=tool.best_of), over)
-    response = _Response(drawing, tool, body.model or config.name)
+    response = _Response(drawing, tool, body.model or model.name)
     if body.stream:
         return sse.stream(drawing.generation, _ResponseEvents(response, tool.partial_images or 0).translate)
     (image,) = drawing.images()

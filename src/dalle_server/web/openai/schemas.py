@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dalle_server.drawing.form import Form
-from dalle_server.drawing.repaint import Repaint
+from dalle_server.drawing.repaint import MAX_GROW, Repaint
 from dalle_server.drawing.sizes import parse_size
 from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED, SamplingParams
@@ -23,7 +24,28 @@ MAX_IMAGE_INDEX = 2**31 - 1
 MAX_EDIT_IMAGES = 16
 
 
-class OutputBody(SamplingBody, ShapeBody):
+def _say_empty(schema: dict[str, Any]) -> None:
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf", [])
+        is_text = any(kind.get("type") == "string" and "enum" not in kind for kind in kinds)
+        if kinds and not is_text and name not in schema.get("required", ()):
+            kinds.append({"const": ""})
+
+
+class OpenAIBody(Body):
+    """Base of this API's bodies. Empty text is left out: go-openai writes it for each field of a form that is unset."""
+
+    model_config = ConfigDict(json_schema_extra=_say_empty)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != "" or cls.model_fields[info.field_name or ""].is_required():
+            return value
+        return None
+
+
+class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
     """What every request for pictures may say of them and of how they are drawn."""
 
     model: str | None = None
@@ -38,7 +60,9 @@ class OutputBody(SamplingBody, ShapeBody):
     safety_identifier: str | None = Field(None, description="echoed")
     user: str | None = Field(None, description="the old name of safety_identifier")
     seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
-    image_index: Whole = Field(0, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it")
+    image_index: Whole | None = Field(
+        None, ge=0, le=MAX_IMAGE_INDEX, description="picture i of a seed, without those before it"
+    )
     guidance_scale: float | None = Field(None, ge=0.0, le=100.0, description="another name of condition_scale")
     # Accepted, so that clients need no change; the model has one quality and one style, and paints every pixel.
     style: Any = None
@@ -68,7 +92,7 @@ class OutputBody(SamplingBody, ShapeBody):
             num_images=self.n or 1,
             counted_as="n",
             seed=self.seed,
-            first_index=self.image_index,
+            first_index=self.image_index or 0,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt or "",
             preview_every=self._preview_every(num_tokens),
@@ -96,7 +120,19 @@ class RepaintBody(OutputBody, OverBody):
 
 
 class EditBody(RepaintBody):
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        validate_default=True,
+        description="none: that of the picture, where keep_tokens makes a branch of one of ours; else required",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _there_or_told_by_the_picture(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        if prompt is None and not info.data.get("keep_tokens"):
+            raise PydanticCustomError("missing", "Field required")
+        return prompt
 
 
 class EditForm(EditBody):
@@ -113,9 +149,10 @@ class VariationForm(RepaintBody):
     prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARS, description="none: that of the picture, if it is ours"
     )
+    grow: Whole | None = Field(None, ge=0, le=MAX_GROW, description="0 or none: no mask is taken here, but in edits")
 
 
-class ImageReference(Body):
+class ImageReference(OpenAIBody):
     """Exactly one of them; a file_id is refused, for no files are kept."""
 
     image_url: str | None = Field(None, description="a data: URL")
@@ -137,7 +174,7 @@ class ImageGenerationBody(OutputBody):
     logprobs: bool | None = Field(None, description="tell how likely the model thinks each token")
 
 
-class ScoreBody(SamplingBody):
+class ScoreBody(OpenAIBody, SamplingBody):
     """POST /v1/images/score."""
 
     image: str = Field(description="base64, or a data: URL")

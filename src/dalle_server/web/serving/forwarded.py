@@ -29,8 +29,9 @@ class Forwarded:
     Raises ConfigError for a trusted_proxy or public_url that could not mean anything.
     """
 
-    def __init__(self, app: WSGIApplication, settings: Settings):
-        self._app = app
+    def __init__(self, app: Flask, settings: Settings):
+        self._app: WSGIApplication = app.wsgi_app
+        self._routes = app.url_map.bind("")
         self._trusted = [_network(text) for text in settings.trusted_proxy]
         self._root = None if settings.public_url is None else _root(settings.public_url)
         self._prefix = "" if self._root is None else urlsplit(self._root).path.rstrip("/")
@@ -61,12 +62,24 @@ class Forwarded:
             if _PREFIX.fullmatch(given := _last(said["PREFIX"]).rstrip("/")):
                 prefix = given
         if prefix:
-            path = environ.get("PATH_INFO", "")
             environ["SCRIPT_NAME"] = prefix
-            if path == prefix or path.startswith(f"{prefix}/"):  # a proxy that does not take the prefix off
-                environ["PATH_INFO"] = path[len(prefix) :] or "/"
+            environ["PATH_INFO"] = self._without(prefix, environ)
         if self._root is not None:
             environ[_ROOT] = self._root
+
+    def _without(self, prefix: str, environ: WSGIEnvironment) -> str:
+        """The path behind the prefix, which a proxy may have taken off already: then a route can begin with the same
+        word, as /dalle does. So nothing is taken off where only the path as it stands is a route.
+        """
+        path: str = environ.get("PATH_INFO", "")
+        if path != prefix and not path.startswith(f"{prefix}/"):
+            return path
+        method = environ["REQUEST_METHOD"]
+        if method == "OPTIONS":  # a browser asks for another method's sake
+            method = environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", method)
+        behind = path[len(prefix) :] or "/"
+        is_route = self._routes.test
+        return path if is_route(path, method) and not is_route(behind, method) else behind
 
     def _client(self, peer: str, forwarded_for: str) -> str:
         """The nearest address that is no proxy of ours; what stands further left, anyone may have written."""
@@ -82,7 +95,7 @@ class Forwarded:
 
 
 def install(app: Flask, settings: Settings) -> Forwarded:
-    forwarded = Forwarded(app.wsgi_app, settings)
+    forwarded = Forwarded(app, settings)
     app.extensions[EXTENSION] = forwarded
     app.wsgi_app = forwarded  # type: ignore[method-assign]
     return forwarded
