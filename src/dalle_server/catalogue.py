@@ -65,17 +65,17 @@ def describe(settings: Settings) -> ModelCard:
 
 def _of_native(directory: Path, settings: Settings, variant: Variant | None) -> ModelCard:
     native = peek(directory)
-    config = native.config
+    config, has_encoder = native.config, ENCODER_TENSOR in native.vqgan_names
     return ModelCard(
         name=config.name,
         title=variant.title if variant else config.name,
         licence=variant.licence if variant else "",
         place="on_disk",
         size_bytes=native.size_bytes,
-        memory_bytes=needed_bytes(config, RunnerSettings.of(settings)),
+        memory_bytes=needed_bytes(config, RunnerSettings.of(settings), has_encoder=has_encoder),
         family=config.family,
         image_px=config.picture.width_px,
-        features=(LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if ENCODER_TENSOR in native.vqgan_names else ())),
+        features=(LOGPROBS, SEAMLESS, PULL, *((TOKENIZE,) if has_encoder else ())),
         digest=native.digest,
     )
 

@@ -84,6 +84,10 @@ def test_compiled_code_draws_alike_everywhere_and_other_runners_where_all_is_ali
     assert drawn_as("a", INFO) == drawn_as("a", replace(INFO, device="cuda:1"))
     assert drawn_as("a", INFO) != drawn_as("a", replace(INFO, device_name="NVIDIA B"))
     assert drawn_as("a", INFO) != drawn_as("a", replace(INFO, versions={"torch": "2.14"}))
+    assert drawn_as("a", INFO) == drawn_as("a", replace(INFO, num_threads=3)), "a GPU draws, not the threads"
+    on_cpu = replace(INFO, device="cpu", num_threads=2)
+    assert drawn_as("a", on_cpu) != drawn_as("a", replace(on_cpu, num_threads=1))
+    assert drawn_as("a", compiled) == drawn_as("a", replace(compiled, device="cpu", num_threads=1))
 
 
 def check_serve_config(config: Any) -> None:

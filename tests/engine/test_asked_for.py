@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dalle_server.engine.engine import Engine
 from dalle_server.engine.runners.base import LOGPROBS
-from dalle_server.errors import InvalidRequest, NotReady, NotSupported, Overloaded
+from dalle_server.errors import EngineDown, InvalidRequest, NotReady, NotSupported, Overloaded
 from dalle_server.request import FREE, GenerationRequest
 from tests.engine.conftest import new_engine, run
 from tests.fake_runner import FakeRunner
@@ -106,6 +108,38 @@ def test_reading_that_finds_no_memory_is_an_overload_and_a_stopped_engine_reads_
     engine.stop()
     with pytest.raises(NotReady):
         engine.tokenize(picture)
+
+
+def test_a_runner_that_is_closed_while_it_reads_is_a_refusal() -> None:
+    """By a stop, or by a fault in a step beside it."""
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+
+    def failing_after(what: Callable[[Engine, FakeRunner], object]) -> NotReady:
+        runner = FakeRunner()
+        engine = new_engine(runner, make_runner=FakeRunner)
+
+        def closed(_: np.ndarray) -> None:
+            what(engine, runner)
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+        runner.on_tokenize = closed
+        with pytest.raises(NotReady, match="try again shortly") as refused:
+            engine.tokenize(picture)
+        return refused.value
+
+    def crash(engine: Engine, runner: FakeRunner) -> None:
+        def fail(rows: object) -> None:
+            raise RuntimeError("asked for by a test")
+
+        runner.on_step = fail
+        engine.submit(REQUEST)
+        engine.step()
+        assert engine.state == "ready"
+
+    assert isinstance(failing_after(lambda engine, _: engine.stop()), EngineDown)
+    assert not isinstance(failing_after(crash), EngineDown)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        failing_after(lambda *_: None)
 
 
 def test_a_change_of_what_previews_are_wanted_is_told_to_who_listens() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dalle_server.errors import CheckpointError
 from dalle_server.generation import Done, Failed, ImageReady
 from dalle_server.request import GenerationRequest, ImageKey
 from tests.engine.conftest import NUM_TOKENS, alone, run, same
@@ -138,3 +139,41 @@ def test_pixels_that_fail_cost_that_picture_alone(make_engine):
     run(engine)
     assert {type(first.terminal), type(second.terminal)} == {Failed, Done}
     assert engine.state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(CheckpointError("the weights are broken"), "the weights are broken"), (RuntimeError("secret"), "try again")],
+)
+def test_pixels_that_fail_are_told_by_what_would_help(error, told, make_engine):
+    """Trying again mends no weights."""
+    runner = FakeRunner()
+
+    def detokenize(grids):
+        raise error
+
+    runner.on_detokenize = detokenize
+    engine = make_engine(runner)
+    generation = engine.submit(GenerationRequest.of("a", seed=1))
+    run(engine)
+    assert isinstance(generation.terminal, Failed)
+    found = generation.terminal.error
+    assert told in found.message and "secret" not in found.message
+    assert found.code == ("checkpoint_error" if isinstance(error, CheckpointError) else "generation_failed")
+    assert engine.state == "ready"
+
+
+def test_one_broken_code_costs_no_neighbour_in_a_batch_of_pixels(make_engine):
+    """A GPU decodes several pictures at once."""
+    runner = FakeRunner()
+    engine = make_engine(runner, detokenize_batch=8)
+    grids = [(seed,) * NUM_TOKENS for seed in range(4)]
+
+    def detokenize(batch):
+        if (batch == 2).any():
+            raise CheckpointError("the weights are broken")
+
+    runner.on_detokenize = detokenize
+    generations = [engine.submit(GenerationRequest.of("a", seed=1, forced_tokens=grid)) for grid in grids]
+    run(engine)
+    assert [type(generation.terminal) for generation in generations] == [Done, Done, Failed, Done]

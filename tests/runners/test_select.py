@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def with_accelerator(monkeypatch: pytest.MonkeyPatch, device: str | None) -> None:
-    monkeypatch.setattr(choosing, "_accelerator", lambda: device)
+    monkeypatch.setattr(choosing, "_accelerator", lambda: (device, None))
 
 
 def with_compiled(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
@@ -65,7 +66,7 @@ def test_a_cpu_that_cannot_run_the_compiled_code_takes_torch_and_says_why(monkey
         with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
             choose(*wish)
     without(monkeypatch, "torch")
-    with pytest.raises(ConfigError, match="VNNI instructions; or use --runner torch"):
+    with pytest.raises(ConfigError, match=r"VNNI instructions; or use --runner torch.*dalle-server\[torch\]"):
         choose()
 
 
@@ -137,6 +138,54 @@ def test_a_cpu_build_of_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose().device == "cpu"
 
 
+BROKEN = "libcudart.so.12: cannot open shared object file"
+
+
+@pytest.fixture
+def broken_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A CUDA build whose libraries are not there."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise OSError({BROKEN!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cu130")
+    choosing._fault_of_torch.cache_clear()
+    yield
+    choosing._fault_of_torch.cache_clear()
+
+
+def test_a_torch_that_cannot_be_imported_stops_no_start_without_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken_torch: None
+) -> None:
+    with_compiled(monkeypatch)
+    choice = choose()
+    assert (choice.runner, choice.device) == ("compiled", "cpu")
+    assert choice.lacking and BROKEN in choice.lacking and "no GPU" in choice.lacking
+    monkeypatch.setattr(select, "_load", lambda *_: None)
+    choose_runner(random_checkpoint(), RunnerSettings(num_slots=1, num_threads=1))
+    assert [BROKEN in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [True]
+
+
+@pytest.mark.parametrize("wish", [("torch", "cpu"), ("auto", "cuda")])
+def test_a_torch_that_is_needed_and_cannot_be_imported_says_so(wish: tuple[str, str], broken_torch: None) -> None:
+    with pytest.raises(ConfigError, match=f"--runner torch: .*{BROKEN}.*install it again"):
+        choose(*wish)
+
+
+def test_a_torch_that_cannot_be_imported_does_not_stand_in(monkeypatch: pytest.MonkeyPatch, broken_torch: None) -> None:
+    with_compiled(monkeypatch, "there is no build")
+    with pytest.raises(ConfigError, match="--runner compiled: there is no build"):
+        choose()
+
+
+@pytest.mark.parametrize(("runner", "mib"), [("compiled", 272), ("torch", 112 + 178 + 16 + 128)])
+def test_the_encoder_counts_where_there_is_one(runner: str, mib: int) -> None:
+    """272 MiB as measured: compiled code, Mini's shape, before and after the first picture that was read."""
+    choice = Choice(runner, "cpu", "fp32", "")
+    without, beside = (sizing.memory_bytes(SIZES["mini"], choice, 4, has_encoder=has) for has in (False, True))
+    assert (beside - without) / 2**20 == pytest.approx(mib, rel=0.02)
+
+
 def test_slots_shrink_with_the_size_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "_free_gpu_bytes", lambda device: 80 << 30)
     config = random_checkpoint().config
@@ -192,7 +241,7 @@ def test_a_folder_called_torch_is_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert choosing._accelerator() is None
+    assert choosing._accelerator() == (None, None)
 
 
 def test_a_build_may_be_named_and_one_that_is_not_there_is_refused() -> None:

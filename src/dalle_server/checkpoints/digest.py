@@ -36,6 +36,30 @@ def sha256_file(path: Path, report: Callable[[int], None] = lambda done: None) -
     return digest
 
 
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS of all files in the folder, as `sha256sum -c` reads it."""
+    sums = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+    (folder / SUMS_NAME).write_text("".join(f"{sums[name]}  {name}\n" for name in sums), "utf-8", newline="\n")
+
+
+def promised_sums(listed: Path) -> dict[str, str]:
+    """File's name → hex digest, as SHA256SUMS at `listed` has it; empty where there is none."""
+    promised: dict[str, str] = {}
+    if listed.exists():
+        for line in listed.read_bytes().decode("ascii", "replace").splitlines():
+            digest, _, name = line.partition("  ")
+            promised[name] = digest
+    return promised
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether the file can be read and is what SHA256SUMS beside it promises."""
+    try:
+        return promised_sums(path.parent / SUMS_NAME).get(path.name) == sha256_file(path)
+    except OSError:
+        return False
+
+
 def hash_file(path: Path, digest: hashlib._Hash, report: Callable[[int], None] = lambda done: None) -> str:
     """Feed a file to `digest` (which may already hold a prefix), one MiB at a time."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.checkpoint import FORMAT, Checkpoint
-from dalle_server.checkpoints.digest import SUMS_NAME, sha256_file
+from dalle_server.checkpoints.digest import SUMS_NAME, promised_sums, sha256_file, write_sums
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
 from dalle_server.checkpoints.tensor_file import (
     Array,
@@ -76,7 +76,7 @@ def peek(path: Path) -> Peek:
     config = model_config(str(path / CONFIG), read_json(path / CONFIG))
     check_config(str(path / CONFIG), config)
     try:
-        sums = _promised_sums(path / SUMS_NAME)
+        sums = promised_sums(path / SUMS_NAME)
         size_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         names = frozenset(open_tensors(path / VQGAN))
     except OSError as error:
@@ -117,8 +117,7 @@ def write_native(
             (partial / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         described = {"format": FORMAT, **({"source": dict(source)} if source else {}), **config.to_dict()}
         (partial / CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
-        sums = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
-        (partial / SUMS_NAME).write_text("".join(f"{sums[name]}  {name}\n" for name in sums), "utf-8", newline="\n")
+        write_sums(partial)
     return target
 
 
@@ -155,7 +154,7 @@ def _verified_sums(path: Path) -> dict[str, str]:
     listed = path / SUMS_NAME
     if not listed.exists():
         return sums
-    promised = _promised_sums(listed)
+    promised = promised_sums(listed)
     for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER):
         found = sums.get(name) or sha256_file(path / name)
         if promised.get(name) != found:
@@ -164,15 +163,6 @@ def _verified_sums(path: Path) -> dict[str, str]:
                 f" copy it again, or delete the folder if it was converted"
             )
     return sums
-
-
-def _promised_sums(listed: Path) -> dict[str, str]:
-    promised: dict[str, str] = {}
-    if listed.exists():
-        for line in listed.read_bytes().decode("ascii", "replace").splitlines():
-            digest, _, name = line.partition("  ")
-            promised[name] = digest
-    return promised
 
 
 def _weights_digest(config: ModelConfig, sums: Mapping[str, str]) -> str:

@@ -22,10 +22,13 @@ def drawn_as(digest: str, info: RunnerInfo) -> str:
     """Replicas of one such name draw the same bytes.
 
     All builds of the compiled code do, on whatever CPU and cache (docs/performance.md); of other runners it is known
-    only for the same device and libraries.
+    only for the same device and libraries, and on a CPU for as many threads.
     """
-    where = () if info.runner == "compiled" else (info.device_name, *(f"{k} {v}" for k, v in info.versions.items()))
-    return " / ".join((digest, info.runner, info.dtype, *where))
+    drawn = [digest, info.runner, info.dtype]
+    if info.runner != "compiled":
+        drawn += [info.device_name, *(f"{name} {version}" for name, version in info.versions.items())]
+        drawn += [f"{info.num_threads} threads"] if info.device == "cpu" else []
+    return " / ".join(drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def agree(app: str, settings: Mapping[str, Any], revision: str, ours: str) -> Ag
     if agreed.drawn_as != ours:
         raise ConfigError(
             f"this replica would draw other bytes than the others of {app!r}: they have {agreed.drawn_as}, it has "
-            f"{ours}; give all nodes the same weights and runner, or all of them another revision"
+            f"{ours}; give all nodes the same weights, runner and num_threads, or all of them another revision"
         )
     return agreed
 

@@ -22,7 +22,7 @@ from dalle_server.engine.runners.base import PendingStep, Runner, StepRow
 from dalle_server.engine.sequence import ImageGroup, ImageSequence
 from dalle_server.engine.stats import Counters, EngineStats, Observer, notify
 from dalle_server.engine.tracker import Place, RequestTracker
-from dalle_server.errors import GenerationFailed
+from dalle_server.errors import DalleServerError, GenerationFailed
 from dalle_server.generation import Failed
 
 # Tokens of texts that a step reads: beside running pictures as many as it has rows, which cost about as much, and never
@@ -148,9 +148,12 @@ class DecodeLoop:
         return pixels
 
     def _lose_pixels(self, sequences: Sequence[ImageSequence], error: Exception) -> None:
+        """An error raised on purpose says itself what would help: broken weights stay broken."""
         logger.error("decoding %d pictures to pixels failed", len(sequences), exc_info=error)
+        if not isinstance(error, DalleServerError):
+            error = GenerationFailed("the tokens could not be decoded to pixels; try again")
         for sequence in sequences:
-            self.tracker.lose(sequence, GenerationFailed("the tokens could not be decoded to pixels; try again"))
+            self.tracker.lose(sequence, error)
 
     def seconds_in_call(self) -> float:
         """How long the runner has been at its present step or batch of pixels: what the watchdog looks at."""

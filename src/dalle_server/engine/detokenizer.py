@@ -103,7 +103,12 @@ class Detokenizer:
         try:
             pixels = self._decode(np.stack([sequence.tokens for sequence in sequences]), wraps)
         except Exception as error:
-            self._on_error(sequences, error)
+            if len(sequences) == 1:
+                self._on_error(sequences, error)
+                return
+            logger.warning("%d pictures could not be decoded together; now one by one", len(sequences), exc_info=True)
+            for sequence in sequences:  # so that the one at fault costs no neighbour
+                self._decode_finals([sequence], wraps=wraps)
             return
         for sequence, picture in zip(sequences, pixels, strict=True):
             self._on_image(sequence, picture)

@@ -119,7 +119,8 @@ class Engine:
     def _refusal(self) -> NotReady:
         state = self._state
         kind = EngineDown if state in ("failed", "stopping", "stopped") else NotReady
-        return kind(f"the engine is {state}; try again shortly", retry_after_s=5)
+        what = "has restarted" if state == "ready" else f"is {state}"  # while the caller looked
+        return kind(f"the engine {what}; try again shortly", retry_after_s=5)
 
     def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         """Accept a request: from now on it ends exactly once. Any thread.
@@ -148,12 +149,17 @@ class Engine:
         """
         check_pixels(pixels, self.config, self.info)
         with self._tokenizing:  # a runner reads for one thread at a time
+            loop = self._loop
             if self._state != "ready":
                 raise self._refusal()
             try:
-                return self._loop.runner.tokenize(pixels)
+                return loop.runner.tokenize(pixels)
             except MemoryError as error:
                 raise Overloaded("not enough memory to read this picture; try again later") from error
+            except Exception as error:
+                if self._state != "ready" or loop is not self._loop:  # its runner was closed meanwhile
+                    raise self._refusal() from error
+                raise
 
     def step(self) -> bool:
         """One token for every running picture. False when nothing is left to do. Faults are handled here."""

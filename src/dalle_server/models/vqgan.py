@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle_server.errors import CheckpointError
+from dalle_server.models.broken import NO_CODES
 from dalle_server.models.config import VQGANConfig
 
 GROUP_NORM_EPS = 1e-6
@@ -184,11 +186,16 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(config.n_embed, config.embed_dim)
 
     def nearest(self, z: Tensor, num_codes: int | None = None) -> Tensor:
-        """(B, E, h, w) → (B, h·w) ids of the closest of the first `num_codes` codebook entries, row by row."""
+        """(B, E, h, w) → (B, h·w) ids of the closest of the first `num_codes` codebook entries, row by row.
+
+        Raises CheckpointError where a distance is not finite.
+        """
         z = z.flatten(2).transpose(1, 2)  # (B, h·w, E)
         codebook = self.embedding.weight[:num_codes]  # (C, E)
         # |z − e|² without |z|², which is the same for every e
         distance = codebook.square().sum(1) - 2 * z @ codebook.T
+        if not distance.isfinite().all():
+            raise CheckpointError(NO_CODES)
         return distance.argmin(-1)
 
 

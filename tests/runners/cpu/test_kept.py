@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dalle_server.checkpoints import find_checkpoint, open_checkpoint, write_native
+from dalle_server.checkpoints import cache, find_checkpoint, open_checkpoint, write_native
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.checkpoints.tensor_file import release_pages
 from dalle_server.engine.runners.cpu import load as cpu_load
@@ -81,12 +82,63 @@ def test_what_is_kept_is_what_packing_gives(checkpoint: Checkpoint, tmp_path: Pa
             release_pages(kept[name])
 
 
-def test_a_damaged_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    kept_packed(checkpoint, "int8", tmp_path)
-    (file,) = tmp_path.glob("compiled/*/*.safetensors")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=file.name):
-        kept_packed(checkpoint, "int8", tmp_path)
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def zeroed(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[: middle - 2048] + bytes(4096) + content[middle + 2048 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], zeroed, lambda content: b"", lambda content: None])
+def test_a_damaged_file_is_made_again_with_the_same_bits(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes | None]
+) -> None:
+    expected = logits(checkpoint, tmp_path / "cache")
+    (file,) = tmp_path.glob("cache/compiled/*/*.safetensors")
+    whole = file.read_bytes()
+    file.unlink()
+    damaged = damage(whole)
+    if damaged is not None:
+        file.write_bytes(damaged)
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path / "cache"), expected)
+    told = [f"{file} is damaged; it is made again, which takes longer than to read it"]
+    assert warnings(caplog) == (told if damaged is not None else []), "deleted as a remedy is no damage"
+    assert file.read_bytes() == whole
+    caplog.clear()
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path / "cache"), expected)
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_what_earlier_versions_kept_goes_and_all_else_stays(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    versions = [(packing, packing.FILE_VERSION), (compiled_ranges, compiled_ranges.FILE_VERSION)]
+    for older in (2, 1):
+        for module, version in versions:
+            monkeypatch.setattr(module, "FILE_VERSION", version - older)
+        for each in FORMATS:
+            logits(checkpoint, tmp_path, each)
+
+    def folders() -> set[str]:
+        return {path.name for path in tmp_path.glob("compiled/*") if path.is_dir()}
+
+    before = folders()
+    assert len(before) == 3, "a version 2 older is gone already"
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu_load, "WORTH_KEEPING_BYTES", 0)
+    packed, ranges = (f"{checkpoint.digest[:24]}-{kind}-v" for kind in (dtype, "ranges"))
+    later = tmp_path / "compiled" / f"{packed}{packing.FILE_VERSION + 1}"
+    strange = tmp_path / "compiled" / f"{packed}1.old"
+    later.mkdir()
+    strange.mkdir()
+    logits(checkpoint, tmp_path, dtype)
+    gone = {f"{packed}{packing.FILE_VERSION - 1}"} | (
+        {f"{ranges}{compiled_ranges.FILE_VERSION - 1}"} if dtype == "int8" else set()
+    )
+    assert before - folders() == gone and {later.name, strange.name} <= folders()
 
 
 def test_a_cache_that_cannot_be_written_costs_time_and_says_so(
@@ -110,18 +162,25 @@ def painted(cache_dir: Path | None, dtype: str = "int8") -> bytes:
 
 def test_pixels_are_the_same_with_any_cache_and_with_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Replicas of a cluster tell each other weights and dtype, and nothing of their caches."""
-    cache, blocked = tmp_path / "cache", tmp_path / "file"
+    kept, blocked = tmp_path / "cache", tmp_path / "file"
     blocked.write_text("not a directory")
-    expected = painted(cache)
+    expected = painted(kept)
     assert painted(None) == expected != painted(None, "fp32")
     assert not caplog.records
     assert painted(blocked) == expected
     assert ["not kept" in record.message for record in caplog.records] == [True]
-    (file,) = cache.rglob("ranges.json")
-    file.write_text("damaged")
+    (file,) = kept.rglob("ranges.json")
+    measured = file.read_text()
+    for damaged in ("damaged", measured.replace("conv1", "conv2"), measured.replace(": ", ": 1")):
+        file.write_text(damaged)
+        caplog.clear()
+        assert painted(kept) == expected
+        assert [f"{file} is damaged; it is made again" in record.message for record in caplog.records] == [True]
+        assert file.read_text() == measured
+    file.unlink()
     caplog.clear()
-    assert painted(cache) == expected
-    assert [f"{file} is damaged; delete it" in record.message for record in caplog.records] == [True]
+    assert painted(kept) == expected and file.read_text() == measured
+    assert not caplog.records
 
 
 def test_ranges_that_cannot_be_written_are_measured_once(
@@ -129,12 +188,12 @@ def test_ranges_that_cannot_be_written_are_measured_once(
 ) -> None:
     """A full disk is noticed when they are written."""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise CheckpointError("no space left")
 
     measured: list[object] = []
     monkeypatch.setattr(cpu_load, "usable_ranges", lambda *_: measured.append(1) or {})
-    monkeypatch.setattr(compiled_ranges, "replaced_directory", full)
+    monkeypatch.setattr(cache, "replaced_directory", full)
     cpu_runner(checkpoint, "int8", num_slots=1, num_threads=1, cache_dir=tmp_path)
     assert len(measured) == 1 and "no space left" in caplog.text
 

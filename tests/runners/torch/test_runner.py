@@ -11,6 +11,7 @@ import torch
 
 from dalle_server.engine import sampling
 from dalle_server.engine.runners.base import LOGPROBS, NAN_TOKEN, StepRow
+from dalle_server.engine.runners.cpu.threads import processor_name
 from dalle_server.engine.runners.torch import runner as torch_runner
 from dalle_server.engine.runners.torch.device import checked_device
 from dalle_server.engine.runners.torch.runner import TorchRunner
@@ -246,6 +247,16 @@ def test_a_step_that_finds_no_memory_for_logprobs_changes_no_slot(batch, form, m
                 runner.step(rows(position, (0, 1, 2)))
         tokens = runner.step(rows(position, (0, 1))).result().tokens
         assert tokens.tolist() == expected[:2, position].tolist()
+
+
+def test_a_cpu_is_told_by_name_instructions_and_threads():
+    """Each of them changes torch's last bits: replicas that draw the same say the same."""
+    before = torch.get_num_threads()
+    runner = TorchRunner(golden_checkpoint("tiny-mega"), num_slots=1, num_threads=1)
+    torch.set_num_threads(before)
+    assert runner.info.device_name == processor_name() and runner.info.num_threads == 1
+    assert runner.info.versions["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert TorchRunner(golden_checkpoint("tiny-mega"), num_slots=1).info.num_threads == before
 
 
 def test_a_closed_runner_holds_nothing_large_and_may_be_closed_again():

@@ -91,6 +91,7 @@ def test_draining_refuses_new_work_only(app: Flask) -> None:
 
 def test_info_says_what_runs_and_why(client: FlaskClient) -> None:
     info = client.get("/v1/info").json
+    assert info["runner"]["build"] is None, "told also where no compiled code runs"
     assert info["model"]["name"] == "scripted" and info["model"]["image_px"] == 16
     assert info["model"]["determinism"] == "bit-exact"
     assert info["runner"]["reason"] == "the tests asked for it"

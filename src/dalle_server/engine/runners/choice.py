@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, fields
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from dalle_server.engine.runners.cpu.compiled.library import load_library, why_not
-from dalle_server.errors import ConfigError
+from dalle_server.errors import ConfigError, first_line
 
 CPU_RUNNERS = ("compiled",)
 _SMALL_WEIGHTS = 20_000_000  # below, exact arithmetic is fast enough: docs/performance.md
@@ -69,12 +70,14 @@ def choose(
     elif runner in CPU_RUNNERS and runner not in cpu_runners:
         raise ConfigError(f"--runner {runner} does not draw this family of models; use --runner torch")
     if device == "auto":
-        device = "cpu" if runner in CPU_RUNNERS else _accelerator() or "cpu"
+        accelerator, lacking = (None, None) if runner in CPU_RUNNERS else _accelerator()
+        device = accelerator or "cpu"
         reasons.append(
             f"device {device}: " + ("no accelerator that torch sees" if device == "cpu" else "torch sees it")
         )
     if runner == "auto":
-        runner, why, lacking = _default_runner(device, dtype, cpu_build)
+        runner, why, missing = _default_runner(device, dtype, cpu_build)
+        lacking = missing or lacking
         reasons.append(f"runner {runner}: {why}")
     if dtype == "auto":
         dtype, why = _default_dtype(runner, device, num_weights)
@@ -83,18 +86,31 @@ def choose(
     return Choice(runner, device, dtype, "; ".join(reasons) or "as asked for", lacking)
 
 
-def _accelerator() -> str | None:
+def _accelerator() -> tuple[str | None, str | None]:
+    """What torch sees, and why it cannot be asked where that is so."""
     # A CPU build of torch is not imported just to be asked: that takes seconds.
     try:
         if importlib.metadata.version("torch").endswith("+cpu"):
-            return None
+            return None, None
     except importlib.metadata.PackageNotFoundError:  # also where a folder `torch/` lies in the working directory
-        return None
+        return None, None
+    if fault := _fault_of_torch():
+        return None, f"{fault}, so no GPU was looked for"
     import torch
 
     if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else None
+        return "cuda", None
+    return "mps" if torch.backends.mps.is_available() else None, None
+
+
+@functools.cache  # a second attempt in the same process fails for other reasons than the first
+def _fault_of_torch() -> str | None:
+    """Why it cannot be imported: its own libraries, or a driver's, may be missing or of another version."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"torch is installed and cannot be imported ({first_line(error)})"
+    return None
 
 
 def _default_dtype(runner: str, device: str, num_weights: int | None) -> tuple[str, str]:
@@ -113,7 +129,8 @@ def _default_runner(device: str, dtype: str, cpu_build: str) -> tuple[str, str, 
     if dtype == "bf16":
         return "torch", "the only one on a CPU in this dtype", None
     if missing := why_not(cpu_build):
-        if cpu_build == "auto" and dtype != "int8" and importlib.util.find_spec("torch") is not None:
+        has_torch = importlib.util.find_spec("torch") is not None and _fault_of_torch() is None
+        if cpu_build == "auto" and dtype != "int8" and has_torch:
             return "torch", f"{missing}, which runner compiled needs", missing
         return "compiled", "nothing else will do", None  # to be refused, with the reason
     return "compiled", f"the fastest on a CPU, build {load_library(cpu_build).build}", None
@@ -123,6 +140,8 @@ def _check(runner: str, device: str, dtype: str, cpu_build: str) -> None:
     if runner == "torch":
         if importlib.util.find_spec("torch") is None:
             raise ConfigError("--runner torch needs PyTorch: pip install 'dalle-server[torch]'")
+        if fault := _fault_of_torch():
+            raise ConfigError(f"--runner torch: {fault}; install it again, or use --device cpu with --runner compiled")
         if dtype == "int8":
             raise ConfigError("--dtype int8 is for --runner compiled; with torch use fp32, bf16 or fp16")
         return
@@ -133,4 +152,5 @@ def _check(runner: str, device: str, dtype: str, cpu_build: str) -> None:
     if dtype not in ("int8", "fp32"):
         raise ConfigError(f"--runner compiled computes in int8 or fp32, not {dtype}; use --runner torch")
     if missing := why_not(cpu_build):
-        raise ConfigError(f"--runner compiled: {missing}; or use --runner torch, which is slower")
+        extra = " and needs pip install 'dalle-server[torch]'" if importlib.util.find_spec("torch") is None else ""
+        raise ConfigError(f"--runner compiled: {missing}; or use --runner torch, which is slower{extra}")

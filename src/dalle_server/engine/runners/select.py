@@ -31,7 +31,7 @@ def choose_runner(checkpoint: Checkpoint, asked: RunnerSettings | None = None) -
         choice.runner, choice.device, choice.dtype, slots, choice.reason, threads, why,
     )  # fmt: skip
     if choice.lacking:
-        logger.warning("pictures take many times as long as they could, with torch on a CPU: %s", choice.lacking)
+        logger.warning("pictures may take many times as long as they could: %s", choice.lacking)
     try:
         return _load(checkpoint, choice, slots, threads, asked)
     except MemoryError as error:
@@ -43,10 +43,11 @@ def choose_runner(checkpoint: Checkpoint, asked: RunnerSettings | None = None) -
     return choose_runner(checkpoint, replace(asked, device="cpu"))
 
 
-def needed_bytes(config: ModelConfig, asked: RunnerSettings) -> int:
+def needed_bytes(config: ModelConfig, asked: RunnerSettings, *, has_encoder: bool) -> int:
     """The memory that `choose_runner` would take, about, before anything is loaded. Raises ConfigError as it does."""
     choice = _choose(config, asked)
-    return memory_bytes(config, choice, asked.num_slots or default_num_slots(config, choice))
+    slots = asked.num_slots or default_num_slots(config, choice)
+    return memory_bytes(config, choice, slots, has_encoder=has_encoder)
 
 
 def _choose(config: ModelConfig, asked: RunnerSettings) -> Choice:

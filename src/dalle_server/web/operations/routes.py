@@ -69,6 +69,7 @@ class RunnerDescription(BaseModel):
     reason: str
     versions: dict[str, str]
     num_threads: int | None
+    build: str | None  # of the compiled code, by instruction set; null where it does not run
     features: tuple[str, ...]  # beyond drawing: "tokenize" (reads pictures), "logprobs", "seamless", "pull" (strength)
 
 

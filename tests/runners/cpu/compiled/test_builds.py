@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from numpy.random import _bounded_integers
 
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.config import Settings
 from dalle_server.engine.runners.base import StepRow
 from dalle_server.engine.runners.cpu.compiled import library
-from dalle_server.engine.runners.cpu.compiled.builds import NAMES
+from dalle_server.engine.runners.cpu.compiled.builds import NAMES, library_of
 from dalle_server.engine.runners.cpu.compiled.texts import CompiledTexts
 from dalle_server.engine.selftest import check_determinism
 from dalle_server.request import ImageKey, SamplingParams
@@ -121,6 +124,55 @@ def test_a_build_of_other_sources_is_refused_by_name(monkeypatch: pytest.MonkeyP
     library.load_library.cache_clear()
     assert reason is not None and f"compiled-{RUNNABLE[0]}.so was not made from this package's sources" in reason
     assert "python hatch_build.py" in reason
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder of an installation with the best build that runs here, and no other."""
+    monkeypatch.setattr(library, "library_of", lambda build: tmp_path / f"compiled-{build}.so")
+    best = library_of(RUNNABLE[0])
+    (tmp_path / best.name).write_bytes(best.read_bytes())
+    library.load_library.cache_clear()
+    yield tmp_path
+    library.load_library.cache_clear()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF, cut off", b"<html>"])
+def test_a_build_that_cannot_be_read_is_passed_over(
+    installed: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "NAMES", ("better", RUNNABLE[0]))
+    (installed / "compiled-better.so").write_bytes(content)
+    assert library.load_library().build == RUNNABLE[0]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "compiled-better.so cannot be read" in told and f"build {RUNNABLE[0]} runs instead" in told
+    (installed / f"compiled-{RUNNABLE[0]}.so").unlink()
+    library.load_library.cache_clear()
+    reason = library.why_not()
+    assert reason and "compiled-better.so cannot be read" in reason and "install the package again" in reason
+
+
+def test_a_library_of_somebody_else_is_one_that_cannot_be_read(installed: Path) -> None:
+    (installed / "compiled-strange.so").write_bytes(Path(_bounded_integers.__file__).read_bytes())
+    reason = library.why_not("strange")
+    assert reason and "compiled-strange.so cannot be read" in reason
+
+
+@pytest.mark.parametrize(
+    ("machine", "build", "says"),
+    [
+        ("AMD64", "auto", r"no compiled code; install the package again, without DALLE_BUILD=0"),
+        ("arm64", "dotprod", r"no build dotprod .*install the package again"),
+        ("riscv64", "auto", r"^the compiled code has no build for this processor \(riscv64\)$"),
+        ("x86_64", "dotprod", r"no build dotprod of the compiled code for x86_64; use --cpu_build auto"),
+    ],
+)
+def test_why_there_is_no_build(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, machine: str, build: str, says: str
+) -> None:
+    (installed / f"compiled-{RUNNABLE[0]}.so").unlink()
+    monkeypatch.setattr(library.platform, "machine", lambda: machine)  # type: ignore[attr-defined]
+    assert re.search(says, library.why_not(build) or "")
 
 
 def test_the_start_up_check_says_what_a_build_may_claim() -> None:

@@ -15,7 +15,6 @@ from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.pixels import CompiledPixels
 from dalle_server.engine.runners.cpu.compiled.vqgan.ranges import kept_ranges, random_grids, usable_ranges
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges
-from dalle_server.errors import CheckpointError
 from dalle_server.variants import ModelSize
 from tests.runners.cpu.compiled.test_pixels import decoder
 from tests.runners.cpu.cpu_runners import RUNNABLE, needs_compiled
@@ -116,13 +115,16 @@ def test_ranges_are_measured_once(tmp_path: Path, nano: Checkpoint, ranges: Rang
     assert kept_ranges(tmp_path, nano, lambda: pytest.fail("measured again")) == ranges
 
 
-@pytest.mark.parametrize("content", [["not a mapping"], {"decoder.conv1": 0.0}, {"decoder.conv1": float("nan")}])
-def test_a_damaged_file_is_named(content: object, tmp_path: Path, nano: Checkpoint) -> None:
-    kept_ranges(tmp_path, nano, dict)
+@pytest.mark.parametrize("content", [["not a mapping"], {"decoder.conv1": 0.0}, {"decoder.conv1": 7.0}])
+def test_a_damaged_file_is_measured_again(
+    content: object, tmp_path: Path, nano: Checkpoint, ranges: Ranges, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept_ranges(tmp_path, nano, lambda: ranges)
     (file,) = tmp_path.rglob("ranges.json")
     file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"ranges\.json is damaged; delete it"):
-        kept_ranges(tmp_path, nano, dict)
+    assert kept_ranges(tmp_path, nano, lambda: ranges) == ranges
+    assert f"{file} is damaged; it is made again" in caplog.text
+    assert kept_ranges(tmp_path, nano, lambda: pytest.fail("measured again")) == ranges
 
 
 def test_pixels_are_int8_where_there_are_ranges(nano: Checkpoint, ranges: Ranges) -> None:

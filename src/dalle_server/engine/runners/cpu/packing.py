@@ -13,17 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.checkpoints.atomic import replaced_directory
-from dalle_server.checkpoints.cache import converted_once
+from dalle_server.checkpoints.cache import kept_file
 from dalle_server.checkpoints.checkpoint import Checkpoint
-from dalle_server.checkpoints.tensor_file import DTYPES, LazyTensor, open_tensors, release_pages, write_tensors
+from dalle_server.checkpoints.tensor_file import (
+    DTYPES,
+    LazyTensor,
+    check_tensors,
+    open_tensors,
+    release_pages,
+    write_tensors,
+)
 from dalle_server.engine.runners.cpu.compiled.tiles import INT8_BYTES, LANES, tile_fp32, tile_int8, tile_shape
 from dalle_server.engine.runners.cpu.quantise import GROUP_SIZE, quantise
 from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig, Product
 
 FILE_NAME = "packed.safetensors"
-FILE_VERSION = 3  # of what `products` stacks, how `quantise` rounds and how tiles lie
+FILE_VERSION = 4  # of what `products` stacks, how `quantise` rounds and how tiles lie
 _FILE_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "I8": np.dtype(np.int8)}
 
 Tensors = Mapping[str, Any]
@@ -56,22 +62,21 @@ def pack(tensors: Tensors, product: Product, dtype: str) -> NDArray[Any]:
 
 
 def kept_packed(checkpoint: Checkpoint, dtype: str, cache_dir: Path) -> Tiles:
-    """Every product's tiles, mapped from a file in `cache_dir`; written if not there.
+    """Every product's tiles, mapped from a file in `cache_dir`; written if not there or damaged.
 
-    Raises CheckpointError when the file cannot be written or is damaged.
+    Raises CheckpointError when the file cannot be written.
     """
     folder = cache_dir / "compiled" / f"{checkpoint.digest[:24]}-{dtype}-v{FILE_VERSION}"
     tensors, wanted = checkpoint.transformer, products(checkpoint.config)
+    lazy = {name: packed_later(tensors, product, dtype) for name, product in wanted.items()}
 
-    def write() -> None:
-        lazy = {name: packed_later(tensors, product, dtype) for name, product in wanted.items()}
-        with replaced_directory(folder, needed_bytes=sum(tensor.nbytes for tensor in lazy.values())) as partial:
-            write_tensors(partial / FILE_NAME, lazy, dtypes=_FILE_DTYPES)
+    def write(path: Path) -> None:
+        write_tensors(path, lazy, dtypes=_FILE_DTYPES)
 
-    file = converted_once(folder, write, FILE_NAME) / FILE_NAME
+    file = kept_file(folder, FILE_NAME, write, sum(tensor.nbytes for tensor in lazy.values()))
     found = open_tensors(file, _FILE_DTYPES)
-    if found.keys() != wanted.keys():
-        raise CheckpointError(f"{file} does not hold this model's products; delete it, it will be made again")
+    shapes = {name: tensor.shape for name, tensor in lazy.items()}
+    check_tensors(f"{file} (delete it: it is made again)", found, shapes)
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from dalle_server.engine.runners.base import RunnerInfo
+from dalle_server.engine.runners.cpu.threads import processor_name
 from dalle_server.engine.runners.torch.weights import DTYPES
 from dalle_server.errors import ConfigError
 
@@ -38,12 +38,13 @@ def checked_dtype(name: str) -> torch.dtype:
 
 def describe(device: torch.device, dtype: str, reason: str) -> RunnerInfo:
     versions = {"torch": str(torch.__version__)}
-    name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name, versions["cuda"] = torch.cuda.get_device_name(device), str(torch.version.cuda)
     elif device.type == "mps":
         name = "Apple GPU"
-    return RunnerInfo("torch", str(device), name, dtype, reason, versions)
+    else:  # the instructions that torch's kernels use here: others round otherwise
+        name, versions["instructions"] = processor_name(), torch.backends.cpu.get_cpu_capability()
+    return RunnerInfo("torch", str(device), name, dtype, reason, versions, num_threads=torch.get_num_threads())
 
 
 @contextmanager

@@ -45,7 +45,8 @@ from dalle_server.engine.runners.torch.weights import (
     load_transformer,
     pixel_dtype,
 )
-from dalle_server.errors import NotSupported
+from dalle_server.errors import CheckpointError, NotSupported
+from dalle_server.models.broken import NO_PIXELS
 from dalle_server.models.vqgan import VQGAN, to_pixels
 
 
@@ -206,17 +207,29 @@ class TorchRunner:
     @torch.inference_mode()
     def detokenize(self, grids: NDArray[np.int32], *, wraps: bool = False) -> NDArray[np.uint8]:
         """One picture at a time: its pixels then depend on nothing else, and a batch would hardly be faster. The device
-        is waited for once, at the end.
+        is waited for at the end.
+
+        Raises CheckpointError for pixels that are not finite.
         """
         with self._on_detokenize_stream():
             ids = torch.from_numpy(grids.astype(np.int64)).to(self._device)
-            pixels = torch.cat([to_pixels(self._vqgan.decode(grid[None], wraps=wraps)) for grid in ids])
-            return pixels.cpu().numpy()
+            pixels, are_finite = zip(*(self._paint(grid, wraps) for grid in ids), strict=True)
+            if not torch.stack(are_finite).all():
+                raise CheckpointError(NO_PIXELS)
+            return torch.cat(pixels).cpu().numpy()
+
+    def _paint(self, grid: Tensor, wraps: bool) -> tuple[Tensor, Tensor]:
+        """(I,) → (1, H, W, 3) bytes, and whether they come from numbers."""
+        image = self._vqgan.decode(grid[None], wraps=wraps)
+        return to_pixels(image), image.isfinite().all()
 
     @memory_errors()
     @torch.inference_mode()
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """One picture at a time, as in `detokenize`. The encoder is loaded with the first: most servers read none."""
+        """One picture at a time, as in `detokenize`. The encoder is loaded with the first: most servers read none.
+
+        Raises CheckpointError for distances from the codes that are not finite.
+        """
         if self._tokenizer is None:
             if TOKENIZE not in self.info.features:
                 raise NotSupported(NO_ENCODER)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
+import platform
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any
 
 from dalle_server.engine.runners.cpu.compiled import operations
-from dalle_server.engine.runners.cpu.compiled.builds import NAMES, library_of, sources_digest
+from dalle_server.engine.runners.cpu.compiled.builds import BUILDS, NAMES, library_of, sources_digest
+from dalle_server.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 
 class TiledProduct(Structure):
@@ -94,19 +99,53 @@ STRUCTURES = (LayerPointers, DecoderPointers, StepArguments, EncoderPointers, Te
 def load_library(build: str = "auto") -> Any:
     """The named build, or the best one that this CPU runs; its `build` says which.
 
-    Raises OSError, with the reason and the remedy, where there is none, or it is of other sources than the package's.
+    Raises OSError, with the reason and the remedy, where there is none, or all that there are cannot be read or are of
+    other sources than the package's. One of those is passed over, with a warning, where another runs.
     """
     existing = [name for name in (NAMES if build == "auto" else (build,)) if library_of(name).exists()]
     if not existing:
-        which = "compiled code" if build == "auto" else f"build {build} of the compiled code"
-        raise OSError(f"this installation has no {which}; install the package again, without DALLE_BUILD=0")
+        raise OSError(_why_none(build))
+    faults = []
     for name in existing:
-        library: Any = ctypes.CDLL(str(library_of(name)))
-        if library.is_supported():
-            _check(library, name)
-            library.build = name
-            return _with_types(library)
+        try:
+            library = _opened(name)
+        except OSError as error:
+            faults.append(str(error))
+            continue
+        if library is not None:
+            for fault in faults:
+                logger.warning("%s; build %s runs instead", fault, name)
+            return library
+    if faults:
+        raise OSError("; ".join(faults))
     raise OSError(f"this CPU has not the instructions of {', '.join(existing)}, the compiled code's builds here")
+
+
+def _why_none(build: str) -> str:
+    """Why no library is there, and what to do. `build` as for `load_library`."""
+    machine = platform.machine().lower()
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    if processor not in BUILDS:
+        return f"the compiled code has no build for this processor ({machine})"
+    if build != "auto" and build not in BUILDS[processor]:
+        return f"this installation has no build {build} of the compiled code for {processor}; use --cpu_build auto"
+    which = "compiled code" if build == "auto" else f"build {build} of the compiled code"
+    return f"this installation has no {which}; install the package again, without DALLE_BUILD=0"
+
+
+def _opened(name: str) -> Any | None:
+    """The build's library; None where this CPU has not its instructions. Raises OSError for a file that is not one."""
+    try:
+        library = ctypes.CDLL(str(library_of(name)))
+        is_supported = library.is_supported()
+    except (OSError, AttributeError) as error:
+        remedy = "install the package again (python hatch_build.py in a checkout)"
+        raise OSError(f"{library_of(name).name} cannot be read ({first_line(error)}): {remedy}") from error
+    if not is_supported:
+        return None
+    _check(library, name)
+    library.build = name  # type: ignore[attr-defined]
+    return _with_types(library)
 
 
 def _check(library: Any, name: str) -> None:

@@ -12,6 +12,8 @@ from dalle_server.engine.runners.cpu.compiled.program import Program
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.feature_maps import FeatureMap, LayerWriter
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import VQGANWeights
+from dalle_server.errors import CheckpointError
+from dalle_server.models.broken import NO_CODES
 
 
 class CompiledDecoder:
@@ -64,10 +66,16 @@ class CompiledEncoder:
         self._program = Program(library, team, layers.operations, layers.kept)
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.int32]:
-        """(H, W, 3) in 0…1 → (h · w,) ids of the closest codebook entries."""
+        """(H, W, 3) in 0…1 → (h · w,) ids of the closest codebook entries.
+
+        Raises CheckpointError for distances that are not finite.
+        """
         self._pixels.array()[:] = self._as_read(pixels)
         self._program.run()
-        ids: NDArray[np.int32] = self._distances.array().argmin(-1).ravel().astype(np.int32)
+        distances = self._distances.array()
+        if not np.isfinite(distances).all():
+            raise CheckpointError(NO_CODES)
+        ids: NDArray[np.int32] = distances.argmin(-1).ravel().astype(np.int32)
         return ids
 
     def embeddings(self) -> NDArray[np.float32]:

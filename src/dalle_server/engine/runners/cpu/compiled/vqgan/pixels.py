@@ -13,6 +13,7 @@ from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder, CompiledEncoder
 from dalle_server.engine.runners.cpu.compiled.vqgan.weights import Ranges, VQGANWeights
 from dalle_server.errors import CheckpointError, NotSupported
+from dalle_server.models.broken import NO_PIXELS
 
 NO_RANGES: Ranges = {}
 
@@ -34,12 +35,15 @@ class CompiledPixels:
         """Raises CheckpointError for pixels that are not finite."""
         pixels = self._decoder.decode(grid, wraps=wraps)
         if not np.isfinite(pixels).all():
-            raise CheckpointError("pixels that are not numbers came out of the VQGAN; its weights are broken")
+            raise CheckpointError(NO_PIXELS)
         # Truncated, not rounded: the reference's own conversion.
         return (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
     def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """In fp32 whatever the dtype: a picture is read once, and every id that differs is a place redrawn."""
+        """In fp32 whatever the dtype: a picture is read once, and every id that differs is a place redrawn.
+
+        Raises CheckpointError for weights that give no numbers.
+        """
         if self._encoder is None:
             self._encoder = self._make_encoder()
         return self._encoder.encode(np.asarray(picture, np.float32) / np.float32(255))

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dalle_server.checkpoints.atomic import replaced_directory
-from dalle_server.checkpoints.cache import converted_once
+from dalle_server.checkpoints.cache import kept_file
 from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.cpu.compiled.team import Team
 from dalle_server.engine.runners.cpu.compiled.vqgan.halves import CompiledDecoder
@@ -22,7 +21,7 @@ from dalle_server.errors import CheckpointError
 from dalle_server.models.config import ModelConfig
 
 FILE_NAME = "ranges.json"
-FILE_VERSION = 2  # of how ranges are measured
+FILE_VERSION = 3  # of how ranges are measured
 LEAST_PSNR_DB = 35.0  # below this a difference could be seen
 _NUM_PICTURES = 4
 _MARGIN = 1.5  # over the largest input seen: clipping another picture costs more than finer steps would gain
@@ -37,24 +36,16 @@ logger = logging.getLogger(__name__)
 def kept_ranges(cache_dir: Path, checkpoint: Checkpoint, measure: Callable[[], Ranges]) -> Ranges:
     """Read from a file in `cache_dir`, or measured and written there.
 
-    Raises OSError or CheckpointError when the file cannot be written or is damaged.
+    Raises OSError or CheckpointError when the file cannot be written or read.
     """
     folder = cache_dir / "compiled" / f"{checkpoint.digest[:24]}-ranges-v{FILE_VERSION}"
 
-    def write() -> None:
-        ranges = dict(measure())
-        with replaced_directory(folder) as partial:
-            (partial / FILE_NAME).write_text(json.dumps(ranges, indent=1) + "\n", encoding="utf-8")
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(dict(measure()), indent=1) + "\n", encoding="utf-8")
 
-    file = converted_once(folder, write, FILE_NAME) / FILE_NAME
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        ranges = {str(name): float(highest) for name, highest in found.items()}
-        if not all(_LEAST < highest < math.inf for highest in ranges.values()):
-            raise ValueError("not a range")
-        return ranges
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged; delete it, it will be made again") from error
+    file = kept_file(folder, FILE_NAME, write)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {str(name): float(highest) for name, highest in found.items()}
 
 
 def usable_ranges(
