@@ -24,6 +24,17 @@ def form_files(*names: str) -> list[bytes]:
     return [file.read() for name in names for file in request.files.getlist(name)]
 
 
+def form_file(name: str) -> bytes | None:
+    """The one file of the form under this name; empty ones, as browsers send for a field that is left, are none.
+
+    Raises InvalidRequest for several: one of them would be dropped without a word.
+    """
+    found = [file for file in form_files(name) if file]
+    if len(found) > 1:
+        raise InvalidRequest(f"{name}: {len(found)} files were sent; send one", param=name)
+    return found[0] if found else None
+
+
 def decode_base64(text: str, param: str) -> bytes:
     """The bytes of base64 text or of a `data:` URL. Raises InvalidRequest; nothing is ever fetched."""
     if _REMOTE.match(text):

@@ -150,6 +150,15 @@ def test_a_branch_of_our_own_picture_needs_no_encoder(client: FlaskClient, engin
     drawn(client, image=url(files(client, first)[0]), keep_tokens=8, seed=1)
 
 
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_of_several_files_none_is_dropped_without_a_word(client: FlaskClient, name: str) -> None:
+    sent = {"prompt": "x", "image": [(io.BytesIO(png(PHOTO)), "a.png")], "mask": [(io.BytesIO(png(MASK)), "m.png")]}
+    sent[name] = [(io.BytesIO(b""), ""), *sent[name], (io.BytesIO(png(PHOTO)), "b.png")]
+    refused = client.post("/v1/jobs", data=sent, content_type="multipart/form-data")
+    assert (refused.status_code, refused.json["error"]["param"]) == (400, name)
+    assert f"{name}: 2 files were sent; send one" in refused.json["error"]["message"]
+
+
 def test_weights_without_an_encoder_refuse_a_strangers_picture(
     client: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

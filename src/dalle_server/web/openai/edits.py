@@ -25,7 +25,7 @@ from dalle_server.web.openai.schemas import (
 from dalle_server.web.pool.model import Model
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.uploads import decode_base64, form_files
+from dalle_server.web.uploads import decode_base64, form_file, form_files
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
 
@@ -40,7 +40,7 @@ def edits() -> ResponseReturnValue:
     if request.mimetype == "multipart/form-data":
         body: EditBody = validate(EditForm, request.form.to_dict())
         model = model_with_room(body.model)
-        image, mask = only_one(_images()), _mask()
+        image, mask = only_one(_images()), form_file("mask")
     else:
         read = read_json(EditJson)
         body = read
@@ -59,7 +59,7 @@ def edits() -> ResponseReturnValue:
 def variations() -> ResponseReturnValue:
     hold_place()
     body = validate(VariationForm, request.form.to_dict())
-    for name, given in (("mask", _mask()), ("grow", body.grow)):
+    for name, given in (("mask", form_file("mask")), ("grow", body.grow)):
         if given:
             message = f"{name} is for /v1/images/edits: a variation draws all of the picture anew"
             raise InvalidRequest(message, param=name)
@@ -88,14 +88,6 @@ def _images() -> list[bytes]:
     if len(found) > MAX_EDIT_IMAGES:
         raise InvalidRequest(f"image: {len(found)} pictures are too many; send one", param="image")
     return found
-
-
-def _mask() -> bytes | None:
-    """A form whose field was left empty sends an empty file."""
-    found = [file for file in form_files("mask") if file]
-    if len(found) > 1:
-        raise InvalidRequest(f"mask: {len(found)} files were sent; send one", param="mask")
-    return found[0] if found else None
 
 
 def only_one(images: list[bytes]) -> bytes:
