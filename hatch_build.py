@@ -81,7 +81,7 @@ def compile_builds(system: System, into: Path = builds.FOLDER) -> list[Path]:
 
 
 def _put(made: Path, library: Path) -> None:
-    part = library.with_suffix(".part")
+    part = library.with_suffix(f".{os.getpid()}.part")  # two may be built at the same time
     try:
         part.write_bytes(made.read_bytes())
         part.replace(library)  # a server that runs keeps the old file

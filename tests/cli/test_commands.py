@@ -187,18 +187,17 @@ def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         ended = launch("app.py", "--host", "127.0.0.1", "--port", port, "--data_dir", tmp_path)
-        assert ended.wait(120) == 1
-        assert ended.stderr is not None
-        assert f"error: port {port} on 127.0.0.1 is in use; stop what listens there" in ended.stderr.read()
-        ended.communicate()
+    assert ended.returncode == 1
+    assert f"error: port {port} on 127.0.0.1 is in use; stop what listens there" in ended.stderr
 
 
-def launch(*words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
+        timeout=120,
     )

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,19 @@ class Started:
             text=True,
         )
 
+    def said_until(self, words: str) -> str:
+        """What it says up to a line with these words; all that it said where it ends, or is ended, without them."""
+        assert self.process.stdout is not None
+        patience = threading.Timer(180, self.process.kill)
+        patience.start()
+        said = ""
+        for line in self.process.stdout:
+            said += line
+            if words in line:
+                break
+        patience.cancel()
+        return said
+
     def ended(self, code: int = 0) -> str:
         said, _ = self.process.communicate(timeout=180)
         assert self.process.returncode == code, said
@@ -70,48 +85,64 @@ class Started:
         assert list(self.home.rglob("*")) == []
 
 
-def test_the_watch_sees_what_it_is_meant_to_see(tmp_path: Path) -> None:
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Started, and ended whatever the test does."""
+    all_started: list[Started] = []
+
+    def start(folder: Path, code: str, *words: object) -> Started:
+        all_started.append(Started(folder, code, *words))
+        return all_started[-1]
+
+    yield start
+    for started in all_started:
+        with started.process:
+            started.process.kill()
+
+
+def test_the_watch_sees_what_it_is_meant_to_see(tmp_path: Path, start: Start) -> None:
     talker = "import socket, subprocess\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))\n"
-    started = Started(tmp_path, WATCHED + talker + "subprocess.run([sys.executable, '-c', ''])")
+    started = start(tmp_path, WATCHED + talker + "subprocess.run([sys.executable, '-c', ''])")
     started.ended()
     assert {line.split()[0] for line in started.seen()} >= {"socket.connect", "subprocess.Popen"}
 
 
-def test_generate_and_replay(tmp_path: Path) -> None:
+def test_generate_and_replay(tmp_path: Path, start: Start) -> None:
     (tmp_path / "generate").mkdir()
     (tmp_path / "replay").mkdir()
-    generate = Started(tmp_path / "generate", COMMAND, "generate", "a red apple", "--seed", 1, "-o", tmp_path)
+    generate = start(tmp_path / "generate", COMMAND, "generate", "a red apple", "--seed", 1, "-o", tmp_path)
     picture = generate.ended().strip().splitlines()[-1]
     generate.check_quiet()
-    replay = Started(tmp_path / "replay", COMMAND, "replay", picture)
+    replay = start(tmp_path / "replay", COMMAND, "replay", picture)
     assert "the same picture, bit for bit" in replay.ended()
     replay.check_quiet()
 
 
-def test_the_class(tmp_path: Path) -> None:
-    started = Started(tmp_path, CLASS, tmp_path / "cache")
+def test_the_class(tmp_path: Path, start: Start) -> None:
+    started = start(tmp_path, CLASS, tmp_path / "cache")
     started.ended()
     started.check_quiet()
 
 
 @pytest.mark.parametrize("words", [("pull", "mini"), ("pull", "mega"), ("models",)], ids=" ".join)
-def test_offline_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+def test_offline_nobody_is_asked(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     offline = "import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n"
-    started = Started(tmp_path, offline + COMMAND, *words)
+    started = start(tmp_path, offline + COMMAND, *words)
     said = started.ended(0 if words == ("models",) else 1)
     assert words == ("models",) or "HF_HUB_OFFLINE is set" in said
     started.check_quiet()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is no signal there")
-def test_serve_also_after_its_port_is_open(tmp_path: Path) -> None:
-    started = Started(tmp_path, COMMAND, "serve", "--host", "127.0.0.1", "--port", 0, "--img_format", "png")
-    assert started.process.stdout is not None
-    said = ""
-    for line in started.process.stdout:
-        said += line
-        if "up and running" in line:
-            break
+def test_serve_also_after_its_port_is_open(tmp_path: Path, start: Start) -> None:
+    started = start(tmp_path, COMMAND, "serve", "--host", "127.0.0.1", "--port", 0, "--img_format", "png")
+    said = started.said_until("up and running")
+    assert "up and running" in said
     time.sleep(1)  # what forks or calls does so beside the server
     children = [stat for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == started.process.pid]
     started.process.send_signal(signal.SIGTERM)

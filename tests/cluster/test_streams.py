@@ -87,3 +87,10 @@ def test_a_picture_that_two_engines_fail_at_is_given_up() -> None:
     end = drawn(GenerationRequest.of("a cat", seed=1), replicas)
     assert isinstance(end.error, EngineFault) and "lost twice" in end.error.message
     assert len(replicas.asked) == 3
+
+
+def test_a_stream_that_ends_after_its_picture_is_not_asked_again() -> None:
+    request = GenerationRequest.of("a cat", 2, seed=1)
+    replicas = Replicas(lambda n: picture(request)[:1])
+    assert isinstance(drawn(request, replicas), Done)
+    assert len(replicas.asked) == 2

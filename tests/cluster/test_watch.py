@@ -52,3 +52,15 @@ def test_a_board_without_replicas_is_silent_unless_there_may_be_none(may_be_none
     assert silent_after([]) is not may_be_none
     assert watch.replicas == ()
     assert not silent_after([replica(may_be_none)])
+
+
+def test_wishes_outlive_a_board_that_is_away() -> None:
+    class Away(Board):
+        async def remote(self, front: str, previews: Any) -> list[dict[str, Any]]:
+            raise ConnectionError
+
+    watch = Watch(Deployed(Away(), Away()), adopt)  # type: ignore[arg-type]
+    watch.want_previews("part", 1)
+    with pytest.raises(ConnectionError):
+        asyncio.run(watch.ask())
+    assert watch._previews == {"part": 1}

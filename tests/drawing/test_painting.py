@@ -324,6 +324,28 @@ def test_a_grid_that_no_window_fits_is_not_replayed(engine: Engine) -> None:
         replay(told, engine, ReplaySource.TOKENS)
 
 
+def test_a_window_has_what_is_left_of_the_time(engine: Engine) -> None:
+    asked: list[GenerationRequest] = []
+
+    def submit(wanted: GenerationRequest) -> Generation:
+        asked.append(wanted)
+        return engine.submit(wanted)
+
+    result_of(paint(submit, shape(1536, 1024), request(timeout_s=60)))
+    assert asked[1].timeout_s < asked[0].timeout_s <= 60  # type: ignore[operator]
+
+
+def test_of_pictures_that_are_equally_likely_the_first_is_the_best() -> None:
+    wanted = request(3)
+    generation = Generation(wanted, wanted.sampling)
+    best = BestOf(generation, 1)
+    tokens, likelihood = np.zeros(16, np.int32), np.zeros((16, 2), np.float32)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    images = [GeneratedImage(index, key, pixels, tokens, likelihood) for index, key in enumerate(wanted.images)]
+    generation.emit(Done(tuple(images), 0.0, 0.0))
+    assert result_of(best)[0].key == wanted.images[0]
+
+
 def test_a_cancel_that_meets_the_start_of_a_window_ends_that_window(engine: Engine) -> None:
     asked: list[Generation] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -93,6 +95,25 @@ def test_an_engine_that_cannot_read_says_so() -> None:
     with pytest.raises(NotSupported, match="no encoder") as caught:
         new_engine(runner).tokenize(np.zeros((1, 32, 32, 3), np.uint8))
     assert caught.value.status == 501 and caught.value.param == "image"
+
+
+def test_pictures_are_read_one_at_a_time() -> None:
+    runner, reading, is_alone = FakeRunner(), threading.Semaphore(1), list[bool]()
+
+    def read(_: np.ndarray) -> None:
+        is_alone.append(reading.acquire(blocking=False))
+        time.sleep(0.02)  # the others come meanwhile
+        reading.release()
+
+    runner.on_tokenize = read
+    engine = new_engine(runner)
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    threads = [threading.Thread(target=engine.tokenize, args=(picture,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert is_alone == [True] * 4
 
 
 def test_reading_that_finds_no_memory_is_an_overload_and_a_stopped_engine_reads_nothing() -> None:

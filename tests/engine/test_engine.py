@@ -99,6 +99,24 @@ def test_positions_count_down_to_the_start(make_engine):
     assert [e.position for e in events_of(last) if isinstance(e, Queued)] == [1, 0]
 
 
+def test_who_waits_hears_of_a_cancel_before_it(make_engine):
+    engine = make_engine(FakeRunner(num_slots=1))
+    engine.submit(GenerationRequest.of("a", seed=1))
+    engine.step()
+    before, last = (engine.submit(GenerationRequest.of(prompt, n, seed=1)) for prompt, n in (("b", 2), ("c", 1)))
+    before.cancel()
+    engine.step()
+    told = last.events(poll_s=0.001)
+    assert [next(told), next(told), next(told)] == [Queued(1), Queued(0), None]
+
+
+def test_the_last_token_is_told_however_seldom_tokens_are(make_engine):
+    engine = make_engine(progress_every_s=3600.0)
+    generation = engine.submit(GenerationRequest.of("a", 2, seed=1))
+    run(engine)
+    assert [e.tokens_done for e in events_of(generation) if isinstance(e, Progress)][-1] == 2 * NUM_TOKENS
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_return(make_engine):
     engine = make_engine(FakeRunner(num_slots=2), max_waiting_images=3)
     engine.submit(GenerationRequest.of("a", 4, seed=1))

@@ -8,7 +8,7 @@ import pytest
 
 from dalle_server.engine.rng import gumbel
 from dalle_server.engine.runners.base import NAN_TOKEN, StepRow
-from dalle_server.engine.sampling import exponential, filter_logits, guide, sample
+from dalle_server.engine.sampling import _NOISE_RANGE, exponential, filter_logits, guide, sample
 from dalle_server.request import ImageKey, SamplingParams
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
@@ -144,6 +144,12 @@ def test_top_p_is_not_changed_by_leaving_out_what_weighs_nothing(spread):
     for p in (0.1, 0.9, 0.999):
         sampling = SamplingParams(temperature=1.0, top_k=0, top_p=p, condition_scale=1.0)
         assert filter_logits(logits, sampling)[0].tolist() == sorted(order[before < p].tolist())
+
+
+def test_what_is_left_out_could_not_have_won():
+    """Whatever the noise: from the least to the greatest of gumbel()'s."""
+    least, greatest = -np.log(-np.log((np.array([0, 2**32 - 1]) + 0.5) * 2.0**-32))
+    assert greatest - least <= _NOISE_RANGE
 
 
 EXPONENTIALS = {

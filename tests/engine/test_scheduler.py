@@ -120,6 +120,15 @@ def test_slots_out_of_use_come_back_with_the_next_request():
     assert sorted(scheduler.running) == [0, 1, 2, 3]
 
 
+def test_evicted_pictures_come_back_in_their_order():
+    scheduler = Scheduler(4)
+    scheduler.add(make_job(4))
+    while scheduler.admit_next():
+        pass
+    scheduler.shrink(1)
+    assert [sequence.index for sequence in scheduler.waiting.in_order()] == [1, 2, 3]
+
+
 def test_slots_lost_to_a_lack_of_memory_come_back_though_the_queue_never_empties():
     now = 0.0
     scheduler = Scheduler(4, clock=lambda: now)
@@ -142,3 +151,18 @@ def test_slots_lost_to_a_lack_of_memory_come_back_though_the_queue_never_empties
     assert fill() == 2, "a second time it takes longer"
     now = 180.0
     assert fill() == 4
+
+
+def test_slots_are_out_of_use_for_an_hour_at_most():
+    now = 0.0
+    scheduler = Scheduler(2, clock=lambda: now)
+    scheduler.add(make_job(40))
+    for _ in range(20):
+        scheduler.shrink(1)
+    while scheduler.admit_next():
+        pass
+    assert len(scheduler.running) == 1
+    now = 3600.0
+    while scheduler.admit_next():
+        pass
+    assert len(scheduler.running) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,14 +20,9 @@ from dalle_server.web.jobs.current import EXTENSION as JOBS
 from dalle_server.web.pool.model import Source
 from dalle_server.web.service import Service
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
+from tests.ports import free_port
 
 GRID_SIDE = 8
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _listed(card: ModelCard) -> Source:

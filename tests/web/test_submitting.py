@@ -15,8 +15,12 @@ from PIL import Image
 
 from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
+from dalle_server.errors import Overloaded, RateLimited
+from dalle_server.request import GenerationRequest
 from dalle_server.web.app import create_app
+from dalle_server.web.bookkeeping import Bookkeeping, Parts
 from dalle_server.web.jobs.current import EXTENSION
+from dalle_server.web.operations.metrics import Metrics
 from dalle_server.web.service import Service
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 from tests.web.jobs.client import wait_for
@@ -163,3 +167,27 @@ def test_a_job_that_waits_for_room_is_not_refused(start: Callable[..., Flask]) -
         engine._loop.tracker._held = 0
     wait_for(again.test_client(), job["id"], "done")
     assert counted(again, "refused") == 0
+
+
+# -- one client's share
+
+
+def books() -> Bookkeeping:
+    """In which a share is one picture."""
+    return Bookkeeping(Settings(queue_share=0.1, max_waiting_images=10), Metrics(), lambda: "a model")
+
+
+def test_what_the_engine_refuses_takes_no_share() -> None:
+    kept = books()
+    with pytest.raises(Overloaded), kept.submitting(GenerationRequest.of("x", client="a"), Parts()):
+        raise Overloaded("the queue is full")
+    with kept.holding("a"):
+        pass
+
+
+def test_who_has_nothing_under_way_may_ask_for_more_than_a_share() -> None:
+    kept = books()
+    with kept.submitting(GenerationRequest.of("x", 4, client="a"), Parts()):
+        pass
+    with pytest.raises(RateLimited), kept.holding("a"):
+        pass

@@ -82,6 +82,18 @@ def test_a_wrong_digest_is_an_error_and_leaves_a_clean_cache(tmp_path, stub, nam
     open_checkpoint(pull(tmp_path))
 
 
+def test_what_was_damaged_on_its_way_is_fetched_once_more(tmp_path, stub):
+    class DamagedOnce(set):
+        def __contains__(self, name):
+            found = super().__contains__(name)
+            self.discard(name)
+            return found
+
+    stub.corrupt = DamagedOnce({WEIGHTS})
+    open_checkpoint(pull(tmp_path))
+    assert len(stub.downloads(WEIGHTS)) == 3  # and the VQGAN's, of the same name
+
+
 def test_main_is_asked_once_and_the_vqgan_is_pinned(tmp_path, stub):
     pull(tmp_path)
     revisions = [

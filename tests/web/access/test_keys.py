@@ -130,6 +130,15 @@ def test_rate_limit_counts_each_key(make_app: MakeApp) -> None:
     assert post(client, x_api_key="let-me-in-too").status_code == 200
 
 
+def test_rate_limit_counts_drawing_alone(make_app: MakeApp) -> None:
+    client = make_app(rate_limit=1).test_client()
+    for _ in range(3):
+        assert client.get("/v1/models").status_code == 200
+        client.options("/dalle", headers={"Origin": "https://a"})
+    assert [post(client).status_code for _ in range(2)] == [200, 429]
+    assert client.get("/v1/models").status_code == 200
+
+
 def test_keys_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("\ufeff# ours\nalice : sesame-open  # first\n\nbare-key-1234\r\n", encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 from flask.testing import FlaskClient
@@ -53,10 +52,3 @@ class Viewer:
             if self.seen and self.seen[-1][1] in names:
                 break
         return [name for _, name, _ in self.seen]
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.playground.server import free_port
+from tests.ports import free_port
 from tests.web.waits import until
 
 

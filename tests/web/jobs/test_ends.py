@@ -17,8 +17,9 @@ from dalle_server.errors import (
 from dalle_server.web.jobs import ends as jobs_ends
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.storage.records import Job
-from tests.web.jobs.client import events, submit, until, wait_for
+from tests.web.jobs.client import events, submit, wait_for
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
 
 
 def test_a_cancel_ends_the_job_and_keeps_its_row(client: FlaskClient, engine: ScriptedEngine) -> None:
@@ -77,6 +78,18 @@ def test_a_disk_that_refuses_fails_the_job_and_stops_the_engine(
     failed = wait_for(client, job["id"], "failed")
     assert failed["error"]["code"] == "storage_error"
     assert "free some space" in failed["error"]["message"]
+
+
+def test_a_job_that_could_not_be_stored_is_not_drawn(
+    client: FlaskClient, app: Flask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("the disk is full; free some space")
+
+    engine.gate.clear()
+    monkeypatch.setattr(app.extensions[EXTENSION].store, "add", refuse)
+    assert client.post("/v1/jobs", json={"prompt": "x"}).status_code == 507
+    assert engine.generations[0].cancel_reason == "the job could not be stored"
 
 
 def test_a_disk_that_refuses_the_end_as_well_costs_no_later_job(

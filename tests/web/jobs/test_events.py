@@ -9,8 +9,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from dalle_server.web.jobs.current import EXTENSION
-from tests.web.jobs.client import Json, Viewer, events, submit, until, wait_for
+from tests.web.jobs.client import Json, Viewer, events, submit, wait_for
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
 
 
 def test_the_events_of_a_job_in_order(client: FlaskClient, engine: ScriptedEngine) -> None:

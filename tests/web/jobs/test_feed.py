@@ -31,6 +31,24 @@ def test_a_view_of_all_jobs_finds_whatever_is_new(told: list[tuple[str, str]], a
     assert found == everything(feed, after) and not over
 
 
+def test_a_view_of_all_jobs_is_of_ones_own() -> None:
+    feed = Feed(max_viewers=2)
+    for owner in ("me", "you"):
+        feed.open(f"job-{owner}", owner)
+        feed.publish(f"job-{owner}", "queued", {})
+    found, _ = feed.wait("me", "", 0, patience_s=0.0)
+    assert [entry.job_id for entry in found] == ["job-me"]
+
+
+def test_a_picture_takes_the_place_of_its_own_preview() -> None:
+    feed = Feed(max_viewers=1)
+    feed.open("job-1", "me")
+    for event, index in (("preview", 0), ("preview", 1), ("image", 0)):
+        feed.publish("job-1", event, {"index": index})
+    found, _ = feed.wait("me", "job-1", 0, patience_s=0.0)
+    assert [(entry.event, entry.data["index"]) for entry in found] == [("preview", 1), ("image", 0)]
+
+
 def test_jobs_without_news_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A viewer of a thousand waiting jobs pays for the one that is drawn."""
     looked_at: list[str] = []

@@ -16,8 +16,9 @@ from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.feed import RUN, Feed
-from tests.web.jobs.client import Json, Viewer, events, submit, until, wait_for
+from tests.web.jobs.client import Json, Viewer, events, submit, wait_for
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
 
 MINE, YOURS = "k" * 20, "l" * 20
 
@@ -114,6 +115,16 @@ def test_one_key_leaves_event_streams_to_others(keyed: Flask, engine: ScriptedEn
     view = yours.get("/v1/jobs/events")
     assert view.status_code == 200
     view.close()
+
+
+def test_a_stream_of_all_jobs_is_of_ones_own(keyed: Flask) -> None:
+    mine, yours = client_of(keyed, MINE), client_of(keyed, YOURS)
+    wait_for(yours, submit(yours)["id"], "done")
+    own = submit(mine)["id"]
+    viewer = Viewer(mine, "/v1/jobs/events")
+    viewer.read_until("done")
+    assert {data["job"] for _, _, data in viewer.seen} == {own}
+    viewer.response.close()
 
 
 # -- searches
@@ -297,3 +308,20 @@ def test_a_job_goes_on_once_after_a_fault_of_the_engine(
     ended: Json = wait_for(client, submit(client, num_images=2)["id"], end)
     assert [image["index"] for image in ended["images"]] == ([0, 1] if end == "done" else [])
     assert len(engine.requests) == 2
+
+
+def test_a_job_that_a_fault_ends_while_it_is_cancelled_is_not_drawn_again(
+    client: FlaskClient, engine: ScriptedEngine
+) -> None:
+    engine.gate.clear()
+    job = submit(client)
+    wait_for(client, job["id"], "running")
+
+    def crash(reason: str = "") -> None:
+        engine.fail_with = EngineFault("the engine failed")
+        engine.gate.set()
+
+    engine.generations[0].cancel = crash
+    client.post(f"/v1/jobs/{job['id']}/cancel").close()
+    wait_for(client, job["id"], "failed")
+    assert len(engine.requests) == 1

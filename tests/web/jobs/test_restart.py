@@ -11,16 +11,20 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from dalle_server.engine.tracker import Place
 from dalle_server.errors import (
     DalleServerError,
     EngineDown,
     Overloaded,
     RateLimited,
 )
+from dalle_server.generation import Generation
+from dalle_server.request import GenerationRequest
 from dalle_server.web.jobs.current import EXTENSION
-from tests.web.jobs.client import submit, until, wait_for
+from tests.web.jobs.client import submit, wait_for
 from tests.web.jobs.store_help import picture_bytes
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
 
 
 def test_a_restart_goes_on_and_makes_the_same_bytes(
@@ -39,6 +43,36 @@ def test_a_restart_goes_on_and_makes_the_same_bytes(
     second.extensions[EXTENSION].start()
     done = wait_for(second.test_client(), job["id"], "done")
     assert [second.test_client().get(image["url"]).data for image in done["images"]] == expected
+    second.extensions[EXTENSION].close()
+
+
+class Interrupted(ScriptedEngine):
+    """`meanwhile` comes while the engine takes its next request."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
+        generation = super().submit(request, held)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return generation
+
+
+def test_a_cancel_that_comes_while_the_engine_takes_a_waiting_job_reaches_it(
+    make_app: Callable[..., Flask], engine: ScriptedEngine
+) -> None:
+    engine.gate.clear()
+    first = make_app()
+    job = submit(first.test_client())
+    first.extensions[EXTENSION].close()
+    second = make_app()
+    client = second.test_client()
+    engine.__class__ = Interrupted
+    engine.meanwhile = lambda: client.post(f"/v1/jobs/{job['id']}/cancel").close()  # type: ignore[attr-defined]
+    second.extensions[EXTENSION].start()
+    wait_for(client, job["id"], "cancelled")
+    until(lambda: engine.generations[-1].cancel_reason is not None)
     second.extensions[EXTENSION].close()
 
 

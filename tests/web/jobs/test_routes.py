@@ -20,8 +20,9 @@ from dalle_server.errors import (
 from dalle_server.generation import Progress, Queued, Started
 from dalle_server.pictures.metadata import read_metadata
 from dalle_server.web.jobs.current import EXTENSION
-from tests.web.jobs.client import submit, until, wait_for
+from tests.web.jobs.client import submit, wait_for
 from tests.web.scripted_engine import ScriptedEngine
+from tests.web.waits import until
 
 
 def test_a_job_is_accepted_runs_and_shows_its_pictures(client: FlaskClient) -> None:

@@ -117,7 +117,7 @@ def test_urls_show_the_picture_until_their_time_is_over(make_app: Callable[..., 
     (data,) = generate(client, output_format="webp", seed=1)["data"]
     reply = client.get(data["url"], buffered=True)
     assert reply.status_code == 200
-    assert reply.mimetype == "image/webp"
+    assert reply.mimetype == "image/webp" and reply.headers["X-Content-Type-Options"] == "nosniff"
     assert reply.data == base64.b64decode(data["b64_json"])
     (file,) = (tmp_path / "pictures").iterdir()
     os.utime(file, (time.time() - 61,) * 2)

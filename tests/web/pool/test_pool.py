@@ -345,6 +345,16 @@ def test_what_nobody_waits_for_any_more_is_not_loaded(worlds: list[World]) -> No
     assert world.loading == ["a", "b"] and world.states()["c"] == "on_disk"
 
 
+def test_an_engine_that_was_loaded_too_late_is_stopped(worlds: list[World]) -> None:
+    world = world_of(worlds, {"a": 1, "b": 1})
+    world.gate.clear()
+    world.pool.hold(world.model("b"))
+    until(lambda: world.states()["b"] == "loading")
+    world.pool.stop()
+    world.gate.set()
+    until(lambda: bool(world.engines["b"]) and world.engines["b"][0].stopped)
+
+
 def test_no_room_is_made_for_what_nobody_waits_for_any_more(worlds: list[World]) -> None:
     world = world_of(worlds, {"a": 1, "b": 1}, budget_bytes=1_500_000)
     kept = world.use("a")

@@ -16,6 +16,7 @@ from dalle_server.config import Settings
 from dalle_server.engine.stats import EngineStats
 from dalle_server.web.routing import describe
 from dalle_server.web.serving import connections
+from dalle_server.web.serving.connections import Book
 from dalle_server.web.serving.http_server import HttpServer
 from tests.web.live import serving
 from tests.web.scripted_engine import ScriptedEngine
@@ -331,6 +332,54 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed(
         if closes_half_first:
             leaving.shutdown(socket.SHUT_WR)
     until(lambda: engine.generations[0].cancel_reason == "the client left")
+
+
+# -- room
+
+
+class Open:
+    """A connection, as the book of them sees it."""
+
+    def __init__(self, book: Book, address: str, *, is_idle: bool = True, at: float = 0.0):
+        self.addr, self.is_idle, self.num_served, self.creation_time = (address, 1), is_idle, 0, at
+        self.is_open, self._book = True, book
+        book.add(self)  # type: ignore[arg-type]
+
+    def handle_close(self) -> None:
+        self.is_open = False
+        self._book.remove(self)  # type: ignore[arg-type]
+
+
+def test_the_address_with_most_connections_makes_room_for_others() -> None:
+    book = Book(most=3, most_per_address=2)
+    many = [Open(book, "10.0.0.1", at=at) for at in (1.0, 2.0)]
+    other = Open(book, "10.0.0.2", at=0.0)
+    assert book.make_room("10.0.0.3", is_proxy=False)
+    assert [each.is_open for each in (*many, other)] == [False, True, True]
+
+
+def test_no_connection_in_use_ends_for_another() -> None:
+    book = Book(most=3, most_per_address=2)
+    busy = [Open(book, address, is_idle=False) for address in ("10.0.0.1", "10.0.0.1", "10.0.0.2")]
+    assert not book.make_room("10.0.0.1", is_proxy=False) and not book.make_room("10.0.0.3", is_proxy=False)
+    assert all(each.is_open for each in busy)
+
+
+def test_a_refused_body_without_an_end_is_not_read_for_ever(
+    start: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_S", 0.2)
+    with connect(start(), b"POST /dalle HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n") as endless:
+        assert reply_of(endless)[0] == 413
+
+        def is_let_go() -> bool:
+            try:
+                endless.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        until(is_let_go)
 
 
 def test_made_up_methods_that_the_gate_refuses_make_no_new_metrics(start: Callable[..., HttpServer]) -> None:

@@ -79,6 +79,26 @@ def test_a_crowd_is_told_in_one_turn(server: HttpServer, engine: ScriptedEngine)
     assert not server.listeners[0].active_channels, "told, and gone"
 
 
+def test_pictures_that_wait_for_pixels_count(server: HttpServer, engine: ScriptedEngine) -> None:
+    engine.stats = lambda: EngineStats(num_slots=4, running=4, waiting=60, detokenizing=4, step_s=0.5)
+    (client,) = ask(server, POST)
+    turn(server)
+    assert status_of(client) == 503
+
+
+def test_a_queue_that_has_room_again_refuses_nobody(server: HttpServer, engine: ScriptedEngine) -> None:
+    engine.stats = lambda: EngineStats(num_slots=4, running=4, waiting=64, step_s=0.5)
+    (told,) = ask(server, POST)
+    turn(server)
+    assert status_of(told) == 503
+    engine.stats = lambda: EngineStats(num_slots=4, step_s=0.5)
+    server.listeners[0].gate._full_at -= 1.0  # a second later
+    (client,) = ask(server, POST)
+    turn(server)
+    assert server.listeners[0].task_dispatcher.num_waiting == 1
+    client.close()
+
+
 def test_what_needs_work_waits_for_those_who_need_a_word(server: HttpServer) -> None:
     workers = server.listeners[0].task_dispatcher
     crowd = ask(server, POST, CROWD) + ask(server, HEALTH)

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dalle_server.config import Settings
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import GenerationFailed
 from dalle_server.request import ImageKey
-from dalle_server.web.serving.server import warm_up
+from dalle_server.web.serving.server import _warn_if_open, warm_up
 from tests.fake_runner import FakeRunner, FakeTokenizer
 from tests.web.server_process import ROOT, ServerProcess, post_bytes
 
@@ -285,3 +286,20 @@ def test_a_warm_up_that_fails_leaves_no_engine_behind() -> None:
     with pytest.raises(GenerationFailed):
         warm_up(engine)
     assert engine.state == "stopped" and runner.closed
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "api_keys": ("a:sesame-open",)}, False),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "::1"}, False),
+    ],
+)
+def test_a_server_that_anyone_may_use_says_so(
+    settings: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_if_open(Settings(**settings))
+    assert bool(caplog.messages) == warns

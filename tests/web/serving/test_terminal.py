@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 
 from dalle_server.web.logging import configure
 from dalle_server.web.serving.terminal import MOST_LINES, Terminal
+from tests.ports import free_port
 from tests.web.server_process import PATIENCE_S, ROOT, ServerProcess
 from tests.web.waits import until
 
@@ -73,12 +73,6 @@ def start(directory: Path, **streams: Any) -> tuple[subprocess.Popen[bytes], int
         [sys.executable, "-m", "tests.web.fake_server", "0", "0", *flags, *paths], cwd=ROOT, env=environment, **streams
     )
     return process, port
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def is_ready(port: int) -> bool:

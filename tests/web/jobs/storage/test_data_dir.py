@@ -16,9 +16,10 @@ from dalle_server.web.jobs import pump
 from dalle_server.web.jobs.current import EXTENSION
 from dalle_server.web.jobs.storage.rows import JobRows
 from dalle_server.web.jobs.storage.store import Store
-from tests.web.jobs.client import Viewer, submit, until, wait_for
+from tests.web.jobs.client import Viewer, submit, wait_for
 from tests.web.scripted_engine import ScriptedEngine
 from tests.web.server_process import ServerProcess
+from tests.web.waits import until
 
 
 @pytest.mark.parametrize("where", ["database", "take_up"])

@@ -168,6 +168,19 @@ def test_strange_files_are_moved_aside_and_told(data_dir: Path, caplog: pytest.L
     assert not (root / "job-4" / ".2.png.0123abcd.tmp").exists()
 
 
+def test_a_picture_that_was_cut_is_none(data_dir: Path) -> None:
+    store = Store(data_dir)
+    store.rows.drop_pictures("job-1", [0])
+    store.close()
+    file = data_dir / "jobs" / "job-1" / "0.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.index(b"IDAT") + 6])  # what tells how it was made is there
+    found = Store(data_dir).rows.get("job-1")
+    assert found is not None and [picture.index for picture in found.pictures] == [1]
+    assert not file.exists()
+    assert [path.name for path in (data_dir / "set-aside").rglob("*.png")] == ["0.png"]
+
+
 def test_a_picture_whose_row_a_kill_prevented_is_found_again(data_dir: Path) -> None:
     half = job(4, owner="key:me", num_images=3)
     (data_dir / "jobs" / "job-4" / "2.png").write_bytes(picture_bytes(half, 2))

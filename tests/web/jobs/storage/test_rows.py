@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from dalle_server.web.jobs.storage import database, rows
 from dalle_server.web.jobs.storage.rows import JobRows, Query
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.store_help import finished, ids, job
+from tests.web.waits import until
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_search_ends_when_its_client_has_left(store: Store, monkeypatch: pytes
     with endless(store, monkeypatch):
         gone = threading.Event()
         thread, errors = in_thread(store.rows.find, "", Query(words=("apple",)), is_unwanted=gone.is_set)
-        time.sleep(0.05)
+        until(lambda: store.rows._turns._taken.total() == 1)
         assert thread.is_alive()
         gone.set()
         thread.join(30)
@@ -140,7 +140,7 @@ def test_a_search_ends_when_the_store_closes(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(rows, "SEARCH_DEADLINE_S", 3600.0)
     with endless(store, monkeypatch):
         thread, errors = in_thread(store.rows.find, "", Query(words=("apple",)))
-        time.sleep(0.1)
+        until(lambda: store.rows._turns._taken.total() == 1)
         store.close()
         thread.join(30)
     assert not thread.is_alive()
@@ -159,7 +159,7 @@ def test_searches_hold_up_nobody_else(store: Store, monkeypatch: pytest.MonkeyPa
             in_thread(store.rows.find, owner, Query(words=("apple",)), is_unwanted=gone.is_set)[0]
             for owner in ("", "other")
         ]
-        time.sleep(0.1)
+        until(lambda: store.rows._turns._taken.total() == 2)
         for owner in ("", "third"):
             with pytest.raises(Overloaded, match="searches"):
                 store.rows.find(owner, Query(words=("apple",)))
