@@ -25,4 +25,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("claims that this machine cannot check")
     for claim in unchecked_claims():
         terminalreporter.line(f"- {claim}")
-    terminalreporter.line("- times: no test asserts any; `make bench` measures them beside their peers")
+    terminalreporter.line("- times on the clock: no test asserts any; `make bench` measures them beside their peers")
