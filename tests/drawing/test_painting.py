@@ -30,14 +30,13 @@ from dalle_server.generation import (
     Queued,
     Started,
 )
-from dalle_server.models.config import PictureConfig
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
 from dalle_server.pictures.metadata import PictureMetadata, read_metadata
 from dalle_server.request import GenerationRequest, ImageKey
+from tests.drawing.shapes import SIDE, shape
 from tests.fake_runner import FakeRunner, FakeTokenizer, fake_config
 
-SIDE, PX = 4, 8
-WINDOW = fake_config(SIDE).picture
+PX = 8
 
 
 @pytest.fixture
@@ -60,34 +59,8 @@ def request(num_images: int = 1, index: int = 0, **kwargs: Any) -> GenerationReq
     )
 
 
-def shape(width: int, height: int, window: PictureConfig = WINDOW) -> Shape:
-    found = Shape.of((width, height), window)
-    assert found is not None
-    return found
-
-
 def grid(image: GeneratedImage, of: Shape) -> Any:
     return image.tokens.reshape(of.rows, of.columns)
-
-
-@pytest.mark.parametrize(
-    ("size", "rows", "columns", "places"),
-    [
-        ((1536, 1024), 4, 6, [(0, 0), (0, 2)]),
-        ((1024, 1536), 6, 4, [(0, 0), (2, 0)]),
-        ((1024, 1792), 7, 4, [(0, 0), (2, 0), (3, 0)]),
-        ((300, 100), 4, 12, [(0, 0), (0, 2), (0, 4), (0, 6), (0, 8)]),
-    ],
-)
-def test_windows_slide_by_half(size: Any, rows: int, columns: int, places: Any) -> None:
-    found = shape(*size)
-    assert (found.rows, found.columns, found.places) == (rows, columns, places)
-    assert found.is_sound
-
-
-@pytest.mark.parametrize("size", [(512, 512), (1000, 1024), (512, 500), (3001, 1000), (16, 256)])
-def test_what_is_nearly_the_models_own_shape_or_too_long_is_not_painted(size: Any) -> None:
-    assert Shape.of(size, WINDOW) is None
 
 
 def test_the_first_window_is_the_square_picture_and_others_go_on_from_it(engine: Engine) -> None:
@@ -109,16 +82,6 @@ def test_the_first_window_is_the_square_picture_and_others_go_on_from_it(engine:
 def runner_pixels(engine: Engine, tokens: Any) -> Any:
     windows = [runner_of(engine).detokenize(tokens[None, :, x : x + 4].reshape(1, -1))[0] for x in (0, 2)]
     return np.concatenate([windows[0][:, : 3 * PX], windows[1][:, PX:]], axis=1)
-
-
-def test_the_crossfade_is_around_the_middle_of_what_both_have(engine: Engine) -> None:
-    of = shape(1536, 1024)
-    canvas = of.blank()
-    of.put(canvas, np.zeros((32, 32, 3), np.uint8), 0)
-    of.put(canvas, np.full((32, 32, 3), 200, np.uint8), 1)
-    row = canvas[3, :, 0].astype(int)
-    assert (row[:20] == 0).all() and (row[28:] == 200).all()
-    assert (np.diff(row[19:29]) > 0).all() and row[23] + row[24] == 200
 
 
 @pytest.mark.parametrize("size", [(1536, 1024), (1024, 1536), (300, 100)])
@@ -333,17 +296,6 @@ def test_a_window_has_what_is_left_of_the_time(engine: Engine) -> None:
 
     result_of(paint(submit, shape(1536, 1024), request(timeout_s=60)))
     assert asked[1].timeout_s < asked[0].timeout_s <= 60  # type: ignore[operator]
-
-
-def test_of_pictures_that_are_equally_likely_the_first_is_the_best() -> None:
-    wanted = request(3)
-    generation = Generation(wanted, wanted.sampling)
-    best = BestOf(generation, 1)
-    tokens, likelihood = np.zeros(16, np.int32), np.zeros((16, 2), np.float32)
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    images = [GeneratedImage(index, key, pixels, tokens, likelihood) for index, key in enumerate(wanted.images)]
-    generation.emit(Done(tuple(images), 0.0, 0.0))
-    assert result_of(best)[0].key == wanted.images[0]
 
 
 def test_a_cancel_that_meets_the_start_of_a_window_ends_that_window(engine: Engine) -> None:

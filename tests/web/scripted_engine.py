@@ -62,6 +62,7 @@ class ScriptedEngine:
     determinism: str = "bit-exact"
     info: RunnerInfo = INFO
     state: str = "ready"
+    most_images: int = 68  # four slots and the queue
     observer: Observer = field(default_factory=Observer)
 
     def __post_init__(self) -> None:

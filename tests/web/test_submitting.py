@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flask import Flask
+from numpy.typing import NDArray
 from PIL import Image
 
 from dalle_server.config import Settings
@@ -30,21 +31,14 @@ Json = dict[str, Any]
 SLOTS, WAITING = 4, 5
 
 
-def png(shape: tuple[int, ...], grey: int) -> str:
+def url(pixels: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    Image.fromarray(np.full(shape, grey, np.uint8)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-PHOTO = png((32, 32, 3), 90)
-HOLE = np.zeros((32, 32), np.uint8)
-HOLE[:16] = 255
-
-
-def mask() -> str:
-    file = io.BytesIO()
-    Image.fromarray(HOLE).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+PHOTO = url(np.full((32, 32, 3), 90, np.uint8))
+MASK = url(np.repeat(np.array([255, 0], np.uint8), 16)[:, None].repeat(32, 1))  # the upper half is painted anew
 
 
 @pytest.fixture
@@ -83,10 +77,14 @@ def value(app: Flask, name: str) -> float:
     return float(next(line for line in lines if line.startswith(name + " ")).rpartition(" ")[2])
 
 
-EDIT = {"prompt": "x", "images": [{"image_url": PHOTO}], "mask": {"image_url": mask()}, "response_format": "b64_json"}
+EDIT = {"prompt": "x", "images": [{"image_url": PHOTO}], "mask": {"image_url": MASK}, "response_format": "b64_json"}
 PARTS = [
     ("/v1/images/edits", {**EDIT, "n": 3, "candidates": 2}),
     ("/v1/images/generations", {"prompt": "x", "n": 3, "size": "96x32", "response_format": "b64_json"}),
+]
+TOO_MANY = [
+    ("/v1/images/edits", {**EDIT, "n": 4, "candidates": 4}, "candidates × n must be at most 9 on this server"),
+    ("/v1/images/generations", {"prompt": "x", "n": 10, "size": "96x32"}, "must be at most 9 on this server"),
 ]
 
 
@@ -118,21 +116,24 @@ def test_one_that_is_refused_in_the_middle_is_refused_once(start: Callable[..., 
     assert (counted(app, "refused"), counted(app, "cancelled"), counted(app, "done")) == (1, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "said"),
-    [
-        ("/v1/images/edits", {**EDIT, "n": 4, "candidates": 4}, "candidates × n must be at most 9 on this server"),
-        ("/v1/images/generations", {"prompt": "x", "n": 10, "size": "96x32"}, "must be at most 9 on this server"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "said"), TOO_MANY)
 def test_one_that_never_finds_room_is_told_so(start: Callable[..., Flask], path: str, body: Json, said: str) -> None:
     reply = start(max_images=16).test_client().post(path, json=body)
     assert reply.status_code == 400 and said in reply.json["error"]["message"]
 
 
+@pytest.mark.parametrize(("path", "body", "said"), TOO_MANY)
+def test_one_that_finds_room_when_all_replicas_are_there_is_not_wrong(
+    start: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch, path: str, body: Json, said: str
+) -> None:
+    app = start(max_images=16)
+    monkeypatch.setattr(Engine, "most_images", 100)  # as of a cluster's front, which has fewer slots just now
+    assert app.test_client().post(path, json=body).status_code == 503
+
+
 def test_a_job_that_never_finds_room_any_more_ends(start: Callable[..., Flask]) -> None:
     app = start(step_s=1.0)
-    body = {"prompt": "x", "image": PHOTO, "mask": mask(), "num_images": 2, "candidates": 4}
+    body = {"prompt": "x", "image": PHOTO, "mask": MASK, "num_images": 2, "candidates": 4}
     job = app.test_client().post("/v1/jobs", json=body).json
     app.extensions[EXTENSION].close()  # unfinished, as a kill leaves it
     smaller = start(max_waiting_images=3)

@@ -44,9 +44,10 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """(M, N) with its singular values moved to between about 0.7 and 1.2, the vectors staying, by Newton and Schulz."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if is_tall else matrix
     wide = wide / wide.norm().clamp(min=1e-7)  # no singular value is above 1
     for _ in range(_ROUNDS):
         square = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(square, square, square, beta=_B, alpha=_C), wide, beta=_A)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return wide.T if is_tall else wide

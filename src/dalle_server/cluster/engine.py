@@ -151,11 +151,16 @@ class ClusterEngine:
         with self._lock:
             self._held -= num_images
 
+    @property
+    def most_images(self) -> int:
+        """As `engine.Engine.most_images`, when there are most replicas."""
+        most_slots = max(self._most_slots, sum(each.num_slots for each in self._watch.replicas))
+        return most_slots + self._max_waiting_images
+
     def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation:
         """Accept a request: from now on it ends exactly once. Raises as `engine.Engine.submit` does."""
         known = self._known
-        most_slots = max(self._most_slots, sum(each.num_slots for each in self._watch.replicas))
-        check_request(request, known.config, known.info, most_slots + self._max_waiting_images)
+        check_request(request, known.config, known.info, self.most_images)
         if held is not None:
             held.give_back()
         self._take(len(request.images))

@@ -13,9 +13,7 @@ from dalle_server.request import FREE, GenerationRequest
 
 def check_request(request: GenerationRequest, config: ModelConfig, info: RunnerInfo, most_images: int) -> None:
     """Raises InvalidRequest, or NotSupported for what this runner cannot do."""
-    if len(request.images) > most_images:
-        message = f"num_images must be at most {most_images} on this server, not {len(request.images)}"
-        raise InvalidRequest(message, param="num_images")
+    check_room(len(request.images), most_images)
     _check_grid("forced_tokens", request.forced_tokens, config)
     _check_grid("near_tokens", request.near_tokens, config)
     if request.logprobs and LOGPROBS not in info.features:
@@ -25,6 +23,13 @@ def check_request(request: GenerationRequest, config: ModelConfig, info: RunnerI
     if request.pull and PULL not in info.features:
         message = f"the {info.runner} runner draws nothing towards given tokens; use a strength of 0 or 1"
         raise NotSupported(message, param="strength")
+
+
+def check_room(num_images: int, most_images: int, counted_as: str = "num_images") -> None:
+    """That so many pictures can ever be drawn together. Raises InvalidRequest, in the words of who counts them."""
+    if num_images > most_images:
+        message = f"{counted_as} must be at most {most_images} on this server, not {num_images}"
+        raise InvalidRequest(message, param=counted_as.split()[0])
 
 
 def _check_grid(name: str, tokens: tuple[int, ...], config: ModelConfig) -> None:

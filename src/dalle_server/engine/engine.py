@@ -102,6 +102,11 @@ class Engine:
     def state(self) -> State:
         return self._state
 
+    @property
+    def most_images(self) -> int:
+        """Pictures that slots and queue hold together: a request with more never finds room."""
+        return self._counters.num_slots + self._max_waiting_images
+
     def stats(self) -> EngineStats:
         """As of this moment."""
         return self._loop.stats()
@@ -128,8 +133,7 @@ class Engine:
         Raises InvalidRequest, Overloaded when the queue has no room for it, NotReady while restarting, EngineDown from
         `stop` or the last fault on.
         """
-        most = self._counters.num_slots + self._max_waiting_images
-        check_request(request, self.config, self.info, most)
+        check_request(request, self.config, self.info, self.most_images)
         loop = self._loop
         with loop.room_for(len(request.images), held):  # first: reading a text is work, which a full queue must not do
             conditional, unconditional = self.tokenizer.pair(request.prompt, request.negative_prompt)

@@ -207,8 +207,8 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
     check_pixels(order.form, order.num_images, engine, over)
     request = order.request(settings.request_timeout_s, client_id())
     if over is None:
-        with _counted_as(order.counted_as if order.best_of is None else "best_of"):
-            drawn = submit_new(service, model, request, order.form)
+        counted_as = order.counted_as if order.best_of is None else "best_of"
+        drawn = submit_new(service, model, request, order.form, counted_as)
         drawn = drawn if order.best_of is None else BestOf(drawn, order.num_images)
         return Drawing(order, drawn, model.name, engine, service.encoders, client_left())
     order.form.check_over()
@@ -216,18 +216,6 @@ def draw(model: Model, order: Order, over: Repaint | None = None) -> Drawing:
         plan = Plan.of(over, engine)
     painted = submit_over(service, model, request, plan.holes)
     return Drawing(order, painted, model.name, engine, service.encoders, client_left(), plan)
-
-
-@contextmanager
-def _counted_as(field: str) -> Iterator[None]:
-    """The engine takes no request that its queue can never hold: told of the field that asked for so many."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.param == "num_images":
-            message = error.message.replace("num_images", field)
-            raise InvalidRequest(message, param=field.split()[0]) from None
-        raise
 
 
 def check_best_of(best_of: int | None, num_images: int, counted_as: str, *, is_over: bool) -> None:

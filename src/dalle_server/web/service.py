@@ -11,8 +11,9 @@ from typing import Literal
 from flask import Response, after_this_request, current_app, g, has_request_context
 
 from dalle_server.config import Settings
+from dalle_server.engine.checking import check_room
 from dalle_server.engine.tracker import Place
-from dalle_server.errors import DalleServerError, InvalidRequest, NotReady, Overloaded
+from dalle_server.errors import DalleServerError, NotReady, Overloaded
 from dalle_server.generation import Generation
 from dalle_server.request import GenerationRequest
 from dalle_server.web.bookkeeping import Bookkeeping, Parts
@@ -141,10 +142,7 @@ class Service:
         share of it is; InvalidRequest.
         """
         self.check_open()
-        most = model.engine.stats().num_slots + self.settings.max_waiting_images
-        if num_images > most:
-            message = f"{counted_as} must be at most {most} on this server, its slots and its queue, not {num_images}"
-            raise InvalidRequest(message, param=counted_as.split()[0])
+        check_room(num_images, model.engine.most_images, counted_as)
         return partial(self._submit, model, Parts(num_parts))
 
     def _submit(self, model: Model, parts: Parts, request: GenerationRequest) -> Generation:

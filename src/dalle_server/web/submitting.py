@@ -11,18 +11,15 @@ from dalle_server.web.pool.model import Model
 from dalle_server.web.service import Service
 
 
-def submit_new(service: Service, model: Model, request: GenerationRequest, form: Form) -> Drawn:
-    """As `draw_new`. Raises what `Service.submitter` does, too."""
+def submit_new(
+    service: Service, model: Model, request: GenerationRequest, form: Form, counted_as: str = "num_images"
+) -> Drawn:
+    """As `draw_new`. Raises what `Service.submitter` does, too, in the words of who counts the pictures."""
     window = model.engine.config.picture
     shape = form.shape(window, seamless=request.seamless)
     num_images = len(request.images)
-    submit = (
-        service.submitter(model)
-        if shape is None
-        else service.submitter(
-            model, num_parts=num_images * len(shape.places), num_images=num_images, counted_as="num_images"
-        )
-    )
+    num_parts = 1 if shape is None else num_images * len(shape.places)
+    submit = service.submitter(model, num_parts=num_parts, num_images=num_images, counted_as=counted_as)
     return draw_new(submit, request, form, window)
 
 

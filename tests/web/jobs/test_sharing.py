@@ -6,15 +6,17 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dalle_server.errors import NotReady
 from dalle_server.web.jobs import relay, sharing
 from dalle_server.web.jobs.feed import Feed
+from dalle_server.web.jobs.pump import Jobs
 from dalle_server.web.jobs.relay import Relay
 from dalle_server.web.jobs.sharing import Sharing
+from tests.web.jobs.storage.held import Held
 from tests.web.waits import until
 
 
@@ -50,26 +52,6 @@ class Leases:
         return claimed
 
 
-class Held:
-    """The jobs that this server has in hand."""
-
-    def __init__(self) -> None:
-        self.ids, self.ended, self.cancelled = set[str](), set[str](), list[str]()
-
-    def local_ids(self) -> set[str]:
-        return set(self.ids)
-
-    def lacks(self, job_id: str) -> bool:
-        return job_id not in self.ids | self.ended
-
-    def take(self, job: Any) -> None:
-        self.ids.add(job.id)
-
-    def cancel_here(self, job_id: str) -> bool:
-        self.cancelled.append(job_id)
-        return job_id in self.ids
-
-
 @pytest.fixture
 def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Sharing, Leases, Held, Rows]]:
     monkeypatch.setattr(sharing, "Relay", lambda *args, **kwargs: SimpleNamespace(start=lambda: None))
@@ -77,7 +59,8 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Sharing, Leases
     def make(*free: str) -> tuple[Sharing, Leases, Held, Rows]:
         leases, held, rows = Leases(*free), Held(), Rows()
         store: Any = SimpleNamespace(rows=rows)
-        return Sharing(store, leases, Feed(max_viewers=1), held), leases, held, rows  # type: ignore[arg-type]
+        feed = Feed(max_viewers=1)
+        return Sharing(store, cast(Any, leases), feed, cast(Jobs, held)), leases, held, rows
 
     return make
 
@@ -85,15 +68,15 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Sharing, Leases
 def test_jobs_that_were_claimed_as_the_database_went_away_are_taken_later(
     look: Callable[..., tuple[Sharing, Leases, Held, Rows]],
 ) -> None:
-    shared, leases, held, rows = look("job-1", "job-2")
+    shared, leases, held, rows = look("job-3", "job-1", "job-2")
     rows.is_away = True
     with pytest.raises(NotReady):
         shared.look()
-    assert leases.held and not held.ids
+    assert leases.held and not held.local
     rows.is_away = False
     shared.look_soon()
     shared.look()
-    assert held.ids == {"job-1", "job-2"}
+    assert held.local == {"job-1", "job-2", "job-3"} and held.taken == ["job-3", "job-1", "job-2"], "oldest first"
 
 
 def test_a_job_whose_end_could_not_be_told_is_not_drawn_again(
@@ -102,7 +85,7 @@ def test_a_job_whose_end_could_not_be_told_is_not_drawn_again(
     shared, leases, held, _ = look()
     leases.held["job-1"], held.ended = True, {"job-1"}
     shared.look()
-    assert not held.ids and held.cancelled == ["job-1"]
+    assert not held.local and held.cancelled == ["job-1"]
 
 
 def test_every_outage_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,75 +3,20 @@
 from __future__ import annotations
 
 import http.client
-import json
-import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from flask import Flask, Response
 
-from dalle_server.config import Settings
 from dalle_server.engine.stats import EngineStats
-from dalle_server.web.routing import describe
 from dalle_server.web.serving import connections
 from dalle_server.web.serving.connections import Book
 from dalle_server.web.serving.http_server import HttpServer
-from tests.web.live import serving
 from tests.web.scripted_engine import ScriptedEngine
-from tests.web.server_process import post_bytes
+from tests.web.serving.raw import MANY, ask, connect, is_closed, reply_of
 from tests.web.waits import until
 
 KEYS = {"api_keys": ("alice:sesame-open",)}
-MANY = 40 * 1024 * 1024  # more bytes than any socket buffer takes
-
-
-@pytest.fixture
-def start(make_app: Callable[..., Flask], tmp_path: Any) -> Iterator[Callable[..., HttpServer]]:
-    """start(**settings) → a listening server on a scripted engine."""
-    running: list[Any] = []
-
-    def begin(**settings_kw: Any) -> HttpServer:
-        app = make_app(**settings_kw)
-
-        @app.get("/flood")
-        @describe("More than anyone takes", access="anyone", cost="little", owned=False)
-        def flood() -> Response:
-            return Response(iter([b"x" * (1 << 20)] * (MANY >> 20)))
-
-        context = serving(app, Settings(**settings_kw))
-        server = context.__enter__()
-        running.append(context)
-        return server
-
-    yield begin
-    for context in running:
-        context.__exit__(None, None, None)
-
-
-def connect(server: HttpServer, data: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(source, 0))
-    connection.sendall(data)
-    return connection
-
-
-def reply_of(connection: socket.socket) -> tuple[int, dict[str, Any], dict[str, str]]:
-    reply = http.client.HTTPResponse(connection)
-    reply.begin()
-    return reply.status, json.loads(reply.read() or b"null"), dict(reply.getheaders())
-
-
-def is_closed(connection: socket.socket) -> bool:
-    try:
-        return connection.recv(1) == b""
-    except ConnectionError:
-        return True
-
-
-def ask(server: HttpServer, path: str = "/health", source: str = "127.0.0.1") -> int:
-    with connect(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), source) as connection:
-        return reply_of(connection)[0]
 
 
 @pytest.mark.parametrize(
@@ -264,74 +209,6 @@ def test_a_full_queue_is_told_before_the_body_is_taken(
         metrics = connection.makefile("rb").read().decode()
     assert f'method="POST",route="{path}",status="503"' in metrics
     assert engine.requests == []
-
-
-def test_a_closed_sending_half_is_not_leaving(start: Callable[..., HttpServer], engine: ScriptedEngine) -> None:
-    """`nc -N`: it has said everything, and waits."""
-    engine.gate.clear()
-    post = b'POST /dalle HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"text":"x"}'
-    with connect(start(), post) as waiting:
-        waiting.shutdown(socket.SHUT_WR)
-        until(lambda: len(engine.requests) == 1)
-        time.sleep(0.3)
-        assert engine.generations[0].cancel_reason is None
-        engine.gate.set()
-        status, body, _ = reply_of(waiting)
-        assert status == 200 and len(body["generatedImages"]) == 1
-        assert is_closed(waiting)
-
-
-def test_a_client_that_leaves_after_closing_its_half_is_noticed(
-    start: Callable[..., HttpServer], engine: ScriptedEngine
-) -> None:
-    engine.gate.clear()
-    post = b'POST /dalle HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"text":"x"}'
-    with connect(start(), post) as leaving:
-        until(lambda: len(engine.requests) == 1)
-        leaving.shutdown(socket.SHUT_WR)
-    until(lambda: engine.generations[0].cancel_reason == "the client left")
-
-
-STREAM = post_bytes("/v1/images/generations", {"prompt": "x", "stream": True})
-
-
-def test_a_sending_half_closed_while_the_answer_is_told_gets_the_whole_of_it(
-    start: Callable[..., HttpServer], engine: ScriptedEngine
-) -> None:
-    engine.gate.clear()
-    with connect(start(), STREAM) as reader:
-        began = reader.recv(1 << 16)
-        reader.shutdown(socket.SHUT_WR)
-        time.sleep(0.3)
-        assert b"200 OK" in began and engine.generations[0].cancel_reason is None
-        engine.gate.set()
-        told = began
-        while data := reader.recv(1 << 16):
-            told += data
-    assert b"event: image_generation.completed" in told and told.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
-
-
-def test_more_than_the_network_takes_is_told_to_the_end(start: Callable[..., HttpServer]) -> None:
-    with connect(start(), b"GET /flood HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as slow:
-        got = len(slow.recv(1 << 20))
-        time.sleep(0.2)
-        slow.shutdown(socket.SHUT_WR)
-        while data := slow.recv(1 << 20):
-            got += len(data)
-    assert got > MANY
-
-
-@pytest.mark.parametrize("closes_half_first", [False, True])
-def test_a_client_that_leaves_a_silent_stream_is_noticed(
-    start: Callable[..., HttpServer], engine: ScriptedEngine, closes_half_first: bool
-) -> None:
-    engine.gate.clear()
-    with connect(start(), STREAM) as leaving:
-        assert b"200 OK" in leaving.recv(1 << 16)
-        until(lambda: len(engine.requests) == 1)
-        if closes_half_first:
-            leaving.shutdown(socket.SHUT_WR)
-    until(lambda: engine.generations[0].cancel_reason == "the client left")
 
 
 # -- room

@@ -62,5 +62,5 @@ def drawn(service: Service, model: Model, job: Job, request: GenerationRequest) 
     """`request` is what is to be drawn of the job. Raises what `Service.submitter` does."""
     if job.over is not None:
         return submit_over(service, model, request, job.over.holes)
-    new = submit_new(service, model, request, job.form)
+    new = submit_new(service, model, request, job.form, "num_images" if job.best_of is None else "best_of")
     return new if job.best_of is None else BestOf(new, keep=len(job.request.images))

@@ -57,7 +57,8 @@ class Sharing:
             logger.info("%d jobs of a server that has gone are taken over", len(claimed))
             mine = self._leases.mine()
         for job_id, cancel_asked in mine.items():
-            self._take_if_lacking(job_id)
+            if job_id not in local:
+                self._take_if_lacking(job_id)
             if cancel_asked:
                 self._held.cancel_here(job_id)
         self._tell_missed_ends()

@@ -17,6 +17,7 @@ from dalle_server.web.jobs.sharing import Sharing
 from dalle_server.web.jobs.storage.records import TERMINAL
 from dalle_server.web.jobs.storage.store import Store
 from tests.web.jobs.storage.fronts import Fronts, show, submit
+from tests.web.jobs.storage.held import Held
 from tests.web.jobs.store_help import job, picture_bytes
 from tests.web.waits import until
 
@@ -84,24 +85,6 @@ def test_no_word_is_lost_with_the_connection_that_was_to_tell_it(stores: tuple[S
 
 
 # -- what is looked for in the rows
-
-
-class Held:
-    """Stands for the jobs of this server."""
-
-    def __init__(self) -> None:
-        self.local: set[str] = set()
-        self.cancelled: list[str] = []
-
-    def local_ids(self) -> set[str]:
-        return self.local
-
-    def lacks(self, job_id: str) -> bool:
-        return False
-
-    def cancel_here(self, job_id: str) -> bool:
-        self.cancelled.append(job_id)
-        return True
 
 
 class Watched:

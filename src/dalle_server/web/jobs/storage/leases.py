@@ -64,9 +64,13 @@ class Leases:
             )
 
     def mine(self) -> dict[str, bool]:
-        """The unfinished jobs that this server holds, and whether somebody asked another server to cancel it."""
-        held = sa.select(jobs.c.id, jobs.c.cancel_asked).where(
-            jobs.c.holder == self.holder, jobs.c.status.in_(UNFINISHED)
+        """The unfinished jobs that this server holds, oldest first, and whether somebody asked another server to cancel
+        it.
+        """
+        held = (
+            sa.select(jobs.c.id, jobs.c.cancel_asked)
+            .where(jobs.c.holder == self.holder, jobs.c.status.in_(UNFINISHED))
+            .order_by(jobs.c.number)
         )
         with self._database.reading() as connection:
             return {job_id: bool(asked) for job_id, asked in connection.execute(held)}
