@@ -113,15 +113,15 @@ class Settings(BaseModel):
     cache_dir: Directory = Field(default_factory=lambda: user_cache_path("dalle-server", appauthor=False),
         description="Where converted weights are kept. Downloads are kept where HF_HOME says.")
 
-    save_to_disk: Flag = Field(False, json_schema_extra={"group": "Pictures of POST /dalle"},
-        description="Also save every picture under output_dir.")
+    save_to_disk: Flag = Field(False, json_schema_extra={"group": "Pictures"},
+        description="Also save every picture of POST /dalle under output_dir.")
     img_format: Annotated[Literal["JPEG", "PNG"],
         BeforeValidator(lambda value: value.strip().upper() if isinstance(value, str) else value)] = Field("JPEG",
-        description="File format of the pictures.")
+        description="File format of the pictures of POST /dalle, and of those that commands write.")
     output_dir: Directory = Field(Path(DEFAULT_IMG_OUTPUT_DIR),
         description="Where save_to_disk puts them, in a directory for each request.")
     max_images: Integer = Field(16, ge=1, le=1024,
-        description="Most pictures that one request may ask for.")
+        description="Most pictures that one request of any API may ask for.")
 
     runner: Annotated[Literal["auto", "compiled", "torch"], BeforeValidator(words.runner_name)] = Field("auto",
         json_schema_extra={"group": "Engine"},
@@ -145,7 +145,8 @@ class Settings(BaseModel):
         description="Seconds that work in flight may go on after SIGTERM or Ctrl+C. A second signal ends it at once.")
 
     api_keys: Protection = Field((), repr=False, json_schema_extra={"group": "Access"},
-        description="Keys that may use the API: name:key entries, or @FILE with one a line. None: no key is asked for.")
+        description="Keys that may use the API, of 8 characters or more: name:key entries, or @FILE with one a line. "
+            "None: no key is asked for.")
     rate_limit: Integer = Field(0, ge=0,
         description="Generation requests a minute for each key (or address, where no keys are set); 0 = no limit.")
     queue_share: Number = Field(1.0, gt=0, le=1,
