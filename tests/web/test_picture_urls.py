@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from flask.testing import FlaskClient
 
 from dalle_server.errors import NotFound, StorageError
 from dalle_server.pictures.codec import ImageFormat
@@ -132,3 +133,17 @@ def test_a_file_that_could_not_be_written_does_not_count(tmp_path: Path, monkeyp
         patched.setattr(pictures, "write_whole", refuse)
         store.put(b"x" * 90, ImageFormat.PNG, "us")
     assert not +store._used and not store._kept
+
+
+def test_a_full_disk_costs_no_picture_that_the_answer_holds(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures, "write_whole", refuse)
+    reply = client.post("/v1/images/generations", json={"prompt": "a", "n": 2})
+    assert [set(each) & {"url", "b64_json"} for each in reply.json["data"]] == [{"b64_json"}] * 2
+    assert "No space left on device" in caplog.text
+    asked = client.post("/v1/images/generations", json={"prompt": "a", "response_format": "url"})
+    assert (asked.status_code, asked.json["error"]["code"]) == (507, "storage_error")

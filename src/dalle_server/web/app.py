@@ -45,6 +45,7 @@ def create_app(settings: Settings, service: Service) -> Flask:
     app = Flask("dalle_server", static_folder=None)
     app.extensions[EXTENSION] = service
     app.config["MAX_CONTENT_LENGTH"] = max(settings.max_upload_bytes, settings.max_json_bytes)  # each route has its own
+    app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]  # text of a form counts as all of it does
     app.url_map.strict_slashes = False  # clients write /sdapi/v1/txt2img/ too
     app.json.sort_keys = False  # type: ignore[attr-defined]
     for api in APIS:

@@ -89,6 +89,7 @@ class OpenAIError(BaseModel):
 
 def error_model(path: str) -> type[OriginalError | Automatic1111Error | OpenAIError]:
     """The envelope that clients of this path know."""
+    path = path.rstrip("/") or "/"  # which no route minds
     if path in ("/", "/dalle", "/generate"):
         return OriginalError
     return Automatic1111Error if path.startswith("/sdapi/") else OpenAIError

@@ -95,5 +95,6 @@ def install(app: Flask) -> None:
         def closed() -> None:
             access.log(level, fields(**line, total_s=time.monotonic() - started_at))
 
+        response.direct_passthrough = False  # else nothing is closed behind a file, and its line never written
         response.call_on_close(closed)
         return response

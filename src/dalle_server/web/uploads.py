@@ -13,6 +13,15 @@ from dalle_server.errors import InvalidRequest
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
+def form_fields() -> dict[str, str]:
+    """The text of the current request's form. Raises InvalidRequest where no program can tell its parts."""
+    if request.mimetype == "multipart/form-data" and not request.mimetype_params.get("boundary"):
+        raise InvalidRequest(
+            "Content-Type: multipart/form-data names no boundary; leave this header to the program that writes the form"
+        )
+    return request.form.to_dict()
+
+
 def form_files(*names: str) -> list[bytes]:
     """What the current request's form holds under these names. Raises InvalidRequest for text where a file belongs: a
     mask that nobody sees would let the whole picture be painted over.

@@ -144,3 +144,14 @@ def test_no_log_tells_a_prompt(
     assert "nowhere" in caplog.text
     assert wish not in caplog.text
     app.extensions[EXTENSION].close()
+
+
+def test_what_is_null_or_an_empty_field_of_a_form_is_left_out(client: FlaskClient) -> None:
+    unset = dict.fromkeys(("num_images", "format", "preview", "seamless", "seed", "best_of", "size", "image", "mask"))
+    job = client.post("/v1/jobs", json={"prompt": "x", **unset})
+    assert (job.status_code, job.json["num_images"], job.json["format"], job.json["preview"]) == (202, 1, "png", True)
+    form = {"prompt": "x", "num_images": "2", "seed": "", "best_of": "", "format": "", "negative_prompt": ""}
+    job = client.post("/v1/jobs", data=form, content_type="multipart/form-data")
+    assert (job.status_code, job.json["num_images"], job.json["format"]) == (202, 2, "png")
+    refused = client.post("/v1/jobs", json={"prompt": "x", "num_images": ""})
+    assert (refused.status_code, refused.json["error"]["param"]) == (400, "num_images")

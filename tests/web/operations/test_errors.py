@@ -100,3 +100,9 @@ def test_a_wrong_base_url_is_told(client: FlaskClient, path: str, meant: str) ->
     reply = client.post(path, json={"prompt": "x"})
     assert reply.status_code == 404 and f"did you mean {meant}?" in reply.text
     assert "did you mean" not in client.post("/v1/nowhere", json={}).text
+
+
+def test_a_slash_at_the_end_changes_no_envelope(client: FlaskClient) -> None:
+    bare, slashed = (client.post(path, json={"text": "x", "num_images": 99}) for path in ("/dalle", "/dalle/"))
+    assert bare.status_code == slashed.status_code == 400
+    assert bare.json == slashed.json and isinstance(bare.json["error"], str)

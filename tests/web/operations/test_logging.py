@@ -28,3 +28,14 @@ def test_nothing_breaks_a_line() -> None:
     assert fields(a="x y", b="1\n2", c=None, d=0.5, e='q"=') == 'a="x y" b="1\\n2" d=0.500 e="q\\"="'
     record = logging.LogRecord("n", logging.INFO, "", 0, "a\nfake line", None, None)
     assert "\n" not in LineFormatter().format(record)
+
+
+def test_files_are_logged_too(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dalle_server.access")
+    made = client.post("/v1/images/generations", json={"prompt": "x", "response_format": "url"}).json
+    for path in (made["data"][0]["url"].removeprefix("http://localhost"), "/playground/static/main.js"):
+        whole, part = client.get(path), client.get(path, headers={"Range": "bytes=1-9"})
+        assert (part.status_code, part.data) == (206, whole.data[1:10])
+        whole.close(), part.close()
+        lines = [record.getMessage() for record in caplog.records if f"route={path} " in record.getMessage()]
+        assert [line.split("status=")[1][:3] for line in lines] == ["200", "206"]

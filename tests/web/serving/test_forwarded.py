@@ -12,6 +12,8 @@ from dalle_server.config import Settings
 from dalle_server.errors import ConfigError
 from dalle_server.web.serving import forwarded
 from dalle_server.web.serving.forwarded import Forwarded
+from dalle_server.web.serving.http_server import HttpServer
+from tests.web.serving.raw import connect, reply_of
 
 MakeApp = Callable[..., Flask]
 
@@ -143,3 +145,18 @@ def test_public_url_is_where_results_point(make_app: MakeApp) -> None:
 def test_a_senseless_public_url_stops_the_start(url: str) -> None:
     with pytest.raises(ConfigError, match="public_url: expected the address"):
         Forwarded(Flask("t"), Settings(public_url=url))
+
+
+def test_a_refusal_before_the_body_knows_its_api_behind_a_prefix(start: Callable[..., HttpServer]) -> None:
+    """Of a proxy that leaves the prefix on: the path that came names no API."""
+    server = start(public_url="https://example.org/pics", api_keys=("alice:sesame-open",))
+    for path, challenge, kind in (
+        ("/sdapi/v1/txt2img", "Basic", str),
+        ("/dalle", "Bearer", str),
+        ("/v1/jobs", "Bearer", dict),
+    ):
+        head = f"POST /pics{path} HTTP/1.1\r\nHost: example.org\r\nContent-Length: 100\r\n\r\n".encode()
+        with connect(server, head) as connection:
+            status, error, headers = reply_of(connection)
+        assert (status, type(error["error"])) == (401, kind)
+        assert headers["WWW-Authenticate"].startswith(challenge)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticUseDefault
 
 from dalle_server.drawing.form import Form
 from dalle_server.pictures.codec import ImageFormat
@@ -25,7 +26,7 @@ class GalleryPicture(Body):
     """A finished picture of one of your own jobs."""
 
     job: str = Field(max_length=100)
-    index: int = Field(0, ge=0)
+    index: Whole = Field(0, ge=0)
 
 
 ImageField = Annotated[
@@ -34,8 +35,21 @@ ImageField = Annotated[
 ]
 
 
+def _say_null(schema: dict[str, Any]) -> None:
+    """Whatever is not required may be null, which is left out."""
+    for field in schema.get("properties", {}).values():
+        kinds = field.get("anyOf")
+        if kinds is None:
+            told = ("default", "title", "description")
+            kinds = field["anyOf"] = [{name: field.pop(name) for name in list(field) if name not in told}]
+        if {"type": "null"} not in kinds:
+            kinds.append({"type": "null"})
+
+
 class JobFields(SamplingBody, ShapeBody, OverBody):
     """What to draw. A seed that is left out is drawn at submission, and fixed from then on."""
+
+    model_config = ConfigDict(json_schema_extra=_say_null)
 
     prompt: str = Field("", max_length=MAX_JOB_PROMPT_CHARS, description="none over a picture of ours: its own")
     negative_prompt: str | None = Field(None, max_length=MAX_JOB_PROMPT_CHARS)
@@ -46,6 +60,13 @@ class JobFields(SamplingBody, ShapeBody, OverBody):
     format: Literal["png", "jpeg", "webp"] = "png"
     preview: bool = True
     seamless: bool = Field(False, description="opposite edges meet: the picture can be tiled")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_left_out(cls, value: Any) -> Any:
+        if value is None:
+            raise PydanticUseDefault
+        return value
 
     @property
     def form(self) -> Form:
@@ -65,6 +86,14 @@ class JobForm(JobFields):
     """POST /v1/jobs as multipart/form-data, beside the files `image` and `mask`."""
 
     model_config = ConfigDict(strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, value: Any, info: ValidationInfo) -> Any:
+        """As browsers send a field that nobody filled in; an empty negative prompt says something."""
+        if value == "" and info.field_name != "negative_prompt":
+            raise PydanticUseDefault
+        return value
 
 
 class JobQuery(BaseModel):

@@ -16,7 +16,7 @@ from dalle_server.web.jobs.storage.records import Job
 from dalle_server.web.openai.names import chosen_model
 from dalle_server.web.schemas import read_json, validate
 from dalle_server.web.service import current_service
-from dalle_server.web.uploads import decode_base64, form_file
+from dalle_server.web.uploads import decode_base64, form_fields, form_file
 
 NEED_AN_IMAGE = ("mask", "strength", "candidates", "keep_tokens", "grow")
 
@@ -69,7 +69,7 @@ def submit() -> Job:
 def _read() -> tuple[JobFields, bytes | None, bytes | None]:
     """The fields, the image and the mask."""
     if request.mimetype == "multipart/form-data":
-        return validate(JobForm, request.form.to_dict()), form_file("image"), form_file("mask")
+        return validate(JobForm, form_fields()), form_file("image"), form_file("mask")
     body = read_json(JobBody)
     mask = None if body.mask is None else decode_base64(body.mask, "mask")
     match body.image:

@@ -25,7 +25,7 @@ from dalle_server.web.openai.schemas import (
 from dalle_server.web.pool.model import Model
 from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json, validate
-from dalle_server.web.uploads import decode_base64, form_file, form_files
+from dalle_server.web.uploads import decode_base64, form_fields, form_file, form_files
 
 blueprint = Blueprint("openai_edits", __name__, url_prefix="/v1")
 
@@ -38,7 +38,7 @@ _over_a_picture = partial(makes_pictures, takes="pictures", reply=ImagesReply, s
 def edits() -> ResponseReturnValue:
     hold_place()
     if request.mimetype == "multipart/form-data":
-        body: EditBody = validate(EditForm, request.form.to_dict())
+        body: EditBody = validate(EditForm, form_fields())
         model = model_with_room(body.model)
         image, mask = only_one(_images()), form_file("mask")
     else:
@@ -58,7 +58,7 @@ def edits() -> ResponseReturnValue:
 @_over_a_picture("Variations of a picture", form=VariationForm)
 def variations() -> ResponseReturnValue:
     hold_place()
-    body = validate(VariationForm, request.form.to_dict())
+    body = validate(VariationForm, form_fields())
     for name, given in (("mask", form_file("mask")), ("grow", body.grow)):
         if given:
             message = f"{name} is for /v1/images/edits: a variation draws all of the picture anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from flask.typing import ResponseReturnValue
 from numpy.typing import NDArray
 
 from dalle_server.drawing.best_of import score
-from dalle_server.errors import InvalidRequest
+from dalle_server.errors import InvalidRequest, StorageError
 from dalle_server.pictures.codec import ImageFormat, base64_text
 from dalle_server.web import picture_urls as pictures
 from dalle_server.web.drawing import Drawing, draw
@@ -28,6 +29,7 @@ from dalle_server.web.routing import makes_pictures
 from dalle_server.web.schemas import read_json
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
+logger = logging.getLogger(__name__)
 
 
 @blueprint.post("/images/generations")
@@ -78,7 +80,7 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
         data.append(
             ImageData(
                 b64_json=base64_text(file) if as_base64 else None,
-                url=pictures.keep(file, drawing.order.form.format) if as_url else None,
+                url=_address(file, drawing.order.form.format, body) if as_url else None,
                 seed=image.key.seed,
                 score=None if image.logprobs is None else round(score(image), 4),
                 logprobs=rounded(image.logprobs[:, 0])
@@ -97,6 +99,19 @@ def _reply(drawing: Drawing, body: OutputBody) -> ImagesReply:
         size=f"{width}x{height}",
         usage=Usage.of(drawing.generation.text_token_count, drawing.num_drawn * len(images[0].tokens)),
     )
+
+
+def _address(file: bytes, format: ImageFormat, body: OutputBody) -> str | None:
+    """Where the picture is kept. A full disk costs nobody a picture that the answer holds too; raises StorageError for
+    those who asked for the address alone.
+    """
+    try:
+        return pictures.keep(file, format)
+    except StorageError as error:
+        if body.response_format == "url":
+            raise
+        logger.warning("%s", error.message)
+        return None
 
 
 def rounded(logprobs: NDArray[np.float32]) -> list[float]:

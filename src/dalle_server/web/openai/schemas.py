@@ -109,6 +109,8 @@ class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
 class RepaintBody(OutputBody, OverBody):
     """What every request for drawings over a picture may say."""
 
+    best_of: Whole | None = Field(None, ge=1, description="refused: for new pictures; over a given one, candidates")
+
     def order_over(
         self, over: Repaint, prompt: str | None, num_tokens: int, format: ImageFormat | None = None
     ) -> Order:
@@ -116,7 +118,9 @@ class RepaintBody(OutputBody, OverBody):
         prompt, negative_prompt, sampling = over.words(prompt, self.negative_prompt, self.sampling)
         order = self.order(prompt, num_tokens, format)
         seamless = order.seamless or over.is_seamless
-        return replace(order, negative_prompt=negative_prompt, sampling=sampling, seamless=seamless)
+        return replace(
+            order, negative_prompt=negative_prompt, sampling=sampling, seamless=seamless, best_of=self.best_of
+        )
 
 
 class EditBody(RepaintBody):

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Flask
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from dalle_server import __version__
 from dalle_server.web.errors import error_model
@@ -19,6 +19,14 @@ Schema = dict[str, Any]
 _EVENTS = "text/event-stream"
 _PICTURES = ("png", "jpeg", "webp")
 Refs = dict[Any, Schema]  # (model, mode) → {"$ref": …}
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+class _Generator(GenerateJsonSchema):
+    """pydantic leaves Python's names to the bounds of what a validator of ours reads first, and nobody knows those."""
+
+    def generate_inner(self, schema: Any) -> Schema:
+        return {_BOUNDS.get(name, name): value for name, value in super().generate_inner(schema).items()}
 
 
 def document(app: Flask) -> Schema:
@@ -29,7 +37,9 @@ def document(app: Flask) -> Schema:
         keys |= {(model, "validation") for model in (route.body, route.form) if model}
         keys |= {(model, "serialization") for model in (route.reply, error_model(path), *route.also.values()) if model}
     ordered = sorted(keys, key=lambda key: (key[0].__name__, key[0].__module__, key[1]))
-    refs, definitions = models_json_schema(ordered, ref_template="#/components/schemas/{model}")
+    refs, definitions = models_json_schema(
+        ordered, ref_template="#/components/schemas/{model}", schema_generator=_Generator
+    )
     paths: dict[str, Schema] = {}
     for path, method, route in listed:
         paths.setdefault(path, {})[method] = _operation(path, method, route, refs)
@@ -114,7 +124,7 @@ def _responses(path: str, route: Route, refs: Refs) -> Schema:
 
 
 def _query_parameters(model: type[BaseModel]) -> list[Schema]:
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(schema_generator=_Generator)
     return [
         {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": value}
         for name, value in schema["properties"].items()

@@ -29,7 +29,7 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         error = verdict.refusal or _translated(self.request.error, self.channel.adj, verdict.body_limit)
         method, path = self._asked()
         request_id = id_for(self.request.headers.get("X_REQUEST_ID", ""))
-        headers, body = _answer(error, path)
+        headers, body = _answer(error, verdict.path or path)  # which names the API
         head = (
             f"HTTP/{self.version} {error.status} {_phrase(error.status)}\r\nConnection: close\r\n"
             f"Date: {build_http_date(self.start_time)}\r\nServer: {self.channel.adj.ident}\r\n"
@@ -45,7 +45,7 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         gate.log_later(lambda: access.log(logging.INFO, fields(**line, total_s=total_s)))
 
     def _asked(self) -> tuple[str, str]:
-        """Method and path. Headers over their limit are not read, but the path names the API, and so the envelope."""
+        """Method and path as they came: headers over their limit are not read."""
         first_line = _FIRST_LINE.match(self.request.head)
         if first_line:
             return first_line[1].decode("latin-1"), first_line[2].decode("latin-1")

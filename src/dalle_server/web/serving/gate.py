@@ -36,6 +36,7 @@ class Verdict:
 
     rule: str = "none"  # the route's, for the counters
     client: str = ""  # address
+    path: str = ""  # as the application sees it, behind its prefix
     body_limit: int = 0  # bytes
     refusal: DalleServerError | None = None
     enters: bool = False  # it will ask for a place in the queue
@@ -71,8 +72,9 @@ class Gate:
         self.num_judged += 1
         self._forwarded.apply(environ)
         found = self._find(environ)
+        path = environ["PATH_INFO"]
         if found is None:
-            return Verdict()  # whatever it brings is left unread; the application says why
+            return Verdict(path=path)  # whatever it brings is left unread; the application says why
         (rule, route), address = found, environ["REMOTE_ADDR"]
         try:
             if not route.vital:
@@ -81,9 +83,9 @@ class Gate:
                 self._guard.check(environ, route)
                 self._check_queue(route, workers)
         except DalleServerError as error:
-            return Verdict(rule, address, refusal=error.with_traceback(None))
+            return Verdict(rule, address, path, refusal=error.with_traceback(None))
         enters = has_body and route.cost == "pictures"
-        return Verdict(rule, address, self._guard.body_limit(route), enters=enters, is_vital=route.vital)
+        return Verdict(rule, address, path, self._guard.body_limit(route), enters=enters, is_vital=route.vital)
 
     def _find(self, environ: WSGIEnvironment) -> tuple[str, Route] | None:
         asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
