@@ -254,6 +254,14 @@ def test_a_refused_score_is_told_and_asked_again(viewer: Page, witness: Witness)
     assert "503" in witness.console.pop()
 
 
+def test_a_picture_without_words_has_no_likelihood(page: Page) -> None:
+    give(page, png(drawing()))
+    page.press("#prompt", "Enter")
+    open_card(page.locator("article.card"))
+    expect(page.get_by_role("button", name="Compare")).to_be_visible()
+    expect(page.get_by_role("button", name="Likelihood")).to_be_hidden()
+
+
 def test_a_mode_stays_while_one_walks_on(server: Server, make_page: Callable[..., Page]) -> None:
     page = make_page(server)
     open_card(draw(page, "two", 2))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
+import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+from dalle_server.web.jobs.current import EXTENSION as JOBS
+from dalle_server.web.jobs.storage.rows import Query
 from tests.playground.conftest import Witness
 from tests.playground.server import Server
 from tests.playground.test_drawing import draw
+from tests.web.waits import until
 
 KEY = "a-key-of-this-test"
 
@@ -43,6 +50,21 @@ def test_a_wrong_key_is_told_and_a_right_one_is_kept(
     page.get_by_role("button", name="Open picture 1").click()
     expect(page.locator("#snippet-text")).to_contain_text("Authorization: Bearer $API_KEY")
     assert KEY not in page.locator("#snippet-text").inner_text()
+    expected(witness, "401")
+
+
+def test_a_key_of_any_script_is_sent(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    page = make_page(start_server(api_keys=("me:ключ-12345",)), wait=False)
+    page.fill("#api_key", "ключ-12345")
+    page.press("#api_key", "Enter")
+    expect(page.locator("#submit")).to_be_enabled()
+    page.locator("#connection").click()
+    page.fill("#api_key", "ключ-12345\u200b")  # as some pages have it copied
+    page.press("#api_key", "Enter")
+    expect(page.locator("#connection-error")).to_contain_text("not known")
+    expect(page.locator("#banner")).to_be_hidden()
     expected(witness, "401")
 
 
@@ -171,6 +193,79 @@ def test_a_refused_stream_leaves_the_cards_as_they_are(
     expect(card.get_by_role("button", name="Cancel")).to_be_focused()
     slow_server.runner.step_s = 0
     expect(card).to_have_attribute("data-status", "done")
+    expected(witness, "503")
+
+
+def test_without_a_stream_each_picture_is_shown_when_it_is_finished(
+    start_server: Callable[..., Server], make_page: Callable[..., Page], witness: Witness
+) -> None:
+    server = start_server(step_s=0.05)
+    page = make_page(server)
+    page.route("**/v1/jobs/events", lambda route: route.fulfill(status=503, json={"error": {"message": "too many"}}))
+    card = draw(page, "many", 8)  # four at once
+    rows = server.app.extensions[JOBS].store.rows
+    until(lambda: len(rows.find("", Query())[0].pictures) == 4)
+    server.runner.step_s = 1.0
+    expect(card.locator("img.final:visible")).to_have_count(4)
+    expect(card).to_have_attribute("data-status", "running")
+    server.runner.step_s = 0
+    expected(witness, "503")
+
+
+def refuse(page: Page, path: str, message: str, code: str = "overloaded") -> list[float]:
+    """From now on, by 503; the times at which it was asked for."""
+    asked: list[float] = []
+    refusal: dict[str, Any] = {"error": {"message": message, "code": code}}
+
+    def answer(route: Route) -> None:
+        asked.append(time.monotonic())
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json=refusal)
+
+    page.route(path, answer)
+    return asked
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first list", "a search"])
+def test_a_list_that_is_refused_is_told_and_asked_for_again(
+    server: Server, make_page: Callable[..., Page], witness: Witness, first: bool
+) -> None:
+    page = make_page(server)
+    expect(draw(page, "a cat")).to_have_attribute("data-status", "done")
+    asked = refuse(page, "**/v1/jobs?*", "too many searches")
+    if first:
+        page.reload()
+    else:
+        page.locator("article.card").evaluate("card => (card.mark = true)")
+        page.fill("#search", "cat")
+    expect(page.locator("#notice")).to_have_text("too many searches. This page tries again in 1 s.")
+    for _ in range(2):
+        with page.expect_response("**/v1/jobs?*"):
+            pass
+    assert all(later - earlier > 0.9 for earlier, later in pairwise(asked))
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#submit")).to_be_enabled()
+    if not first:
+        assert page.locator("article.card").evaluate("card => card.mark")
+    page.unroute("**/v1/jobs?*")
+    with page.expect_response(lambda reply: "/v1/jobs?" in reply.url and reply.ok):
+        pass
+    expect(page.locator("article.card")).to_have_count(1)
+    expected(witness, "503")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [("overloaded", "too busy. This page tries again in 1 s."), ("not_ready", "The model is loading")]
+)
+def test_only_a_model_that_loads_is_called_so(
+    server: Server, make_page: Callable[..., Page], witness: Witness, code: str, told: str
+) -> None:
+    page = make_page(server)
+    refuse(page, "**/v1/info", "too busy", code)
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text(told)
+    page.unroute("**/v1/info")
+    expect(page.locator("#submit")).to_be_enabled()
+    expect(page.locator("#banner")).to_be_hidden()
     expected(witness, "503")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from playwright.sync_api import Locator, Page, expect
 
 from dalle_server.web.jobs.current import EXTENSION as JOBS
@@ -17,7 +18,9 @@ from tests.playground.conftest import Witness
 from tests.playground.pictures import Array, carried, choose, drawing, give, pixels_of, png
 from tests.playground.server import Server
 from tests.playground.test_drawing import draw
+from tests.playground.test_gallery import Kept
 from tests.playground.test_look import PHONE
+from tests.web.waits import until
 
 
 def paint(page: Page, part: str) -> None:
@@ -283,3 +286,45 @@ def test_the_code_of_an_edit_fetches_and_sends_its_picture(page: Page, server: S
     exec(page.locator("#snippet-text").inner_text(), {"open": lambda *_: io.BytesIO()})
     again, first = (results(server, number) for number in (0, 1))
     assert np.array_equal(again, first)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's, of OpenAI's own variations
+@pytest.mark.parametrize("language", ["curl", "Python", "openai"])
+def test_a_program_draws_a_picture_without_words(page: Page, server: Server, language: str) -> None:
+    give(page, png(drawing()))
+    page.locator("#strength").fill("0.7")
+    page.fill("#num_images", "2")
+    page.press("#prompt", "Enter")
+    open_card(page.locator("article.card"))
+    wanted = results(server)
+    page.get_by_role("tab", name=language).click()
+    program = page.locator("#snippet-text").inner_text()
+    files: list[io.BytesIO] = []
+    if language == "curl":
+        fetch, post = (shlex.split(line) for line in program.replace("\\\n", " ").splitlines())
+        fields = dict(word.split("=", 1) for word in post[2:] if "=" in word)
+        image = requests.get(fetch[-1], timeout=20).content
+        assert fields.pop("image") == "@image.png" and fields["prompt"] == ""
+        requests.post(post[1], data=fields, files={"image": image}, timeout=20).raise_for_status()
+        until(lambda: len(results(server)) == 2)
+    else:
+        exec(program, {"open": lambda *_: files.append(Kept()) or files[-1]})
+    again = [pixels_of(file.getvalue()) for file in files] or results(server)
+    assert np.array_equal(again, wanted)
+
+
+@pytest.mark.parametrize("with_mask", [True, False], ids=["a part", "all"])
+def test_the_openai_program_does_not_send_an_empty_prompt(page: Page, with_mask: bool) -> None:
+    """OpenAI's edits need one, and only they take a mask."""
+    give(page, png(drawing()))
+    if with_mask:
+        paint(page, "Left half")
+    page.fill("#num_images", "1")
+    page.press("#prompt", "Enter")
+    open_card(page.locator("article.card"))
+    page.get_by_role("tab", name="openai").click()
+    program = page.locator("#snippet-text").inner_text()
+    compile(program, "snippet.py", "exec")
+    assert "prompt=" not in program
+    assert ("only with a prompt" in program) == with_mask
+    assert ("create_variation" in program) != with_mask

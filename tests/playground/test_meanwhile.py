@@ -191,3 +191,39 @@ def test_jobs_of_other_tabs_are_no_finds(slow_server: Server, make_page: Callabl
     draw(page, "one more dog")  # asked for here: that it was taken must be seen
     page.fill("#search", "")
     expect(page.locator(".card-prompt")).to_have_text(["one more dog", "a dog", "a cat"])
+
+
+def hold_lists(page: Page) -> list[Route]:
+    held: list[Route] = []
+    page.route("**/v1/jobs?*", lambda route: held.append(route))
+    return held
+
+
+def test_what_is_drawn_stays_where_a_search_answers_later(server: Server, make_page: Callable[..., Page]) -> None:
+    fill(server, ("a cat", "a bird"))
+    page = make_page(server)
+    older = requests.get(f"{server.url}/v1/jobs", params={"q": "cat"}, timeout=20).json()
+    held = hold_lists(page)
+    with page.expect_request("**/v1/jobs?*"):
+        page.fill("#search", "cat")
+    draw(page, "a dog")
+    held.pop().fulfill(json=older)
+    expect(page.locator(".card-prompt")).to_have_text(["a dog", "a cat"])
+
+
+@pytest.mark.parametrize("is_older", [True, False], ids=["older", "newer"])
+def test_what_is_drawn_before_the_first_list_comes_stands_there_once(
+    server: Server, make_page: Callable[..., Page], is_older: bool
+) -> None:
+    fill(server, ("a cat",))
+    page = make_page(server)
+    older = requests.get(f"{server.url}/v1/jobs", timeout=20).json()
+    held = hold_lists(page)
+    page.reload()
+    page.locator("#submit:enabled").wait_for()
+    draw(page, "a dog")
+    if is_older:
+        held.pop().fulfill(json=older)
+    else:
+        held.pop().continue_()
+    expect(page.locator(".card-prompt")).to_have_text(["a dog", "a cat"])

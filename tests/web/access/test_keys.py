@@ -85,6 +85,14 @@ def test_a_key_outside_ascii_opens(make_app: MakeApp, sent: str) -> None:
     assert post(client, Authorization=basic("Öffne-dich-ß")).status_code == 200
 
 
+def test_no_byte_of_a_key_is_taken_for_a_space(make_app: MakeApp) -> None:
+    """The last one of à in UTF-8 is Latin-1's no-break space."""
+    client = make_app(api_keys=("alice:ouvre-toi-voilà",)).test_client()
+    sent = "ouvre-toi-voilà".encode().decode("latin-1")
+    assert post(client, x_api_key=sent).status_code == 200
+    assert post(client, Authorization=f"Bearer {sent}").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "scheme"), [("/dalle", "Bearer"), ("/v1/images/generations", "Bearer"), ("/sdapi/v1/txt2img", "Basic")]
 )

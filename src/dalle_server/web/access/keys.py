@@ -85,9 +85,9 @@ def presented_keys(headers: Headers) -> Iterator[bytes]:
     that is what a header has: a key in UTF-8 arrives so, or as Latin-1 from clients that write headers by the book.
     """
     scheme, _, value = headers.get("Authorization", "").partition(" ")
-    candidates = [headers.get("x-api-key", "").strip().encode("latin-1", "replace")]
+    candidates = [headers.get("x-api-key", "").encode("latin-1", "replace").strip()]
     if scheme.lower() == "bearer":
-        candidates.insert(0, value.strip().encode("latin-1", "replace"))
+        candidates.insert(0, value.encode("latin-1", "replace").strip())
     elif scheme.lower() == "basic":
         user, _, password = _decoded(value).partition(b":")
         candidates = [password, user, *candidates]

@@ -25,9 +25,12 @@ export class ApiError extends Error {
   }
 }
 
+/** A header is made of bytes: fetch refuses a character beyond Latin-1, and the server reads UTF-8. */
+const bytesOf = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
 export async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
   const sent = { ...headers };
-  if (getKey()) sent.Authorization = `Bearer ${getKey()}`;
+  if (getKey()) sent.Authorization = `Bearer ${bytesOf(getKey())}`;
   const isForm = body instanceof FormData; // it names its own type, with the boundary between its parts
   if (body && !isForm) sent["Content-Type"] = "application/json";
   let response;

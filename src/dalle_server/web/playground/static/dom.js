@@ -45,7 +45,7 @@ let noticed;
 /** A line that all see, for what has no place of its own; it goes by itself, and with a press on it. */
 export function notice(text) {
   clearTimeout(noticed);
-  setError($("notice"), text);
+  if ($("notice").textContent !== text) setError($("notice"), text); // what repeats itself would be read out again
   $("notice").onclick = () => setError($("notice"), "");
   noticed = setTimeout($("notice").onclick, 12_000);
 }

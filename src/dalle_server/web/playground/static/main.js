@@ -35,6 +35,7 @@ const actions = {
     await attempt(async () => announce((await jobs.remove(job)) ? "Deleted" : "Cancelled; its pictures stay"));
   },
   onError: fail,
+  onUnlisted: unlisted,
 };
 
 const given = new Given();
@@ -57,7 +58,7 @@ const status = new Status({
     composer.setIdeas(ideasFor(model.name));
     given.setModel(model);
   },
-  onReady: () => attempt(begin),
+  onReady: () => begin().catch(unlisted),
   onWaiting: (state) => { isBegun = false; composer.setReady(false, state === "loading" ? "Loading…" : "Waiting…"); },
   onUnauthorized: (error) => {
     isBegun = false;
@@ -95,12 +96,24 @@ async function attempt(action) {
   }
 }
 
-/** What no field can show: no server, or no right to use it. Everything else is a fault of this page. */
+/** What no field can show: no server, no right to use it, or what it says. Everything else is a fault of this page. */
 function fail(error) {
   if (!(error instanceof ApiError)) throw error;
-  if (!error.status || error.status === 503) status.lost();
+  if (!error.status) status.lost();
   else if (error.status === 401) status.check();
-  else notice(error.message);
+  else notice(error.retryAfter ? `${error.message}. Try again in ${error.retryAfter} s.` : error.message);
+}
+
+/** The list could not be had. One that is refused for now is asked for again; what stands here stays, and so does Draw. */
+function unlisted(error) {
+  if (![429, 503].includes(error.status)) {
+    fail(error);
+    return;
+  }
+  const seconds = error.retryAfter || 5;
+  isBegun = false;
+  notice(`${error.message}. This page tries again in ${seconds} s.`);
+  status.checkIn(seconds);
 }
 
 function confirmDeletion(job) {

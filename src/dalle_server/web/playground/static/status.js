@@ -28,6 +28,11 @@ export class Status {
     return this.#asking;
   }
 
+  checkIn(seconds) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.check(), seconds * 1000);
+  }
+
   /** → promise of the end of the check that is under way, if one is. */
   asked() {
     return this.#asking;
@@ -73,10 +78,11 @@ export class Status {
       this.told = "";
       this.#show("stopped", "A key is needed");
       this.onUnauthorized(error);
-    } else if (error.status === 429) {
-      this.#wait("stopped", `${error.message}. This page tries again in ${error.retryAfter || 60} s.`, error.retryAfter || 60);
-    } else if (error.status === 503) {
+    } else if (error.code === "not_ready") {
       this.#explainState("loading");
+    } else if (error.status === 429 || error.status === 503) {
+      const seconds = error.retryAfter || (error.status === 429 ? 60 : 5);
+      this.#wait("stopped", `${error.message}. This page tries again in ${seconds} s.`, seconds);
     } else if (error.status) {
       this.#wait("stopped", `${error.message} (${error.status})`);
     } else {
@@ -95,8 +101,7 @@ export class Status {
     this.#show(state === "loading" ? "loading" : "stopped", { loading: "Loading the model", unreachable: "No connection" }[state] ?? "Not ready");
     showBanner(text, state, () => this.check());
     this.onWaiting(state);
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.check(), seconds * 1000);
+    this.checkIn(seconds);
   }
 
   #show(state, line, details = null) {

@@ -42,8 +42,15 @@ export class Card {
       this.#showGiven();
     } else if (index !== undefined) {
       this.#showPicture(index);
+    } else {
+      this.#showNew();
     }
     this.tick();
+  }
+
+  /** Where no event told of them. The other cells stay as they are: a preview that is set again flickers. */
+  #showNew() {
+    for (const { index, url } of this.job.images) if (this.cells[index].final.dataset.url !== url) this.#showPicture(index);
   }
 
   /** The line that changes with time alone: the countdown between two events. */

@@ -13,11 +13,12 @@ export class Feed {
   #cards = new Map();
   #search = "";
   #load = 0;
+  #arrived = []; // what was told since the last load began: its answer may be older
 
   constructor(jobs, models, actions) {
     Object.assign(this, { jobs, models, actions });
     this.element = $("feed");
-    jobs.addEventListener("added", ({ detail }) => this.#add(detail));
+    jobs.addEventListener("added", ({ detail }) => { this.#arrived.push(detail); this.#place(detail); });
     jobs.addEventListener("changed", ({ detail }) => this.#change(detail));
     jobs.addEventListener("removed", ({ detail }) => this.#remove(detail.job));
     $("more-pictures").addEventListener("click", () => this.#more().catch(this.actions.onError));
@@ -30,12 +31,17 @@ export class Feed {
   /** The first page again. Rejects with an ApiError. */
   async load() {
     const load = ++this.#load;
-    const { jobs, hasMore } = await this.jobs.page({ search: this.#search, limit: PAGE });
+    this.#arrived = [];
+    const page = await this.jobs.page({ search: this.#search, limit: PAGE }).catch((error) => {
+      if (load === this.#load) throw error;
+    });
     if (load !== this.#load) return; // a newer search has overtaken this one
+    const { jobs, hasMore } = page;
     this.#cards.clear();
     this.element.replaceChildren();
     jobs.forEach((job) => this.#append(job));
     this.#paged(hasMore);
+    this.#arrived.filter(({ job }) => this.jobs.get(job.id)).forEach((each) => this.#place(each));
   }
 
   /** Finished pictures in the order they are shown: [{ job, index }]. */
@@ -82,7 +88,7 @@ export class Feed {
   }
 
   /** A job of this page comes first; one of another tab or device goes where it belongs. */
-  #add({ job, isOwn }) {
+  #place({ job, isOwn }) {
     if (this.#cards.has(job.id) || (!isOwn && this.#search)) return; // whether it is looked for, only the server knows
     const cards = [...this.element.children];
     const next = isOwn ? cards[0] : cards.find((card) => this.jobs.get(card.dataset.job)?.created_at <= job.created_at);
@@ -112,7 +118,7 @@ export class Feed {
       clearTimeout(timer);
       timer = setTimeout(() => {
         this.#search = target.value.trim();
-        this.load().then(() => announce(`${plural(this.#cards.size, "request")} found`), this.actions.onError);
+        this.load().then(() => announce(`${plural(this.#cards.size, "request")} found`), this.actions.onUnlisted);
       }, 200);
     });
     document.addEventListener("keydown", (event) => {

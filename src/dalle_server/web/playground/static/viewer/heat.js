@@ -31,9 +31,10 @@ export class Heat {
     layer.addEventListener("keydown", (event) => this.#key(event));
   }
 
+  /** How likely a picture is can be said of words alone. */
   isPossible({ job }) {
     const model = this.models.for(job);
-    return model.features.includes("logprobs") && Boolean(model.codebookSize) && isReadable(model, job);
+    return Boolean(job.prompt) && model.features.includes("logprobs") && Boolean(model.codebookSize) && isReadable(model, job);
   }
 
   async open(shown) {

@@ -76,23 +76,27 @@ for image in job["images"]:
 `;
 }
 
+/** Its edits need a prompt; its variations take none, no mask, and no format of their own. */
 function openai(job, withKey) {
-  const extra = Object.entries(ours(job)).map(([name, value]) => `"${name}": ${literal(name, value)}`);
+  const { over, prompt, format } = job;
+  if (over?.mask_url && !prompt) return "# OpenAI's API paints a part of a picture only with a prompt, and this one had none.\n# The Python program draws it.\n";
+  const call = !over ? "generate" : prompt ? "edit" : "create_variation";
+  const extra = Object.entries({ ...(prompt ? {} : { output_format: format }), ...ours(job) }).map(([name, value]) => `"${name}": ${literal(name, value)}`);
+  const words = prompt ? `    prompt=${python(prompt)},\n` : "";
+  const output = prompt ? `    output_format=${python(format)},\n` : "";
   const size = job.size ? `    size=${python(job.size)},\n` : "";
   const header = withKey ? `, headers={"Authorization": f"Bearer {os.environ['${KEY}']}"}` : "";
   const files = given(job).map(([name, url]) => `    ${name}=requests.get(${python(url)}${header}).content,\n`);
   return `import base64
 ${withKey ? "import os\n" : ""}
-${job.over ? "import requests\n" : ""}from openai import OpenAI
+${over ? "import requests\n" : ""}from openai import OpenAI
 
 client = OpenAI(base_url=${python(`${base}v1`)}, api_key=${withKey ? 'os.environ["API_KEY"]' : '"none"'})
-reply = client.images.${job.over ? "edit" : "generate"}(
+reply = client.images.${call}(
     model=${python(job.model)},
-    prompt=${python(job.prompt)},
-${files.join("")}${size}    n=${Math.min(Number(job.num_images), 10)},
+${words}${files.join("")}${size}    n=${Math.min(Number(job.num_images), 10)},
     response_format="b64_json",
-    output_format=${python(job.format)},
-    extra_body={${extra.join(", ")}},
+${output}    extra_body={${extra.join(", ")}},
 )
 for index, image in enumerate(reply.data):
     with open(f"${/^[0-9]+$/.test(job.seed) ? job.seed : 0}-{index}.${suffix(job)}", "wb") as file:
