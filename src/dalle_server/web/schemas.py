@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from dalle_server.errors import InvalidRequest, PayloadTooLarge
 
 M = TypeVar("M", bound=BaseModel)
+_OF_THE_FIELD = ("default", "title", "description")  # and not of one kind that it may be
 MAX_ELEMENTS = 40_000  # of a body, counted by their marks: a prompt of 32,000 commas is one too
 
 
@@ -33,6 +34,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, protected_namespaces=())
 
 
+def alternatives(field: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a field of a document may be, as a list that takes more; a field of one kind becomes a list of that one."""
+    if "anyOf" not in field:
+        field["anyOf"] = [{name: field.pop(name) for name in list(field) if name not in _OF_THE_FIELD}]
+    found: list[dict[str, Any]] = field["anyOf"]
+    return found
+
+
 def _say_lenient(schema: dict[str, Any]) -> None:
     """A number or a yes may be written as text, and one as the other; text may be a number: the document says so."""
     for field in schema.get("properties", {}).values():
@@ -43,11 +52,7 @@ def _say_lenient(schema: dict[str, Any]) -> None:
             others = [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]
         else:
             continue
-        if "anyOf" in field:
-            field["anyOf"] += others
-        else:
-            own = {name: field.pop(name) for name in list(field) if name not in ("default", "title", "description")}
-            field["anyOf"] = [own, *others]
+        alternatives(field).extend(others)
 
 
 class LenientBody(Body):

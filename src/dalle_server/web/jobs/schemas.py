@@ -13,7 +13,7 @@ from dalle_server.pictures.codec import ImageFormat
 from dalle_server.request import MAX_SEED
 from dalle_server.web.fields import OverBody, SamplingBody, ShapeBody
 from dalle_server.web.jobs.storage.records import Job
-from dalle_server.web.schemas import Body, Whole
+from dalle_server.web.schemas import Body, Whole, alternatives
 
 MAX_JOB_PROMPT_CHARS = 10_000
 MAX_SEARCH_CHARS = 200
@@ -38,11 +38,7 @@ ImageField = Annotated[
 def _say_null(schema: dict[str, Any]) -> None:
     """Whatever is not required may be null, which is left out."""
     for field in schema.get("properties", {}).values():
-        kinds = field.get("anyOf")
-        if kinds is None:
-            told = ("default", "title", "description")
-            kinds = field["anyOf"] = [{name: field.pop(name) for name in list(field) if name not in told}]
-        if {"type": "null"} not in kinds:
+        if {"type": "null"} not in (kinds := alternatives(field)):
             kinds.append({"type": "null"})
 
 

@@ -29,7 +29,7 @@ from dalle_server.web.openai.edits import only_one, referred
 from dalle_server.web.openai.names import model_with_room
 from dalle_server.web.openai.schemas import ImageReference, OpenAIBody, RepaintBody
 from dalle_server.web.routing import makes_pictures
-from dalle_server.web.schemas import Body, Whole, read_json
+from dalle_server.web.schemas import Body, read_json
 
 blueprint = Blueprint("openai_responses", __name__, url_prefix="/v1")
 TOOL = "image_generation"
@@ -40,7 +40,6 @@ class Tool(RepaintBody):
     """`image_generation`: all fields count, ours included."""
 
     type: Literal["image_generation"]
-    best_of: Whole | None = Field(None, ge=1, description="draw so many, answer with the likeliest")
     input_image_mask: ImageReference | None = Field(None, description="of the input's picture: what is painted anew")
 
 
@@ -234,7 +233,7 @@ def responses() -> ResponseReturnValue:
     tool = tool.model_copy(update={"stream": body.stream})
     prompt, over = body.prompt, body.picture()
     order = tool.order(prompt, num_tokens) if over is None else tool.order_over(over, prompt, num_tokens)
-    drawing = draw(model, replace(order, num_images=1, best_of=tool.best_of), over)
+    drawing = draw(model, replace(order, num_images=1), over)
     response = _Response(drawing, tool, body.model or model.name)
     if body.stream:
         return sse.stream(drawing.generation, _ResponseEvents(response, tool.partial_images or 0).translate)

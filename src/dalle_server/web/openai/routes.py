@@ -39,7 +39,7 @@ def generations() -> ResponseReturnValue:
     model = chosen_model(body.model)
     as_file = wants_file(body)
     order = body.order(body.prompt, model.engine.config.picture.num_tokens, as_file)
-    drawing = draw(model, replace(order, best_of=body.best_of, logprobs=bool(body.logprobs)))
+    drawing = draw(model, replace(order, logprobs=bool(body.logprobs)))
     return answer(drawing, body, as_file)
 
 

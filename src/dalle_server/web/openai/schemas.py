@@ -50,6 +50,9 @@ class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
 
     model: str | None = None
     n: Whole | None = Field(None, ge=1, le=10)
+    best_of: Whole | None = Field(
+        None, ge=1, description="draw so many, answer with the likeliest n, the best first; not over a given picture"
+    )
     response_format: Literal["url", "b64_json", "file"] | None = None
     seamless: bool | None = Field(None, description="opposite edges meet: the picture can be tiled")
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -90,6 +93,7 @@ class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
         return Order(
             prompt=prompt,
             num_images=self.n or 1,
+            best_of=self.best_of,
             counted_as="n",
             seed=self.seed,
             first_index=self.image_index or 0,
@@ -109,8 +113,6 @@ class OutputBody(OpenAIBody, SamplingBody, ShapeBody):
 class RepaintBody(OutputBody, OverBody):
     """What every request for drawings over a picture may say."""
 
-    best_of: Whole | None = Field(None, ge=1, description="refused: for new pictures; over a given one, candidates")
-
     def order_over(
         self, over: Repaint, prompt: str | None, num_tokens: int, format: ImageFormat | None = None
     ) -> Order:
@@ -118,9 +120,7 @@ class RepaintBody(OutputBody, OverBody):
         prompt, negative_prompt, sampling = over.words(prompt, self.negative_prompt, self.sampling)
         order = self.order(prompt, num_tokens, format)
         seamless = order.seamless or over.is_seamless
-        return replace(
-            order, negative_prompt=negative_prompt, sampling=sampling, seamless=seamless, best_of=self.best_of
-        )
+        return replace(order, negative_prompt=negative_prompt, sampling=sampling, seamless=seamless)
 
 
 class EditBody(RepaintBody):
@@ -174,7 +174,6 @@ class ImageGenerationBody(OutputBody):
     """POST /v1/images/generations."""
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
-    best_of: Whole | None = Field(None, ge=1, description="draw so many, answer with the likeliest n, the best first")
     logprobs: bool | None = Field(None, description="tell how likely the model thinks each token")
 
 

@@ -29,8 +29,7 @@ class RefusalTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         error = verdict.refusal or _translated(self.request.error, self.channel.adj, verdict.body_limit)
         method, path = self._asked()
         request_id = id_for(self.request.headers.get("X_REQUEST_ID", ""))
-        # The path names the API. Where headers are too long, the gate was shown one that waitress made up.
-        headers, body = _answer(error, path if error.status == 431 else verdict.path or path)
+        headers, body = _answer(error, verdict.path or path)  # which names the API
         head = (
             f"HTTP/{self.version} {error.status} {_phrase(error.status)}\r\nConnection: close\r\n"
             f"Date: {build_http_date(self.start_time)}\r\nServer: {self.channel.adj.ident}\r\n"

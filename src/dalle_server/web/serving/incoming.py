@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.utilities import BadRequest, RequestEntityTooLarge
+from waitress.utilities import BadRequest, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from dalle_server.web.serving.gate import Verdict
 
@@ -51,6 +51,8 @@ class Request(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         if not self.headers_finished:
             self.head = (self.head + data)[:HEAD_BYTES]
         consumed: int = super().received(data)
+        if isinstance(self.error, RequestHeaderFieldsTooLarge):
+            self.verdict = Verdict()  # it was about a request that waitress made up
         if self.body_bytes_received > self.verdict.body_limit and self.error is None:  # chunked: no length to judge
             self.error = RequestEntityTooLarge(f"exceeds {self.verdict.body_limit}")
             self.completed = True
