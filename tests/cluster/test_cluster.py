@@ -79,10 +79,11 @@ def test_what_an_engine_refuses_is_refused_at_once(quick: str, front: Callable[.
     assert len(engine.submit(GenerationRequest.of("a cat", 10), place).result(PATIENCE_S)) == 10
 
 
-def test_pictures_are_read_by_a_replica(quick: str, front: Callable[..., ClusterEngine]) -> None:
+def test_pictures_and_tokens_are_read_by_a_replica(quick: str, front: Callable[..., ClusterEngine]) -> None:
     engine = front(quick)
     image = engine.submit(GenerationRequest.of("a cat", seed=1)).result(PATIENCE_S)[0]
     assert (engine.tokenize(image.pixels[None])[0] == image.tokens).all()
+    assert (engine.detokenize(image.tokens) == image.pixels).all()
 
 
 def test_previews_begin_when_somebody_watches(slow: str, front: Callable[..., ClusterEngine]) -> None:

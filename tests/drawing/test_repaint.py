@@ -284,16 +284,3 @@ def test_news_are_waited_for_and_not_looked_for_again_and_again() -> None:
     generation.on_event(repainting._spoke.set)
     told = [type(event) for event in repainting.events()]
     assert (told, waits) == ([Progress, Failed], [None, None])
-
-
-def test_tokens_of_other_weights_are_not_taken(engine: Engine) -> None:
-    pixels = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
-    generation = engine.submit(GenerationRequest.of("a red apple", seed=1))
-    (image,) = generation.result()
-    told = describe_image(image, generation, engine)
-    own, other = (
-        Plan.of(over(pixels, (8, 8, 24, 16), recipe=told.model_copy(update={"weights_digest": digest})), engine)
-        for digest in (engine.digest, "f" * 64)
-    )
-    assert np.array_equal(own.holes.given, image.tokens)
-    assert np.array_equal(other.holes.given, engine.tokenize(pixels[None])[0])

@@ -186,3 +186,30 @@ def test_stats_are_a_copy_of_their_moment() -> None:
         after.images = 7  # type: ignore[misc]
     with pytest.raises(TypeError):
         after.requests["done"] = 7
+
+
+def test_an_engine_shows_what_tokens_look_like_beside_what_it_draws() -> None:
+    (image, *_) = drawn(REQUEST)
+    runner, decoding, is_alone = FakeRunner(), threading.Semaphore(1), list[bool]()
+
+    def decode(_: np.ndarray) -> None:
+        is_alone.append(decoding.acquire(blocking=False))
+        time.sleep(0.02)
+        decoding.release()
+
+    runner.on_detokenize = decode
+    engine = new_engine(runner)
+    engine.start()
+    shown = list[np.ndarray]()
+    threads = [threading.Thread(target=lambda: shown.append(engine.detokenize(image.tokens))) for _ in range(3)]
+    generation = engine.submit(REQUEST)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    generation.result()
+    assert len(shown) == 3 and all(np.array_equal(pixels, image.pixels) for pixels in shown)
+    assert len(is_alone) > 3 and all(is_alone)
+    engine.stop()
+    with pytest.raises(NotReady):
+        engine.detokenize(image.tokens)

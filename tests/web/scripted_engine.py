@@ -107,6 +107,9 @@ class ScriptedEngine:
         tokens: Tokens = (pixels[:, ::4, ::4, 0].reshape(len(pixels), -1) // 16).astype(np.int32)
         return tokens
 
+    def detokenize(self, tokens: Tokens, *, seamless: bool = False) -> Pixels:
+        return self.paint(ImageKey(0, 0), self.config.picture.width_px, tuple(tokens.tolist()))[1]
+
     def _play(self, generation: Generation) -> None:
         self._tell(generation)
         assert isinstance(generation.terminal, TERMINAL)

@@ -7,6 +7,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,11 @@ from dalle_server.engine.tracker import Place
 from dalle_server.errors import EngineDown, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Done, Generation, Queued
 from dalle_server.models.config import ModelConfig
-from dalle_server.request import GenerationRequest
+from dalle_server.request import GenerationRequest, Pixels, Tokens
 from dalle_server.web.pool.model import ReplicaStatus
 from dalle_server.wire import error_from_dict
 
-TOKENIZE_S = 60.0
+ASIDE_S = 60.0
 STOP_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -209,14 +210,21 @@ class ClusterEngine:
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
         """As `engine.Engine.tokenize`, by whichever replica is free."""
         check_pixels(pixels, self._known.config, self._known.info)
+        return self._aside("tokenize", pixels)
+
+    def detokenize(self, tokens: Tokens, *, seamless: bool = False) -> Pixels:
+        """As `engine.Engine.detokenize`, by whichever replica is free."""
+        return self._aside("detokenize", tokens, seamless)
+
+    def _aside(self, method: str, *given: object) -> NDArray[Any]:
         try:
-            told = self._deployed.replicas.tokenize.remote(pixels).result(timeout_s=TOKENIZE_S)
+            told = getattr(self._deployed.replicas, method).remote(*given).result(timeout_s=ASIDE_S)
         except (RayError, RayServeException, TimeoutError) as error:
             raise NotReady("no replica could read the picture; try again shortly", retry_after_s=5) from error
         if "error" in told:
             raise error_from_dict(told["error"])
-        tokens: NDArray[np.int32] = told["tokens"]
-        return tokens
+        array: NDArray[Any] = told["array"]
+        return array
 
     # -- the end
 

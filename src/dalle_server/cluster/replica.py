@@ -23,7 +23,7 @@ from dalle_server.drawing.joined import said_by_now
 from dalle_server.engine.engine import Engine
 from dalle_server.errors import DalleServerError
 from dalle_server.generation import TERMINAL, Event, Failed, Generation, Progress
-from dalle_server.request import GenerationRequest
+from dalle_server.request import GenerationRequest, Tokens
 from dalle_server.wire import error_to_dict, event_to_dict
 
 SWITCH_S = 0.001  # of the interpreter between threads: 0.005 is long for who waits for a message
@@ -134,11 +134,12 @@ class EngineReplica:
             changed.clear()
 
     async def tokenize(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        """{"tokens": (N, I)} or {"error": …}."""
-        try:
-            return {"tokens": await asyncio.to_thread(self._engine.tokenize, pixels)}
-        except DalleServerError as error:
-            return {"error": error_to_dict(error)}
+        """{"array": (N, I)} or {"error": …}."""
+        return await _aside(lambda: self._engine.tokenize(pixels))
+
+    async def detokenize(self, tokens: Tokens, seamless: bool) -> dict[str, Any]:
+        """{"array": (height, width, 3)} or {"error": …}."""
+        return await _aside(lambda: self._engine.detokenize(tokens, seamless=seamless))
 
     # -- telling
 
@@ -206,6 +207,13 @@ def may_be_none(context: ReplicaContext) -> bool:
     """
     scaling = context._deployment_config.autoscaling_config
     return scaling is not None and scaling.min_replicas == 0
+
+
+async def _aside(work: Callable[[], NDArray[Any]]) -> dict[str, Any]:
+    try:
+        return {"array": await asyncio.to_thread(work)}
+    except DalleServerError as error:
+        return {"error": error_to_dict(error)}
 
 
 def _newest(events: list[Event]) -> list[Event]:

@@ -6,6 +6,7 @@ A loop lives and dies with its runner: after a fault the engine drops both and m
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ class DecodeLoop:
         self._counters, self._observer = counters, observer
         self._texts = EncodedTexts(runner, self._admit, self._lose_text)
         self._launched: deque[LaunchedStep] = deque()
+        self._decoding = threading.Lock()
 
     def hold(self) -> Place:
         """A place in the queue. Raises Overloaded when it is full."""
@@ -143,9 +145,14 @@ class DecodeLoop:
 
     def _detokenize(self, grids: NDArray[np.int32], wraps: bool) -> NDArray[np.uint8]:
         begun = time.monotonic()
-        pixels = self.runner.detokenize(grids, wraps=wraps)
+        pixels = self.pixels_of(grids, wraps)
         self._counters.count_detokenize(time.monotonic() - begun)
         return pixels
+
+    def pixels_of(self, grids: NDArray[np.int32], wraps: bool) -> NDArray[np.uint8]:
+        """As the runner's `detokenize`, from any thread."""
+        with self._decoding:  # a runner decodes for one thread at a time
+            return self.runner.detokenize(grids, wraps=wraps)
 
     def _lose_pixels(self, sequences: Sequence[ImageSequence], error: Exception) -> None:
         """An error raised on purpose says itself what would help: broken weights stay broken."""

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from dalle_server.engine.stats import Counters, EngineStats, Observer
 from dalle_server.engine.tracker import Place, RequestTracker
 from dalle_server.errors import EngineDown, EngineFault, NotReady, Overloaded
 from dalle_server.generation import Cancelled, Failed, Generation
-from dalle_server.request import GenerationRequest
+from dalle_server.request import GenerationRequest, Pixels, Tokens
 
 State = Literal["ready", "restarting", "failed", "stopping", "stopped"]
 
@@ -153,17 +153,25 @@ class Engine:
         """
         check_pixels(pixels, self.config, self.info)
         with self._tokenizing:  # a runner reads for one thread at a time
-            loop = self._loop
-            if self._state != "ready":
-                raise self._refusal()
-            try:
-                return loop.runner.tokenize(pixels)
-            except MemoryError as error:
-                raise Overloaded("not enough memory to read this picture; try again later") from error
-            except Exception as error:
-                if self._state != "ready" or loop is not self._loop:  # its runner was closed meanwhile
-                    raise self._refusal() from error
-                raise
+            return self._aside(lambda loop: loop.runner.tokenize(pixels))
+
+    def detokenize(self, tokens: Tokens, *, seamless: bool = False) -> Pixels:
+        """(I,) ids → (height, width, 3): what they show, beside the drawing. Any thread. Raises NotReady."""
+        return self._aside(lambda loop: loop.pixels_of(tokens[None], seamless)[0])
+
+    def _aside(self, work: Callable[[DecodeLoop], NDArray[Any]]) -> NDArray[Any]:
+        """What needs the runner and no place in its queue."""
+        loop = self._loop
+        if self._state != "ready":
+            raise self._refusal()
+        try:
+            return work(loop)
+        except MemoryError as error:
+            raise Overloaded("not enough memory to read this picture; try again later") from error
+        except Exception as error:
+            if self._state != "ready" or loop is not self._loop:  # its runner was closed meanwhile
+                raise self._refusal() from error
+            raise
 
     def step(self) -> bool:
         """One token for every running picture. False when nothing is left to do. Faults are handled here."""

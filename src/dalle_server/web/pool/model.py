@@ -17,7 +17,7 @@ from dalle_server.errors import DalleServerError, EngineDown, NotReady
 from dalle_server.generation import Generation
 from dalle_server.models.card import ModelCard
 from dalle_server.models.config import ModelConfig
-from dalle_server.request import GenerationRequest
+from dalle_server.request import GenerationRequest, Pixels, Tokens
 from dalle_server.web.bookkeeping import Bookkeeping
 
 ModelState = Literal["absent", "on_disk", "loading", "loaded", "failed"]
@@ -57,6 +57,8 @@ class ServingEngine(Protocol):
     def submit(self, request: GenerationRequest, held: Place | None = None) -> Generation: ...
 
     def tokenize(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]: ...
+
+    def detokenize(self, tokens: Tokens, *, seamless: bool = False) -> Pixels: ...
 
     def stop(self, drain_s: float = 0.0) -> None: ...
 
