@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +16,7 @@ from dalle_server.checkpoints.cache import EMBEDDED
 from dalle_server.config import Settings, load_settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
+from dalle_server.web.pool.sources import sources
 
 DATA = Path(__file__).parent / "data"
 BART = DATA / "parity" / "tiny-mega"
@@ -77,6 +80,21 @@ def test_all_is_what_is_here_the_default_first(settings: Settings, monkeypatch: 
     monkeypatch.setattr(catalogue, "_all_here", lambda settings: ())
     with pytest.raises(ConfigError, match="pull one"):
         prepared(settings)
+
+
+def test_of_several_conversions_of_a_folder_all_takes_the_newest(settings: Settings, tmp_path: Path) -> None:
+    """Each update of a folder's weights leaves one behind, and two of a name cannot be served."""
+    converted, everything = settings.cache_dir / "converted", settings.model_copy(update={"models": ("all",)})
+    for number, name in enumerate(("tiny-a", "tiny-b", "tiny-c")):
+        convert(BART, converted / name)
+        os.utime(converted / name, (1e9 + number % 2, 1e9 + number % 2))
+    assert prepared(everything).models == (str(converted / "tiny-b"), "nano")
+    source = tmp_path / open_checkpoint(converted / "tiny-a").config.name
+    shutil.copytree(BART, source)
+    for directory in (source, converted / "tiny-c"):
+        served = prepared(everything.model_copy(update={"model_dir": directory}))
+        assert served.models == (str(directory), "nano")
+        assert [source.name for source in sources(served, Mock(), describe)][1:] == ["nano"]
 
 
 def test_several_have_a_budget_and_one_has_not(settings: Settings) -> None:

@@ -99,18 +99,27 @@ def _all_here(settings: Settings) -> tuple[str, ...]:
     """Names, then directories, the smallest first; but what would be served alone comes first, if it is here."""
     from dalle_server.checkpoints.hub.pull import list_models
 
-    named = [status for status in list_models(settings.cache_dir) if status.state != "absent"]
-    found = [(status.weights_bytes, status.size.folder_name) for status in named]
-    for directory in sorted((settings.cache_dir / "converted").glob("*")):
-        if is_ready(directory):
-            try:
-                found.append((peek(directory).size_bytes, str(directory)))
-            except CheckpointError as error:
-                logger.warning("left out: %s", error.message)
-    default = str(settings.model_dir) if settings.model_dir else settings.model_version
-    names = [name for _, name in sorted(found) if name != default]
-    is_here = settings.model_dir is not None or len(names) < len(found)
-    return (default, *names) if is_here else tuple(names)
+    statuses = [status for status in list_models(settings.cache_dir) if status.state != "absent"]
+    found = {status.size.folder_name: (status.weights_bytes, status.size.folder_name) for status in statuses}
+    default, name = settings.model_version, settings.model_version
+    if settings.model_dir is not None:
+        default, name = str(settings.model_dir), describe(settings.model_copy(update={"models": ()})).name.lower()
+        found[name] = (0, default)
+    for directory in _newest_first(settings.cache_dir / "converted"):
+        try:
+            native = peek(directory)
+        except CheckpointError as error:
+            logger.warning("left out: %s", error.message)
+            continue
+        # A folder that was converted again, after its weights were updated, leaves its first conversion where it is.
+        found.setdefault(native.config.name.lower(), (native.size_bytes, str(directory)))
+    first = [default] if found.pop(name, None) else []
+    return (*first, *(entry for _, entry in sorted(found.values())))
+
+
+def _newest_first(converted: Path) -> list[Path]:
+    ready = [directory for directory in sorted(converted.glob("*")) if is_ready(directory)]
+    return sorted(ready, key=lambda directory: directory.stat().st_mtime_ns, reverse=True)
 
 
 def _memory_bytes(settings: Settings) -> int:
