@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dalle_server.engine.runners.control_groups import cpu_quota
 from dalle_server.engine.runners.cpu import threads
-from dalle_server.engine.runners.cpu.threads import cpu_quota, usable_threads
+from dalle_server.engine.runners.cpu.threads import usable_threads
 
 V2 = "sys/fs/cgroup"
 V1 = "sys/fs/cgroup/cpu"
