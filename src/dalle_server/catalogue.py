@@ -13,6 +13,7 @@ from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.engine.runners.choice import RunnerSettings, choose
+from dalle_server.engine.runners.control_groups import memory_limit
 from dalle_server.engine.runners.select import needed_bytes
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
 from dalle_server.models.card import ModelCard
@@ -101,7 +102,7 @@ def _all_here(settings: Settings) -> tuple[str, ...]:
 
     statuses = [status for status in list_models(settings.cache_dir) if status.state != "absent"]
     found = {status.size.folder_name: (status.weights_bytes, status.size.folder_name) for status in statuses}
-    default, name = settings.model_version, settings.model_version
+    default = name = ModelSize.parse(settings.model_version).folder_name
     if settings.model_dir is not None:
         default, name = str(settings.model_dir), describe(settings.model_copy(update={"models": ()})).name.lower()
         found[name] = (0, default)
@@ -129,10 +130,5 @@ def _memory_bytes(settings: Settings) -> int:
         from dalle_server.engine.runners.sizing import total_gpu_bytes
 
         return total_gpu_bytes(device)
-    total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):  # not Linux, not that version, or "max"
-            continue
-    return total
+    total, limit = int(psutil.virtual_memory().total), memory_limit()
+    return total if limit is None else min(total, limit)

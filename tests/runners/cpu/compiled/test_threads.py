@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dalle_server.engine.runners.control_groups import cpu_quota
+from dalle_server.engine.runners.control_groups import cpu_quota, memory_limit
 from dalle_server.engine.runners.cpu import threads
 from dalle_server.engine.runners.cpu.threads import usable_threads
 
@@ -43,8 +43,29 @@ def test_quotas_of_both_versions(tmp_path: Path, cgroup: str, files: dict[str, s
     assert cpu_quota(machine(tmp_path, cgroup, files)) == quota
 
 
-def test_no_control_groups_no_quota(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path) is None
+@pytest.mark.parametrize(
+    ("cgroup", "files", "limit"),
+    [
+        ("0::/\n", {f"{V2}/memory.max": "8000000000\n"}, 8 * 10**9),
+        (
+            "0::/system.slice/dalle.service\n",
+            {
+                f"{V2}/system.slice/dalle.service/memory.max": "4000000000\n",
+                f"{V2}/system.slice/memory.max": "max\n",
+                f"{V2}/memory.max": "8000000000\n",
+            },
+            4 * 10**9,
+        ),  # MemoryMax= of a unit
+        ("0::/a\n", {f"{V2}/a/memory.max": "max\n"}, None),
+        ("9:memory:/docker/1\n", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000000\n"}, 3 * 10**9),
+    ],
+)
+def test_memory_of_both_versions(tmp_path: Path, cgroup: str, files: dict[str, str], limit: int | None) -> None:
+    assert memory_limit(machine(tmp_path, cgroup, files)) == limit
+
+
+def test_no_control_groups_no_limits(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) is None and memory_limit(tmp_path) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
