@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from dalle_server.checkpoints import digest as digest_module
 from dalle_server.checkpoints import open_checkpoint, write_native
-from dalle_server.checkpoints.digest import CACHE_NAME, sha256_file
-from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN  # type: ignore[attr-defined]
+from dalle_server.checkpoints.digest import CACHE_NAME, sha256_file, write_sums
+from dalle_server.checkpoints.native import SUMS_NAME, TRANSFORMER, VQGAN, WORD_FREQUENCY  # type: ignore[attr-defined]
 from dalle_server.checkpoints.tensor_names import vqgan_encoder_tensors
 from dalle_server.errors import CheckpointError
 
@@ -185,6 +185,18 @@ class TestDigestCache:
         digest = sha256_file(big)
         (big.parent / CACHE_NAME).write_text("[1, 2")
         assert sha256_file(big) == digest
+
+
+def test_sums_catch_changed_words(native_dir):
+    """The list that splits hashtags decides pictures, too. One that is put there later is not listed."""
+    words = native_dir / WORD_FREQUENCY
+    words.write_text("the 3\nof 2\n")
+    open_checkpoint(native_dir)
+    write_sums(native_dir)
+    open_checkpoint(native_dir)
+    words.write_text("of 2\nthe 3\n")
+    with pytest.raises(CheckpointError, match=f"{WORD_FREQUENCY} does not match"):
+        open_checkpoint(native_dir)
 
 
 def test_sums_catch_a_changed_weight(native_dir):

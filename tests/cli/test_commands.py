@@ -74,7 +74,19 @@ def test_info_and_replay_know_the_picture(run: Run, tmp_path: Path) -> None:
     code, _, errors = run("replay", path, "--source", "tokens", "-o", "/dev/null/x.png")
     assert code == 2 and "error: cannot write to /dev/null (" in errors
     code, _, errors = run("replay", path, "--source", "tokens", "-o", tmp_path)
-    assert code == 2 and "is a directory; name a PNG file" in errors
+    assert code == 2 and "is a directory; name a file in it" in errors
+    for name, kind in (("a.JPG", "JPEG"), ("a.webp", "WEBP")):
+        assert run("replay", path, "--source", "tokens", "-o", tmp_path / name)[0] == 0
+        assert opened(tmp_path / name).format == kind and read_metadata(tmp_path / name).prompt == "a boat"
+    code, _, errors = run("replay", path, "-o", tmp_path / "a.gif")
+    assert code == 2 and "a.gif must end in one of .png, .jpg, .jpeg, .webp" in errors
+
+
+def test_info_tells_of_all_files_that_it_can_read(run: Run, tmp_path: Path) -> None:
+    path = run("generate", "a boat", "--seed", 3, "-o", tmp_path)[1].strip()
+    code, out, errors = run("info", tmp_path / "gone.png", path, tmp_path / "gone too.png")
+    assert code == 2 and "a boat" in out
+    assert "gone.png does not exist" in errors and "gone too.png does not exist" in errors
 
 
 def test_a_home_is_found_where_no_shell_puts_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +109,7 @@ def test_generate_replaces_no_other_picture(run: Run, tmp_path: Path) -> None:
     assert written("a:b") == colon and len(list(tmp_path.iterdir())) == 5  # the same picture again
 
 
-def test_replay_downloads_only_what_it_is_asked_to(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_downloads_only_what_is_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(run("generate", "a boat", "--seed", 3, "--img_format", "png", "-o", tmp_path)[1].strip())
     metadata = read_metadata(path).model_copy(update={"model": "mega"})
     path.write_bytes(encode_image(np.asarray(Image.open(path)), ImageFormat.PNG, metadata=metadata))
@@ -110,11 +122,13 @@ def test_replay_downloads_only_what_it_is_asked_to(run: Run, tmp_path: Path, mon
         raise WeightsNotFound("pulled")
 
     monkeypatch.setattr("dalle_server.checkpoints.hub.pull.pull", pull)
-    code, _, errors = run("replay", path, "--cache_dir", tmp_path / "empty")
-    assert code == 1 and asked == [] and "dalle-server pull mega" in errors and "--download" in errors
-    for words in (("--download",), ("--model_version", "mega")):
-        assert "pulled" in run("replay", path, "--cache_dir", tmp_path / "empty", *words)[2]
-    assert asked == [ModelSize.MEGA] * 2
+    for command in (["replay"], ["vary"], ["edit", "--prompt", "a cat"], ["branch", "--keep_rows", "1"]):
+        code, _, errors = run(*command, path, "--cache_dir", tmp_path / "empty")
+        assert code == 1 and asked == [] and "dalle-server pull mega" in errors and "--download" in errors
+        for words in (("--download",), ("--model_version", "mega")):
+            assert "pulled" in run(*command, path, "--cache_dir", tmp_path / "empty", *words)[2]
+        assert asked == [ModelSize.MEGA] * 2
+        asked.clear()
 
 
 def test_replay_with_other_weights_says_so_and_names_them(run: Run, tmp_path: Path) -> None:

@@ -272,6 +272,7 @@ def test_info_and_replay_know_what_was_drawn_over(
         (("edit", "{photo}", "--prompt", " "), "prompt must not be empty"),
         (("edit", "{photo}", "--prompt", "x", "--mask", "{ours}"), "must have the shape of the picture"),
         (("edit", "{photo}", "--prompt", "x", "--candidates", "17"), "candidates must lie between 1 and 16"),
+        (("vary", "{photo}", "--candidates", "0"), "candidates must lie between 1 and 16, not 0"),
         (("branch", "{ours}", "--keep_rows", "{rows}"), "keep_rows must lie between 1 and {last}, not {rows}"),
         (("branch", "{ours}", "--keep_rows", "0"), "keep_rows must lie between 1 and {last}, not 0"),
         (("branch", "{ours}"), "the following arguments are required: --keep_rows"),

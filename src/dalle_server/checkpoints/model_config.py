@@ -71,6 +71,9 @@ def check_config(where: str, config: ModelConfig) -> None:
             raise CheckpointError(
                 f"{where}: {config.vqgan.ch * mult} channels cannot be split into {config.vqgan.num_groups} groups"
             )
+    for name in ("in_channels", "out_ch"):
+        if (channels := getattr(config.vqgan, name)) != 3:
+            raise CheckpointError(f"{where}: {name} must be 3, red, green and blue, not {channels}")
     try:
         config.transformer.check()
     except CheckpointError as error:

@@ -13,6 +13,7 @@ from dalle_server.checkpoints.atomic import replaced_directory
 from dalle_server.checkpoints.checkpoint import FORMAT, Checkpoint
 from dalle_server.checkpoints.digest import SUMS_NAME, promised_sums, sha256_file, write_sums
 from dalle_server.checkpoints.model_config import check_config, model_config, read_json
+from dalle_server.checkpoints.published.tokenizer_files import WORD_FREQUENCY
 from dalle_server.checkpoints.tensor_file import (
     Array,
     LazyTensor,
@@ -155,7 +156,8 @@ def _verified_sums(path: Path) -> dict[str, str]:
     if not listed.exists():
         return sums
     promised = promised_sums(listed)
-    for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER):
+    optional = [name for name in (WORD_FREQUENCY,) if name in promised]
+    for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER, *optional):
         found = sums.get(name) or sha256_file(path / name)
         if promised.get(name) != found:
             raise CheckpointError(

@@ -126,10 +126,19 @@ def _shown_bytes(count: int) -> str:
 
 
 def info(files: Sequence[Path]) -> int:
+    """Of all that can be read; of the others what is wrong. Raises what is wrong with the last of them."""
+    wrong: DalleServerError | None = None
     for file in files:
-        if len(files) > 1:
-            print(f"== {file}")
-        print(info_text(read_metadata(file)))
+        try:
+            told = info_text(read_metadata(file))
+        except DalleServerError as error:
+            if wrong is not None:
+                _errors.print(wrong.message, markup=False, highlight=False, soft_wrap=True)
+            wrong = error
+            continue
+        print(f"== {file}\n{told}" if len(files) > 1 else told)
+    if wrong is not None:
+        raise wrong
     return 0
 
 
@@ -138,7 +147,8 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
     metadata = read_metadata(arguments.file)
     if arguments.output is not None:
         if arguments.output.is_dir():
-            raise ConfigError(f"--output {arguments.output} is a directory; name a PNG file", param="output")
+            raise ConfigError(f"--output {arguments.output} is a directory; name a file in it", param="output")
+        format = _format_of(arguments.output)
         check_writable(arguments.output.parent)
     # A stranger's file must not start a download: that is for --model_version or --download to ask.
     asked = arguments.download or "model_version" in settings.model_fields_set
@@ -148,11 +158,18 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
         again = replay_picture(metadata, engine, ReplaySource(arguments.source))
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
-            _write_file(arguments.output, encode_image(again.image.pixels, ImageFormat.PNG, metadata=metadata))
+            _write_file(arguments.output, encode_image(again.image.pixels, format, metadata=metadata))
         print(again.verdict)
         if arguments.output is not None:
             print(arguments.output)
     return 0 if again.same_recipe else 1
+
+
+def _format_of(file: Path) -> ImageFormat:
+    endings = {".png": ImageFormat.PNG, ".jpg": ImageFormat.JPEG, ".jpeg": ImageFormat.JPEG, ".webp": ImageFormat.WEBP}
+    if file.suffix.lower() not in endings:
+        raise ConfigError(f"--output {file} must end in one of {', '.join(endings)}: what kind it is", param="output")
+    return endings[file.suffix.lower()]
 
 
 def made_by(metadata: PictureMetadata, settings: Settings) -> Settings:

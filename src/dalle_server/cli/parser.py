@@ -131,6 +131,7 @@ def _add_drawing_over(commands: _Commands) -> None:
     for command in (edit, vary, branch):
         command.add_argument("file", type=Path, metavar="FILE", help="PNG, JPEG, WebP or GIF")
         _add_drawing_flags(command)
+        _add_download_flag(command)
         command.set_defaults(run=_later("over", "draw"), command=command.prog.rsplit(" ", 1)[-1])
 
 
@@ -159,10 +160,10 @@ def _add_saved_pictures(commands: _Commands) -> None:
     replay.add_argument(
         "--source", choices=("seed", "tokens"), default="seed", help="draw it again, or decode its tokens [seed]"
     )
-    replay.add_argument("-o", "--output", type=_path, metavar="PNG", help="also write the picture here")
     replay.add_argument(
-        "--download", action="store_true", help="fetch the model that the file names, if it is not here"
+        "-o", "--output", type=_path, metavar="FILE", help="also write the picture here: PNG, JPEG or WebP by its name"
     )
+    _add_download_flag(replay)
     _add_model_flags(replay)
     replay.set_defaults(run=_later("commands", "replay"))
 
@@ -185,6 +186,12 @@ def _add_drawing_flags(parser: argparse.ArgumentParser) -> None:
 def _add_strength_flags(parser: argparse.ArgumentParser, strength: str, candidates: str) -> None:
     parser.add_argument("--strength", type=float, metavar="X", help=f"0 keeps the picture, 1 ignores it {strength}")
     parser.add_argument("--candidates", type=int, metavar="N", help=f"drawn for each; the best counts {candidates}")
+
+
+def _add_download_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--download", action="store_true", help="fetch the model that the file names, if it is not here"
+    )
 
 
 def _add_model_flags(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -98,7 +98,9 @@ class Repaint:
             recipe=own_recipe(image),
             mask=weights,
             strength=chosen if strength is None else checks.number("strength", strength, 0.0, 1.0),
-            candidates=checks.whole_number("candidates", candidates or CANDIDATES, 1, MAX_CANDIDATES),
+            candidates=checks.whole_number(
+                "candidates", CANDIDATES if candidates is None else candidates, 1, MAX_CANDIDATES
+            ),
             keep_tokens=keep_tokens,
             grow=checks.whole_number("grow", grow, 0, MAX_GROW),
         )
@@ -112,7 +114,7 @@ class Repaint:
             picture=read_picture(image),
             recipe=own_recipe(image),
             strength=VARIATION_STRENGTH if strength is None else checks.number("strength", strength, 0.0, 1.0),
-            candidates=checks.whole_number("candidates", candidates or 1, 1, MAX_CANDIDATES),
+            candidates=checks.whole_number("candidates", 1 if candidates is None else candidates, 1, MAX_CANDIDATES),
         )
 
     @property

@@ -46,6 +46,11 @@ def test_the_mirror(tmp_path, stub, monkeypatch):
     checkpoint = open_checkpoint(pull(tmp_path, mirror=True))
     assert checkpoint.config.sizes(DalleBartConfig).d_model == 32
     assert stub.downloads("encoder.pt") == []
+    assert pull(tmp_path, mirror=True) == checkpoint.path
+    with pytest.raises(
+        CheckpointError, match=r"mini holds the weights of kuprel/min-dalle: delete it to have those of "
+    ):
+        pull(tmp_path)
 
 
 def test_janus_is_pulled_whole_or_in_shards(tmp_path, stub):

@@ -25,6 +25,8 @@ from dalle_server.checkpoints.hub.files import (
     on_the_hub,
     verify,
 )
+from dalle_server.checkpoints.model_config import read_json
+from dalle_server.checkpoints.native import CONFIG
 from dalle_server.checkpoints.published.pickles import SUFFIXES
 from dalle_server.checkpoints.tensor_file import Progress
 from dalle_server.errors import CheckpointError, WeightsNotFound, first_line
@@ -72,12 +74,16 @@ def pull(
 
     `mirror` takes min-dalle's repository instead of dalle-mini's (smaller; needs torch once).
     Raises WeightsNotFound when the hub cannot be reached or does not have the files, CheckpointError
-    when a file differs from its published digest (it is then deleted, so that a repetition starts clean).
+    when a file differs from its published digest (it is then deleted, so that a repetition starts clean)
+    and when what is here is from the other repository.
     """
     target = variant_dir(size, cache_dir or default_cache_dir())
-    if is_ready(target):
+    if is_ready(target) and VARIANTS[size].published is None:
         return target
     publication = _publication(size, mirror)
+    if is_ready(target):
+        _check_origin(target, publication.transformer.repository)
+        return target
 
     def make() -> None:
         try:
@@ -106,6 +112,13 @@ def convert_downloaded(
             make = partial(_convert, size, publication, _verified(snapshot), target, progress)
             return converted_once(target, make)
     return None
+
+
+def _check_origin(target: Path, repository: str) -> None:
+    source = read_json(target / CONFIG).get("source")
+    found = source.get("repository", repository) if isinstance(source, dict) else repository
+    if found != repository:
+        raise CheckpointError(f"{target} holds the weights of {found}: delete it to have those of {repository}")
 
 
 def not_found(size: ModelSize, target: Path, reason: str) -> WeightsNotFound:
