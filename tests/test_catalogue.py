@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -13,8 +14,10 @@ from dalle_server import catalogue
 from dalle_server.catalogue import describe, prepared
 from dalle_server.checkpoints import convert, open_checkpoint
 from dalle_server.checkpoints.cache import EMBEDDED
+from dalle_server.checkpoints.locate import find_checkpoint
 from dalle_server.config import Settings, load_settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
+from dalle_server.engine.stats import Observer
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
 from dalle_server.web.pool.sources import sources
 
@@ -58,6 +61,33 @@ def test_a_name_whose_weights_are_not_here(settings: Settings) -> None:
     assert (card.name, card.place, card.size_bytes > 1e9) == ("mini", "absent", True)
 
 
+@pytest.mark.parametrize(
+    ("version", "dtype", "gigabytes"),
+    [("mega", "fp32", 12.3), ("mega", "int8", 4.3), ("mega_full", "int8", 4.3), ("janus_pro_1b", "int8", 2.9)],
+)
+def test_memory_follows_the_dtype_also_before_the_weights_are_here(
+    settings: Settings, version: str, dtype: str, gigabytes: float
+) -> None:
+    """Mega as it is when it is loaded, from its config; Janus-Pro within what was measured and a half more."""
+    card = describe(settings.model_copy(update={"model_version": version, "dtype": dtype}))
+    assert card.memory_bytes / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+def test_a_card_is_made_again_when_its_model_is_loaded(settings: Settings) -> None:
+    """What was converted on the way tells more than what lay there before."""
+
+    def load(one: Settings, _: Observer) -> Any:
+        assert one.model_dir is not None
+        find_checkpoint(one.model_dir, cache_dir=one.cache_dir)
+
+    source = sources(settings.model_copy(update={"models": (str(BART), "nano")}), load, describe)[0]
+    card = source.card()
+    assert card is not None and (card.family, card.digest) == ("", "")
+    source.load(Observer())
+    card = source.card()
+    assert card is not None and (card.family, len(card.digest), card.name) == ("dalle-bart", 64, source.name)
+
+
 def test_what_is_no_model_is_named(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound, match="is not a folder"):
         describe(settings.model_copy(update={"model_dir": tmp_path / "nothing"}))
@@ -91,6 +121,7 @@ def test_of_several_conversions_of_a_folder_all_takes_the_newest(settings: Setti
     assert prepared(everything).models == (str(converted / "tiny-b"), "nano")
     source = tmp_path / open_checkpoint(converted / "tiny-a").config.name
     shutil.copytree(BART, source)
+    shutil.copytree(BART.parent / "tiny-vqgan", tmp_path / "vqgan")
     for directory in (source, converted / "tiny-c"):
         served = prepared(everything.model_copy(update={"model_dir": directory}))
         assert served.models == (str(directory), "nano")

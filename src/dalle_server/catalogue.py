@@ -9,12 +9,13 @@ import psutil
 
 from dalle_server.checkpoints.cache import is_ready, variant_dir
 from dalle_server.checkpoints.convert import CheckpointForm, detect_form
+from dalle_server.checkpoints.locate import conversion_of
 from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.engine.runners.choice import RunnerSettings, choose
 from dalle_server.engine.runners.control_groups import memory_limit
-from dalle_server.engine.runners.select import needed_bytes
+from dalle_server.engine.runners.select import estimated_bytes, needed_bytes
 from dalle_server.errors import CheckpointError, ConfigError, WeightsNotFound
 from dalle_server.models.card import ModelCard
 from dalle_server.variants import VARIANTS, ModelSize, Variant
@@ -53,6 +54,8 @@ def describe(settings: Settings) -> ModelCard:
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="models")
     if detect_form(directory) is CheckpointForm.NATIVE:
         return _of_native(directory, settings, None)
+    if is_ready(converted := conversion_of(directory, settings.cache_dir)):
+        return _of_native(converted, settings, None)
     size_bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
     # Until it is converted: as if it were served as it lies there.
     return ModelCard(
@@ -92,7 +95,7 @@ def _of_variant(variant: Variant, settings: Settings) -> ModelCard:
         licence=variant.licence,
         place="absent" if status.state == "absent" else "on_disk",
         size_bytes=variant.weights_bytes,
-        memory_bytes=variant.weights_bytes,
+        memory_bytes=estimated_bytes(variant.num_weights, RunnerSettings.of(settings)),
     )
 
 

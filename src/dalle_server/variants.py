@@ -66,9 +66,14 @@ class Variant:
     title: str
     licence: str
     dtype: str  # of the transformer's weights as they are stored: float16, bfloat16 or float32
-    weights_bytes: int  # on disk after conversion, and in memory when served in this dtype
+    weights_bytes: int  # on disk after conversion
     published: Publication | None  # None: shipped inside this package
     mirror: Publication | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """About: as if the VQGAN's were stored as the transformer's are."""
+        return self.weights_bytes // (4 if self.dtype == "float32" else 2)
 
 
 # The commit that dalle-mini's own programs pin: their caches hold it, without a ref called main.

@@ -41,8 +41,13 @@ def find_checkpoint(
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="model_dir")
     if detect_form(directory) is CheckpointForm.NATIVE:
         return directory
-    target = cache_dir / "converted" / f"{directory.resolve().name}-{_fingerprint(directory)}"
+    target = conversion_of(directory, cache_dir)
     return converted_once(target, lambda: convert(directory, target, progress))
+
+
+def conversion_of(directory: Path, cache_dir: Path) -> Path:
+    """Where the native form of this folder is kept, or will be."""
+    return cache_dir / "converted" / f"{directory.resolve().name}-{_fingerprint(directory)}"
 
 
 def _find_variant(size: ModelSize, cache_dir: Path, progress: Progress | None, download: bool) -> Path:

@@ -12,6 +12,7 @@ from dalle_server.models.config import ModelConfig
 # times one row's arithmetic, on a GPU the weights still dominate.
 _CPU_SLOTS = (4, 16, 256 << 20)  # at least, at most, budget in bytes
 _GPU_SLOTS = (1, 32, 2 << 30)
+VALUE_BYTES = {"fp32": 4.0, "int8": 1.15}  # of a weight by dtype, else 2: int8 keeps a scale for each group
 _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
@@ -29,7 +30,7 @@ def memory_bytes(config: ModelConfig, choice: Choice, num_slots: int, *, has_enc
     """What the model takes when it is loaded, about: weights, slots, room to work in, and what the first picture that
     is read brings and leaves.
     """
-    value_bytes = {"fp32": 4.0, "int8": 1.15}.get(choice.dtype, 2.0)  # int8 keeps a scale for each group
+    value_bytes = VALUE_BYTES.get(choice.dtype, 2.0)
     slot_bytes = _slot_bytes(config, choice)
     weights_bytes = value_bytes * config.num_weights + 4 * num_vqgan_weights(config)
     encoder_bytes = _encoder_bytes(config, choice) if has_encoder else 0

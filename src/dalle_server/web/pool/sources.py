@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -42,7 +43,16 @@ def _entry(settings: Settings, entry: str, load: Load, describe: Describe | None
         one = settings.model_copy(update={"models": (), "model_dir": expanded(directory)})
     card = describe(one) if describe else None
     called = name.strip() or known or (card.name if card else Path(directory).name)
-    return Source(partial(load, one), called, lambda: card)
+
+    def load_and_look(observer: Observer) -> ServingEngine:
+        nonlocal card
+        engine = load(one, observer)
+        if describe:  # once more: now the weights are here, in the form in which more is told of them
+            with suppress(DalleServerError):
+                card = describe(one)
+        return engine
+
+    return Source(load_and_look, called, lambda: card)
 
 
 def _once(settings: Settings, describe: Describe | None) -> Callable[[], ModelCard | None]:
