@@ -8,7 +8,7 @@ const NANO = [
   "a robot",
   "a green dinosaur",
   "three cupcakes",
-  "a crown",
+  "a penguin in the snow",
 ];
 const DALLE = [
   "an armchair in the shape of an avocado",
