@@ -117,7 +117,7 @@ def test_of_several_conversions_of_a_folder_all_takes_the_newest(settings: Setti
     converted, everything = settings.cache_dir / "converted", settings.model_copy(update={"models": ("all",)})
     for number, name in enumerate(("tiny-a", "tiny-b", "tiny-c")):
         convert(BART, converted / name)
-        os.utime(converted / name, (1e9 + number % 2, 1e9 + number % 2))
+        os.utime(converted / name / "config.json", (1e9 + number % 2, 1e9 + number % 2))
     assert prepared(everything).models == (str(converted / "tiny-b"), "nano")
     source = tmp_path / open_checkpoint(converted / "tiny-a").config.name
     shutil.copytree(BART, source)
@@ -126,6 +126,18 @@ def test_of_several_conversions_of_a_folder_all_takes_the_newest(settings: Setti
         served = prepared(everything.model_copy(update={"model_dir": directory}))
         assert served.models == (str(directory), "nano")
         assert [source.name for source in sources(served, Mock(), describe)][1:] == ["nano"]
+
+
+def test_all_takes_a_folder_of_the_name_of_a_model_that_is_not_here(settings: Settings) -> None:
+    own = convert(BART, settings.cache_dir / "converted" / "mini-1", name="mini")
+    assert prepared(settings.model_copy(update={"models": ("all",)})).models == (str(own), "nano")
+
+
+def test_a_folder_that_lacks_its_vqgan_costs_the_others_nothing(settings: Settings, tmp_path: Path) -> None:
+    lonely = tmp_path / "lonely"
+    shutil.copytree(BART, lonely)
+    several = settings.model_copy(update={"models": ("nano", str(lonely))})
+    assert [source.name for source in sources(several, Mock(), describe)] == ["nano", "lonely"]
 
 
 def test_several_have_a_budget_and_one_has_not(settings: Settings) -> None:

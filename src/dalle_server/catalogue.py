@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import psutil
 from dalle_server.checkpoints.cache import is_ready, variant_dir
 from dalle_server.checkpoints.convert import CheckpointForm, detect_form
 from dalle_server.checkpoints.locate import conversion_of
-from dalle_server.checkpoints.native import ENCODER_TENSOR, peek
+from dalle_server.checkpoints.native import CONFIG, ENCODER_TENSOR, peek
 from dalle_server.config import ALL_MODELS, Settings
 from dalle_server.engine.runners.base import LOGPROBS, PULL, SEAMLESS, TOKENIZE
 from dalle_server.engine.runners.choice import RunnerSettings, choose
@@ -54,8 +55,9 @@ def describe(settings: Settings) -> ModelCard:
         raise WeightsNotFound(f"model_dir {directory} is not a folder", param="models")
     if detect_form(directory) is CheckpointForm.NATIVE:
         return _of_native(directory, settings, None)
-    if is_ready(converted := conversion_of(directory, settings.cache_dir)):
-        return _of_native(converted, settings, None)
+    with suppress(CheckpointError):  # of a folder that lacks something: loading says what
+        if is_ready(converted := conversion_of(directory, settings.cache_dir)):
+            return _of_native(converted, settings, None)
     size_bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
     # Until it is converted: as if it were served as it lies there.
     return ModelCard(
@@ -109,6 +111,7 @@ def _all_here(settings: Settings) -> tuple[str, ...]:
     if settings.model_dir is not None:
         default, name = str(settings.model_dir), describe(settings.model_copy(update={"models": ()})).name.lower()
         found[name] = (0, default)
+    first = [default] if name in found else []
     for directory in _newest_first(settings.cache_dir / "converted"):
         try:
             native = peek(directory)
@@ -117,13 +120,14 @@ def _all_here(settings: Settings) -> tuple[str, ...]:
             continue
         # A folder that was converted again, after its weights were updated, leaves its first conversion where it is.
         found.setdefault(native.config.name.lower(), (native.size_bytes, str(directory)))
-    first = [default] if found.pop(name, None) else []
+    if first:
+        del found[name]
     return (*first, *(entry for _, entry in sorted(found.values())))
 
 
 def _newest_first(converted: Path) -> list[Path]:
     ready = [directory for directory in sorted(converted.glob("*")) if is_ready(directory)]
-    return sorted(ready, key=lambda directory: directory.stat().st_mtime_ns, reverse=True)
+    return sorted(ready, key=lambda directory: (directory / CONFIG).stat().st_mtime_ns, reverse=True)
 
 
 def _memory_bytes(settings: Settings) -> int:

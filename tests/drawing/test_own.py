@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dalle_server import DalleModel
 from dalle_server.drawing.repaint import Plan, Repaint
 from dalle_server.engine.engine import Engine
 from dalle_server.generation import GeneratedImage
 from dalle_server.pictures.codec import ImageFormat, describe_image, encode_image
-from dalle_server.pictures.metadata import PictureMetadata
+from dalle_server.pictures.metadata import PictureMetadata, save_options
 from dalle_server.request import GenerationRequest, Pixels, Tokens
 
 JPEG, PNG, WEBP = ImageFormat.JPEG, ImageFormat.PNG, ImageFormat.WEBP
@@ -24,9 +26,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield model.engine
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "seamless"])
+@pytest.fixture(
+    scope="module",
+    params=[("a red apple", False), ("a red apple", True), ("a ghost", False)],
+    ids=lambda asked: asked[0],
+)
 def ours(engine: Engine, request: pytest.FixtureRequest) -> tuple[GeneratedImage, PictureMetadata]:
-    generation = engine.submit(GenerationRequest.of("a red apple", seed=7, seamless=request.param))
+    """Strong colours, and one that is pale and almost its own mirror image."""
+    prompt, seamless = request.param
+    generation = engine.submit(GenerationRequest.of(prompt, seed=7, seamless=seamless))
     (image,) = generation.result()
     return image, describe_image(image, generation, engine)
 
@@ -50,6 +58,20 @@ def test_tokens_are_taken_from_the_file_in_any_format_and_size(
     size_px = (round(image.pixels.shape[1] * scale), round(image.pixels.shape[0] * scale))
     file = encode_image(image.pixels, format, metadata=told, size_px=size_px, quality=quality)
     assert np.array_equal(given(engine, file), image.tokens)
+
+
+def test_a_part_that_was_rubbed_out_is_a_mask_and_the_rest_keeps_its_tokens(
+    engine: Engine, ours: tuple[GeneratedImage, PictureMetadata]
+) -> None:
+    image, told = ours
+    side = len(image.pixels)
+    with_holes = Image.fromarray(image.pixels).convert("RGBA")
+    with_holes.paste((0, 0, 0, 0), (side // 4, side // 4, side // 2, side // 2))
+    file = io.BytesIO()
+    with_holes.save(file, "PNG", **save_options(told, "PNG"))
+    plan = Plan.of(Repaint.read(file.getvalue()), engine)
+    assert 0 < plan.holes.free.sum() < plan.holes.free.size
+    assert np.array_equal(plan.holes.given, image.tokens)
 
 
 def painted(pixels: Pixels) -> Pixels:

@@ -107,7 +107,7 @@ def pull(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def models(settings: Settings, _: argparse.Namespace) -> int:
-    table = Table("Model", "State", "Download", "Disk and memory", "Licence", Column("Where", overflow="fold"))
+    table = Table("Model", "State", "Download", "Disk", "Licence", Column("Where", overflow="fold"))
     for status in hub.list_models(settings.cache_dir):
         table.add_row(
             status.size.folder_name,

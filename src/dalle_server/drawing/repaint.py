@@ -320,13 +320,19 @@ def _told_tokens(wanted: Repaint, frame: Frame, engine: DrawingEngine) -> Tokens
 
 
 def _still_shows(frame: Frame, recipe: PictureMetadata, engine: DrawingEngine) -> bool:
-    """Whether the picture is what its tokens show, as far as a smaller size or compression leaves it: other programs
-    keep what the file says while they turn or paint it.
+    """Whether the picture is what its tokens show, as far as a smaller size or compression leaves it, and upright:
+    other programs keep what the file says while they turn or paint it. Its holes show white.
     """
-    pixels, config = frame.picture.pixels, engine.config.picture
-    if pixels_sha256(pixels) == recipe.pixels_sha256:
+    picture, config = frame.picture, engine.config.picture
+    if pixels_sha256(picture.pixels) == recipe.pixels_sha256:
         return True
+    shown = to_model(picture.pixels, frame.window, config.width_px).astype(np.float32)
+    opaque = np.ones((1, 1, 1))
+    if picture.alpha is not None:
+        opaque = to_model(picture.alpha, frame.window, config.width_px)[:, :, None] / 255
     told = engine.detokenize(recipe.token_grid(), seamless=recipe.seamless)
-    off = np.abs(to_model(pixels, frame.window, config.width_px).astype(np.int16) - told).mean(-1)
-    squares = off.reshape(config.grid_height, config.px_per_token, config.grid_width, config.px_per_token)
-    return bool(squares.mean((1, 3)).max() <= SHOWN_WITHIN)
+    turned = [np.rot90(each, quarters) for each in (told, told[:, ::-1]) for quarters in range(4)]
+    upright, *others = (np.abs(shown - (each * opaque + 255 * (1 - opaque))).mean(-1) for each in turned)
+    squares = upright.reshape(config.grid_height, config.px_per_token, config.grid_width, config.px_per_token)
+    is_upright = upright.mean() <= min(other.mean() for other in others)
+    return bool(is_upright and squares.mean((1, 3)).max() <= SHOWN_WITHIN)

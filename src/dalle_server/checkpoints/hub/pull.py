@@ -43,7 +43,7 @@ class ModelStatus:
     state: str  # "embedded" | "ready" | "downloaded" (converted at first use) | "absent"
     path: Path | None
     download_bytes: int  # 0 when nothing needs to be downloaded
-    weights_bytes: int  # on disk after conversion, and in memory
+    weights_bytes: int  # on disk after conversion
     repositories: tuple[str, ...]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+UNLIMITED = 2**60  # bytes and more: how version 1 says that there is no limit
 Read = Callable[[Path], float | None]  # of a group
 
 
@@ -56,7 +57,7 @@ def _quota_of_v1(group: Path) -> float | None:
 
 def _bytes(name: str, group: Path) -> float | None:
     for line in lines(group / name):
-        return None if line == "max" else int(line)
+        return None if line == "max" or int(line) >= UNLIMITED else int(line)
     return None
 
 

@@ -48,7 +48,7 @@ def _entry(settings: Settings, entry: str, load: Load, describe: Describe | None
         nonlocal card
         engine = load(one, observer)
         if describe:  # once more: now the weights are here, in the form in which more is told of them
-            with suppress(DalleServerError):
+            with suppress(DalleServerError, OSError):
                 card = describe(one)
         return engine
 

@@ -57,6 +57,7 @@ def test_quotas_of_both_versions(tmp_path: Path, cgroup: str, files: dict[str, s
             4 * 10**9,
         ),  # MemoryMax= of a unit
         ("0::/a\n", {f"{V2}/a/memory.max": "max\n"}, None),
+        ("9:memory:/\n", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
         ("9:memory:/docker/1\n", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000000\n"}, 3 * 10**9),
     ],
 )
