@@ -107,7 +107,8 @@ def _all_here(settings: Settings) -> tuple[str, ...]:
 
     statuses = [status for status in list_models(settings.cache_dir) if status.state != "absent"]
     found = {status.size.folder_name: (status.weights_bytes, status.size.folder_name) for status in statuses}
-    default = name = ModelSize.parse(settings.model_version).folder_name
+    default: str = settings.model_version
+    name = default
     if settings.model_dir is not None:
         default, name = str(settings.model_dir), describe(settings.model_copy(update={"models": ()})).name.lower()
         found[name] = (0, default)

@@ -156,8 +156,7 @@ def _verified_sums(path: Path) -> dict[str, str]:
     if not listed.exists():
         return sums
     promised = promised_sums(listed)
-    optional = [name for name in (WORD_FREQUENCY,) if name in promised]
-    for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER, *optional):
+    for name in (CONFIG, TRANSFORMER, VQGAN, TOKENIZER, *({WORD_FREQUENCY} & promised.keys())):
         found = sums.get(name) or sha256_file(path / name)
         if promised.get(name) != found:
             raise CheckpointError(

@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -150,11 +150,7 @@ def replay(settings: Settings, arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--output {arguments.output} is a directory; name a file in it", param="output")
         format = _format_of(arguments.output)
         check_writable(arguments.output.parent)
-    # A stranger's file must not start a download: that is for --model_version or --download to ask.
-    asked = arguments.download or "model_version" in settings.model_fields_set
-    if "model_version" not in settings.model_fields_set and settings.model_dir is None:
-        settings = made_by(metadata, settings)
-    with open_engine(settings, download=asked) as engine:
+    with open_maker(metadata, settings, download=arguments.download) as engine:
         again = replay_picture(metadata, engine, ReplaySource(arguments.source))
         if arguments.output is not None:
             metadata = metadata if again.same_recipe else describe_image(again.image, again.generation, engine)
@@ -172,10 +168,19 @@ def _format_of(file: Path) -> ImageFormat:
     return endings[file.suffix.lower()]
 
 
-def made_by(metadata: PictureMetadata, settings: Settings) -> Settings:
-    """The model that the picture names, where it goes by a name we know."""
-    names = {size.folder_name for size in ModelSize}
-    return settings.model_copy(update={"model_version": metadata.model}) if metadata.model in names else settings
+def open_maker(
+    metadata: PictureMetadata | None, settings: Settings, *, download: bool
+) -> AbstractContextManager[Engine]:
+    """The engine that the settings name, else the one that the picture names, where it goes by a name we know.
+
+    A stranger's file must not start a download: that is for --model_version or --download to ask.
+    """
+    is_named = bool({"model_version", "model_dir"} & settings.model_fields_set)
+    if metadata is None or is_named:
+        return open_engine(settings)
+    if metadata.model in {size.folder_name for size in ModelSize}:
+        settings = settings.model_copy(update={"model_version": metadata.model})
+    return open_engine(settings, download=download)
 
 
 @contextmanager

@@ -23,12 +23,7 @@ def draw(settings: Settings, arguments: argparse.Namespace) -> int:
         require_words(arguments.prompt)
     wanted, sampling = _wanted(arguments, image, mask), SamplingParams.of(arguments)
     commands.check_writable(arguments.output)
-    recipe, is_named = wanted.recipe, bool({"model_version", "model_dir"} & settings.model_fields_set)
-    if recipe is not None and not is_named:
-        settings = commands.made_by(recipe, settings)
-    # A stranger's file must not start a download: that is for --model_version or --download to ask.
-    asked = arguments.download or recipe is None or is_named
-    with commands.open_engine(settings, download=asked) as engine:
+    with commands.open_maker(wanted.recipe, settings, download=arguments.download) as engine:
         if arguments.command == "branch":
             wanted = replace(wanted, keep_tokens=keep_rows_of(engine.config.picture, arguments.keep_rows))
         drawn, plan = draw_over(

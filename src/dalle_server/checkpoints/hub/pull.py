@@ -78,12 +78,11 @@ def pull(
     and when what is here is from the other repository.
     """
     target = variant_dir(size, cache_dir or default_cache_dir())
-    if is_ready(target) and VARIANTS[size].published is None:
+    if is_ready(target):
+        if VARIANTS[size].published is not None:
+            _check_origin(target, _publication(size, mirror).transformer.repository)
         return target
     publication = _publication(size, mirror)
-    if is_ready(target):
-        _check_origin(target, publication.transformer.repository)
-        return target
 
     def make() -> None:
         try:

@@ -9,7 +9,7 @@ from dalle_server.checkpoints.checkpoint import Checkpoint
 from dalle_server.engine.runners.base import Runner
 from dalle_server.engine.runners.choice import Choice, RunnerSettings, choose
 from dalle_server.engine.runners.cpu.threads import usable_threads
-from dalle_server.engine.runners.sizing import VALUE_BYTES, default_num_slots, memory_bytes
+from dalle_server.engine.runners.sizing import default_num_slots, memory_bytes, weight_bytes
 from dalle_server.errors import ConfigError
 from dalle_server.models.config import ModelConfig
 
@@ -53,7 +53,7 @@ def needed_bytes(config: ModelConfig, asked: RunnerSettings, *, has_encoder: boo
 def estimated_bytes(num_weights: int, asked: RunnerSettings) -> int:
     """As `needed_bytes`, of a model of which no more is known yet: a gigabyte for its VQGAN in fp32 and its slots."""
     choice = choose(asked.runner, asked.device, asked.dtype, num_weights, asked.cpu_build)
-    return int(num_weights * VALUE_BYTES.get(choice.dtype, 2.0)) + 10**9
+    return int(weight_bytes(num_weights, choice)) + 10**9
 
 
 def _choose(config: ModelConfig, asked: RunnerSettings) -> Choice:

@@ -12,7 +12,6 @@ from dalle_server.models.config import ModelConfig
 # times one row's arithmetic, on a GPU the weights still dominate.
 _CPU_SLOTS = (4, 16, 256 << 20)  # at least, at most, budget in bytes
 _GPU_SLOTS = (1, 32, 2 << 30)
-VALUE_BYTES = {"fp32": 4.0, "int8": 1.15}  # of a weight by dtype, else 2: int8 keeps a scale for each group
 _GPU_RESERVE_BYTES = 1 << 30  # the VQGAN, lm_head in fp32, activations, and what the driver takes
 
 
@@ -26,13 +25,17 @@ def default_num_slots(config: ModelConfig, choice: Choice) -> int:
     return max(fewest, min(most, budget_bytes // slot_bytes))
 
 
+def weight_bytes(num_weights: int, choice: Choice) -> float:
+    """Of a transformer's weights as they are kept in memory; int8 has a scale for each group of them."""
+    return num_weights * {"fp32": 4.0, "int8": 1.15}.get(choice.dtype, 2.0)
+
+
 def memory_bytes(config: ModelConfig, choice: Choice, num_slots: int, *, has_encoder: bool) -> int:
     """What the model takes when it is loaded, about: weights, slots, room to work in, and what the first picture that
     is read brings and leaves.
     """
-    value_bytes = VALUE_BYTES.get(choice.dtype, 2.0)
     slot_bytes = _slot_bytes(config, choice)
-    weights_bytes = value_bytes * config.num_weights + 4 * num_vqgan_weights(config)
+    weights_bytes = weight_bytes(config.num_weights, choice) + 4 * num_vqgan_weights(config)
     encoder_bytes = _encoder_bytes(config, choice) if has_encoder else 0
     return int(weights_bytes + (num_slots + 1) * slot_bytes + _work_bytes(config) + encoder_bytes)
 
